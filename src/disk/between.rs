@@ -1,9 +1,10 @@
-//! An empty image between an overlay and what it is on.
+//! An empty image between an overlay and its backing disk.
 //!
-//! QEMU takes the name of a backing file in an image's header for the file, whatever node it is given for it,
-//! unless that node is a file with a name itself (`bdrv_open_backing_file` looks for `file.filename`). An
-//! overlay on another host's disk names the socket where QEMU of the VM finds it; programs that are given a
-//! connection instead get it below a qcow2 without contents, which is a file.
+//! QEMU uses the name of the backing file in an image's header as a file, whatever node it is given
+//! for it, unless that node is a file with a name itself (`bdrv_open_backing_file` looks for
+//! `file.filename`). An overlay on another host's disk names the socket at which QEMU of the VM
+//! finds it. Programs that are given a connection instead get it below a qcow2 without contents,
+//! which is a file.
 //!
 //! Specification: QEMU `docs/interop/qcow2.txt`, version 2.
 
@@ -17,10 +18,10 @@ use crate::tool::pass;
 
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
-/// What an entry of the first table covers.
+/// The range that an entry of the first table covers.
 const COVERED: u64 = CLUSTER / 8 * CLUSTER;
 
-/// A qcow2 of that size in memory, in which nothing is allocated.
+/// Creates a qcow2 of that size in memory, in which nothing is allocated.
 pub(super) fn empty(size: u64) -> io::Result<File> {
     let entries = size.div_ceil(COVERED).max(1);
     let wide = |n: u64| n.to_be_bytes();
@@ -28,7 +29,7 @@ pub(super) fn empty(size: u64) -> io::Result<File> {
     let count = u32::try_from(entries).map_err(io::Error::other)?;
     let mut header = b"QFI\xfb".to_vec();
     header.extend(short(2));
-    // No backing file: its place and length.
+    // No backing file: its offset and length.
     header.extend(wide(0));
     header.extend(short(0));
     header.extend(short(CLUSTER_BITS));
@@ -50,7 +51,7 @@ pub(super) fn empty(size: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// The node of what is below, under such an image.
+/// The node of the image below, under such an image.
 pub(super) fn under(between: &File, below: Value) -> Value {
     json!({
         "driver": "qcow2",

@@ -1,11 +1,11 @@
-//! The first sectors of the file systems of Windows, each declared once. All numbers are little-endian.
+//! The first sectors of Windows' file systems, each declared once. All numbers are little-endian.
 //!
-//! Sources: *FAT* is Microsoft's "FAT32 File System Specification" 1.03, section "Boot Sector and BPB"; *NTFS* is
-//! `NTFS_BOOT_SECTOR` in ntfs-3g's `layout.h`.
+//! Sources: *FAT* is Microsoft's "FAT32 File System Specification" 1.03, section "Boot Sector and
+//! BPB"; *NTFS* is `NTFS_BOOT_SECTOR` in ntfs-3g's `layout.h`.
 
 use crate::bytes::layout;
 
-/// At the end of the first sector.
+/// The signature at the end of the first sector.
 pub const MAGIC: [u8; 2] = [0x55, 0xaa];
 
 /// Offset in the first sector (NTFS, FAT) of the count of hidden sectors.
@@ -14,7 +14,7 @@ pub const HIDDEN_SECTORS_OFFSET: u64 = 28;
 layout! {
     /// The first sector of an NTFS volume (NTFS).
     NtfsBoot[512] {
-        /// A jump to the code.
+        /// A jump to the boot code.
         0 => jump: [u8; 3],
         /// `NTFS    `.
         3 => oem_id: [u8; 8],
@@ -22,19 +22,19 @@ layout! {
         11 => bytes_per_sector: u16,
         /// Up to 128; above that a negative power of two.
         13 => sectors_per_cluster: u8,
-        /// The LBA of the volume, as the boot code sees it.
+        /// The LBA of the volume for the boot code.
         28 => hidden_sectors: u32,
-        /// The last one, a copy of this sector, is not counted.
+        /// Excludes the last sector, which is a copy of this one.
         40 => total_sectors: u64,
         /// Cluster of the MFT.
         48 => mft_lcn: u64,
         /// Cluster of the copy of its first records.
         56 => mirror_lcn: u64,
-        /// Clusters of an MFT record; where negative, a power of two of bytes.
+        /// Clusters of an MFT record; a negative value is a power of two of bytes.
         64 => clusters_per_record: u8,
-        /// The same of an index block.
+        /// Clusters of an index block, in the same form.
         68 => clusters_per_index_block: u8,
-        /// Shown as the serial number of the volume.
+        /// The displayed serial number of the volume.
         72 => serial: u64,
         /// [`MAGIC`].
         510 => magic: [u8; 2],
@@ -42,11 +42,11 @@ layout! {
 }
 
 layout! {
-    /// The first sector of a FAT volume: what all widths share (FAT).
+    /// The first sector of a FAT volume: the part common to all widths (FAT).
     FatBoot[512] {
-        /// 0xeb or 0xe9: a jump to the code.
+        /// 0xeb or 0xe9: a jump to the boot code.
         0 => jump: u8,
-        /// Who formatted it; no rule for it.
+        /// The formatting program; any value is valid.
         3 => oem_id: [u8; 8],
         /// 512 to 4096.
         11 => bytes_per_sector: u16,
@@ -54,19 +54,19 @@ layout! {
         13 => sectors_per_cluster: u8,
         /// Sectors before the first table, this one included.
         14 => reserved_sectors: u16,
-        /// How many copies of the table there are.
+        /// Number of copies of the table.
         16 => tables: u8,
         /// Entries of the root directory; 0 with FAT32.
         17 => root_entries: u16,
-        /// Sectors of the volume; 0 where they do not fit.
+        /// Sectors of the volume; 0 if they do not fit.
         19 => sectors_16: u16,
         /// 0xf0, or 0xf8 and above.
         21 => media: u8,
         /// Sectors of one table; 0 with FAT32.
         22 => table_sectors_16: u16,
-        /// The LBA of the volume, as the boot code sees it.
+        /// The LBA of the volume for the boot code.
         28 => hidden_sectors: u32,
-        /// Sectors of the volume, where `sectors_16` is 0.
+        /// Sectors of the volume, if `sectors_16` is 0.
         32 => sectors_32: u32,
         /// Sectors of one table, with FAT32 only.
         36 => table_sectors_32: u32,
@@ -84,7 +84,7 @@ impl FatBoot {
         or_wide(self.table_sectors_16, self.table_sectors_32)
     }
 
-    /// Where [`FatLabel`] is in the sector.
+    /// The offset of [`FatLabel`] in the sector.
     pub fn label_at(&self) -> usize {
         match self.table_sectors_16 {
             0 => 64,
@@ -101,11 +101,11 @@ fn or_wide(narrow: u16, wide: u32) -> u32 {
 }
 
 layout! {
-    /// Follows the fields of [`FatBoot`], and with FAT32 those of its own (FAT).
+    /// Follows the fields of [`FatBoot`], and with FAT32 its additional ones (FAT).
     FatLabel[26] {
-        /// 0x29 where the fields below are there.
+        /// 0x29 if the fields below exist.
         2 => signature: u8,
-        /// Shown as the serial number of the volume.
+        /// The displayed serial number of the volume.
         3 => serial: u32,
         /// The label, padded with spaces.
         7 => label: [u8; 11],

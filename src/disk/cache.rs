@@ -1,8 +1,9 @@
-//! A read cache in front of a disk: file systems and hives are read in sectors and clusters, and a
+//! A read cache in front of a disk. File systems and hives are read in sectors and clusters, and a
 //! round trip to the storage daemon for each would cost more than the data.
 //!
-//! Blocks of 64 KiB, of a disk on another host 16 KiB, least recently used out first. Writes go through to the disk at once and
-//! update the blocks they touch; large reads go past the cache so that they do not flush it.
+//! Blocks have 64 KiB, for a disk on another host 16 KiB; the least recently used one is evicted
+//! first. Writes go through to the disk immediately and update the blocks they touch. Large reads
+//! bypass the cache so that they do not flush it.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,13 +12,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::block::{BlockRead, BlockWrite, check_range};
 
 const BLOCK: u64 = 64 << 10;
-/// Each byte of a disk on another host costs: inspection needs a few KiB here and there.
+/// The block size for a disk on another host, where each byte costs: inspection reads a few KiB
+/// here and there.
 const SMALL_BLOCK: u64 = 16 << 10;
-/// What all blocks together take.
+/// The memory for all blocks together.
 const MEMORY: u64 = 16 << 20;
-/// Blocks read at once when a file is read from front to back.
+/// Blocks read together when a file is read sequentially.
 const AHEAD: u64 = 4;
-/// Reads of this size and more are not cached.
+/// Reads of this size and larger are not cached.
 const LARGE: usize = 256 << 10;
 
 #[derive(Debug)]
@@ -45,7 +47,7 @@ impl<D: BlockRead> Cached<D> {
         Self::with_blocks(disk, BLOCK)
     }
 
-    /// For a disk on another host.
+    /// Creates a cache for a disk on another host.
     pub fn of_remote(disk: D) -> Self {
         Self::with_blocks(disk, SMALL_BLOCK)
     }
@@ -67,7 +69,8 @@ impl<D: BlockRead> Cached<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The block, from the cache or from the disk; in the latter case those up to `last`, too.
+    /// Returns a block from the cache or the disk. If it is read from the disk, the blocks up to
+    /// `last` are read too.
     fn block<'a>(&self, state: &'a mut State, index: u64, last: u64) -> io::Result<&'a [u8]> {
         if !state.blocks.contains_key(&index) {
             let wanted = (index..=last).take_while(|i| !state.blocks.contains_key(i));
@@ -84,7 +87,7 @@ impl<D: BlockRead> Cached<D> {
         Ok(&block.data)
     }
 
-    /// Reads so many blocks, and some more when the one before them was read, too.
+    /// Reads so many blocks, and some more if the preceding one was read too.
     fn fill(&self, state: &mut State, index: u64, wanted: u64) -> io::Result<()> {
         let sequential = index > 0 && state.blocks.contains_key(&(index - 1));
         let wanted = wanted.max(if sequential { AHEAD } else { 1 });
@@ -93,7 +96,7 @@ impl<D: BlockRead> Cached<D> {
         let mut data = vec![0; (self.size - start).min(wanted * self.block) as usize];
         self.disk.read_at(start, &mut data)?;
         let most = (MEMORY / self.block) as usize;
-        // The wanted one last: it must not be what the others push out.
+        // The requested block last, so that the others do not evict it.
         for (i, data) in data.chunks(self.block as usize).enumerate().rev() {
             state.insert(index + i as u64, data, most);
         }
@@ -102,7 +105,7 @@ impl<D: BlockRead> Cached<D> {
 }
 
 impl State {
-    /// Adds a block unless it is there, in the place of the one used least recently.
+    /// Adds a block unless it is cached, in place of the least recently used one.
     fn insert(&mut self, index: u64, data: &[u8], most: usize) {
         if self.blocks.contains_key(&index) {
             return;
@@ -127,7 +130,7 @@ impl State {
     }
 }
 
-/// Cuts a range at block borders: index of the block, offset in it, offset in the range, length.
+/// Splits a range at block borders: index of the block, offset in it, offset in the range, length.
 fn parts(offset: u64, len: usize, block: u64) -> impl Iterator<Item = (u64, usize, usize, usize)> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -166,7 +169,7 @@ impl<D: BlockRead> BlockRead for Cached<D> {
 impl<D: BlockWrite> BlockWrite for Cached<D> {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         check_range(offset, data.len() as u64, self.size)?;
-        // Held during the write: no reader may fill a block with what was there before.
+        // Held during the write: no reader may fill a block with the old contents.
         let mut state = self.lock();
         if let Err(e) = self.disk.write_at(offset, data) {
             state.forget(offset, data.len() as u64, self.block);
@@ -197,7 +200,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// A disk in memory that counts reads and can be told to fail.
+    /// A disk in memory that counts reads and can be made to fail.
     struct Memory {
         data: Mutex<Vec<u8>>,
         reads: AtomicUsize,
@@ -256,7 +259,7 @@ mod tests {
             disk.read_at(sector * 512, &mut buf).unwrap();
         }
         assert_eq!(disk.inner().reads.load(Ordering::Relaxed), 1);
-        // The next ones come together.
+        // The next ones are read together.
         for sector in 128..4 * 128 {
             disk.read_at(sector * 512, &mut buf).unwrap();
         }
@@ -315,7 +318,7 @@ mod tests {
             "not from the cache"
         );
         *disk.inner().fail.lock().unwrap() = false;
-        // What the disk has, in whatever state the failure left it.
+        // The contents of the disk, in whatever state the failure left it.
         disk.read_at(70_000, &mut buf).unwrap();
         assert_eq!(&buf, b"xxxxxxxxxx");
     }

@@ -1,16 +1,16 @@
-//! [`Image`]: an image file with everything it stands on, each file named and each format known.
+//! [`Image`]: an image file with all its backing files, each file named and each format known.
 //!
-//! Every file of the chain is opened once and held ([`Held`]) until the image is dropped; whatever is
-//! checked or read afterwards, by this process or by QEMU, goes through that descriptor. An image from
-//! elsewhere may name any file of this host as its backing file, extent or data file, and its contents
-//! would end up in the target: references that leave the directory of the named image are refused unless
-//! allowed, by where the opened file really is, and so is everything that is not a plain file name
-//! (`nbd://...`, `json:...`).
+//! Every file of the chain is opened once and held ([`Held`]) until the image is dropped. All later
+//! checks and reads, by this process or by QEMU, use that descriptor. An untrusted image may name
+//! any file of this host as its backing file, extent or data file, and its contents would end up in
+//! the target. So references that leave the directory of the named image are refused unless
+//! allowed, judged by the real path of the opened file. Everything that is not a plain file name
+//! (`nbd://...`, `json:...`) is refused too.
 //!
-//! The result is turned into an explicit block device tree of descriptors ([`Image::spec`]), so that
-//! QEMU never decides anything itself: no probing, no file we did not look at, and file names with
-//! `:`, `,` or `%` are just names. QEMU takes the extents of a vmdk from its descriptor text; it gets
-//! one written anew, in which they are descriptors too.
+//! The result becomes an explicit block device tree of descriptors ([`Image::spec`]), so that QEMU
+//! decides nothing itself: it does not probe and opens no unchecked file, and file names with `:`,
+//! `,` or `%` have no special meaning. QEMU reads the extents of a vmdk from its descriptor text,
+//! so it gets a new descriptor in which they are file descriptors too.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,27 +28,28 @@ use crate::tool::qsd;
 use crate::tool::spec::Spec;
 
 const MAX_VMDK_CHECKED: u64 = 256 << 30;
-/// Of a qcow2 with clusters of 64 KiB: 8 TiB in the file. Beside them QEMU needs what it always needs.
+/// The limit for reference counts. With clusters of 64 KiB it is reached at 8 TiB in the file. QEMU
+/// needs its usual memory in addition.
 const MAX_REFERENCE_COUNTS: u64 = 256 << 20;
 
 /// A disk image with its backing chain.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// The named image first, then what it is based on. Never empty.
+    /// The named image first, then its backing images. Never empty.
     pub(super) levels: Vec<Level>,
 }
 
-/// What a link of a chain consists of.
+/// The data of one link of a chain.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// By what its files are known again in a later run.
+    /// The identity of its files for a later run.
     pub(crate) files: Value,
-    /// What it holds, where it is read as one image with others.
+    /// The ranges of its data, if it is read as one image with others.
     pub(crate) ranges: Option<Vec<Range<u64>>>,
 }
 
 impl Image {
-    /// The image with an overlay over it, as created by [`super::Export::open_overlay`].
+    /// Puts an overlay, created by [`super::Export::open_overlay`], over the image.
     pub fn with_overlay(&self, overlay: &Path) -> Result<Self> {
         let path = std::path::absolute(overlay).map_err(|e| ImageError::from_io(overlay, e))?;
         utf8(&path, "the VM's description")?;
@@ -57,13 +58,13 @@ impl Image {
         Ok(image)
     }
 
-    /// A qcow2 of this run alone, without a backing file.
+    /// Describes a standalone qcow2 of this run.
     pub(super) fn scratch(path: &Path, virtual_size: u64) -> Self {
         let levels = vec![Level::of_this_run(path, Format::QCOW2, virtual_size)];
         Self { levels }
     }
 
-    /// A new image file of this run, which is to stay.
+    /// Describes a new image file of this run that will be kept.
     pub(super) fn target(path: &Path, format: Format, size: u64, compress: bool) -> Self {
         let level = Level {
             durable: true,
@@ -75,19 +76,19 @@ impl Image {
         }
     }
 
-    /// The same image, for writes that must survive a loss of power.
+    /// The same image for writes that must survive a loss of power.
     pub(super) fn durable(&self) -> Self {
         let mut image = self.clone();
         image.levels[0].durable = true;
         image
     }
 
-    /// By what each file of a source is known again in a later run.
+    /// The identity of each file of a source for a later run.
     pub(crate) fn identity(&self) -> Value {
         self.held().map(Held::identity).collect()
     }
 
-    /// What the overlays of this run are on: the image as it was opened.
+    /// The image as it was opened, without the overlays of this run.
     pub(crate) fn without_overlays(&self) -> Self {
         let own = self.levels.iter().take_while(|level| level.scratch).count();
         Self {
@@ -95,7 +96,7 @@ impl Image {
         }
     }
 
-    /// What the top level is on.
+    /// The image without its top level.
     pub(crate) fn without_top(&self) -> Self {
         Self {
             levels: self.levels.iter().skip(1).cloned().collect(),
@@ -128,7 +129,7 @@ impl Image {
         self.levels.iter().map(of).collect()
     }
 
-    /// The named image first, then what it is based on.
+    /// The levels: the named image first, then its backing images.
     pub fn levels(&self) -> &[Level] {
         &self.levels
     }
@@ -150,14 +151,14 @@ impl Image {
         self.top().virtual_size
     }
 
-    /// Bytes all files of the chain take on the host.
+    /// Bytes that all files of the chain take on the host.
     pub fn allocated(&self) -> u64 {
         self.levels
             .iter()
             .fold(0, |sum, level| sum.saturating_add(level.allocated))
     }
 
-    /// Every file the image consists of.
+    /// Every file of the image.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.levels.iter().flat_map(|level| {
             std::iter::once(&level.path)
@@ -172,7 +173,7 @@ impl Image {
         self.levels.iter().flat_map(|level| &level.held)
     }
 
-    /// What is written when the image is.
+    /// The files that are written when the image is.
     pub fn written(&self) -> impl Iterator<Item = &Path> {
         let top = self.top();
         std::iter::once(&top.path)
@@ -181,8 +182,8 @@ impl Image {
             .map(PathBuf::as_path)
     }
 
-    /// The whole chain as a block device tree whose root node has the name the storage daemon
-    /// exports. Only the top level is ever opened for writing.
+    /// The whole chain as a block device tree for the storage daemon, whose export is the root
+    /// node. Only the top level is ever opened for writing.
     pub fn blockdev(&self, writable: bool) -> Spec {
         let mut spec = self.spec_for(usize::from(writable));
         if writable && self.top().compress {
@@ -197,12 +198,12 @@ impl Image {
         self.spec_for(0)
     }
 
-    /// The chain with its two upper levels to be written: for merging the top into the one below.
+    /// The chain with its two upper levels writable, for merging the top into the one below.
     pub(crate) fn spec_to_commit(&self) -> Spec {
         self.spec_for(2)
     }
 
-    /// The first `writable` levels are opened for writing.
+    /// The chain with the first `writable` levels opened for writing.
     fn spec_for(&self, writable: usize) -> Spec {
         let mut node = Value::Null;
         let mut sockets = Vec::new();
@@ -226,34 +227,34 @@ impl Image {
         }
     }
 
-    /// Holds the files that are written with the image as one that writes: nobody else reads them.
+    /// Locks the files that are written with the image for writing: nobody else can read them.
     pub fn hold_for_writing(&self) -> Result<()> {
         self.top().held.iter().try_for_each(Held::hold_for_writing)
     }
 
-    /// This run writes the files of the top level from now on.
+    /// Records that this run writes to the files of the top level from now on.
     pub fn will_be_written(&self) {
         self.top().held.iter().for_each(Held::will_be_written);
     }
 
-    /// Whether each name still leads to the file that is held.
+    /// Fails unless each name still leads to the held file.
     pub fn check_names(&self) -> Result<()> {
         self.held().try_for_each(Held::check_name)
     }
 
-    /// Fails when the kernel may write to a file of the image: a loop device stands on it, or it is a
-    /// block device that is mounted.
+    /// Fails if the kernel may write to a file of the image: a loop device uses it, or it is a
+    /// mounted block device.
     pub fn check_kernel(&self) -> Result<()> {
         self.held()
             .try_for_each(|held| held.check_kernel(Use::Read))
     }
 
-    /// Fails when a file of the image was changed by somebody else since it was opened.
+    /// Fails if somebody else has changed a file of the image since it was opened.
     pub fn check_unchanged(&self) -> Result<()> {
         self.held().try_for_each(Held::check_unchanged)
     }
 
-    /// The file to read when it is the disk byte for byte, so that nothing has to translate.
+    /// The file that is the disk byte for byte, if there is one; no format has to be decoded.
     pub(super) fn plain_file(&self) -> Option<&Held> {
         let [level] = &self.levels[..] else {
             return None;
@@ -271,11 +272,11 @@ impl Image {
         own.then_some((top.path.as_path(), below))
     }
 
-    /// Checks the metadata of every level: finds files that were cut short, which QEMU would
-    /// otherwise read as zeroes.
+    /// Checks the metadata of every level. This finds truncated files, which QEMU would otherwise
+    /// read as zeroes.
     pub fn check(&self) -> Result<()> {
-        // Of a vmdk QEMU looks whether each block ends in its file, one by one: of a large one that takes minutes,
-        // and the tables were looked at when it was opened.
+        // For a vmdk, QEMU checks one by one whether each block ends in its file. For a large one
+        // that takes minutes, and the tables were checked when it was opened.
         let quick =
             |level: &&Level| level.format != Format::VMDK || level.virtual_size <= MAX_VMDK_CHECKED;
         let has_check = |level: &&Level| level.format.has_check() && level.flat.is_none();
@@ -283,7 +284,8 @@ impl Image {
         for level in levels.filter(quick) {
             let counts = level.reference_counts()?;
             if counts > MAX_REFERENCE_COUNTS {
-                // In a longer file QEMU would need more memory than it has, however sound the image is.
+                // In a longer file QEMU would need more memory than it has, even if the image is
+                // sound.
                 tracing::info!(
                     "{} is not checked: the reference counts of its clusters take {counts} bytes of memory",
                     level.path.display()
@@ -307,7 +309,7 @@ impl Image {
 
 /// Reading from another host.
 impl Image {
-    /// What to read when the disk lies on another host byte for byte.
+    /// The remote file that is the disk byte for byte, if there is one.
     pub(super) fn plain_remote(&self) -> Option<Arc<Remote>> {
         let [level] = &self.levels[..] else {
             return None;
@@ -318,7 +320,7 @@ impl Image {
         }
     }
 
-    /// Tells a source on another host that it is going to be copied.
+    /// Announces to a source on another host that it will be copied.
     pub fn prepare(&self) {
         let levels = self.levels.iter();
         let files = levels.flat_map(|level| {
@@ -328,7 +330,8 @@ impl Image {
         files.for_each(|file| file.file().prepare());
     }
 
-    /// Tells a disk on another host what of it is about to be read, so that it is fetched ahead.
+    /// Announces to a disk on another host the ranges that are read next, so that they are fetched
+    /// ahead.
     pub(crate) fn expect(&self, ranges: &[Range<u64>]) {
         if let Some(remote) = self.plain_remote() {
             let lengths = ranges
@@ -338,8 +341,8 @@ impl Image {
         }
     }
 
-    /// Tells a source on another host what of it is about to be copied, so that it is fetched ahead and
-    /// nothing else is.
+    /// Announces to a source on another host the ranges that will be copied, so that exactly these
+    /// are fetched ahead.
     pub fn announce(&self) {
         let Some((base, above)) = self.levels.split_last() else {
             return;
@@ -354,7 +357,7 @@ impl Image {
         if base.format != Format::RAW && base.flat.is_none() {
             return;
         }
-        // What an overlay has is not read from there.
+        // Ranges in an overlay are not read from there.
         let wanted = |depth| above.is_empty() || depth == Depth::Below;
         let mut ranges = Vec::new();
         let mapped = qemu_img::mapped(&self.spec(), false, &mut |range, depth| {
@@ -369,7 +372,7 @@ impl Image {
     }
 }
 
-/// For names that go into text.
+/// Requires UTF-8 for a name that becomes part of text.
 fn utf8<'p>(path: &'p Path, what: &'static str) -> Result<&'p str> {
     path.to_str().ok_or_else(|| ImageError::NotUtf8 {
         path: path.into(),

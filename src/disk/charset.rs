@@ -1,13 +1,14 @@
-//! Text of descriptions that name their own encoding (`.encoding` of a `.vmx`, `encoding` of a VMDK).
+//! Text of descriptions that declare their encoding (`.encoding` of a `.vmx`, `encoding` of a
+//! VMDK).
 //!
-//! VMware writes in the encoding of the host it runs on and labels it. The labels are those of the
-//! WHATWG Encoding Standard (crate `encoding_rs`) and a few of Windows and ICU. File names in such a
-//! file may be those bytes on disk too, because they were copied without conversion.
+//! VMware writes in the encoding of its host and labels it. The labels are those of the WHATWG
+//! Encoding Standard (crate `encoding_rs`) and a few of Windows and ICU. File names in such a file
+//! may be the same bytes on disk, because they were copied without conversion.
 //!
-//! Surprise: newer products write UTF-8 under an older label. Whether a file does is decided from all
-//! its values together: under a one-byte label valid UTF-8 is UTF-8, since nobody writes `Ã¼`; under a
-//! two-byte label it takes characters of three bytes, since two Chinese ones can look like two bytes of
-//! UTF-8 each.
+//! Newer products write UTF-8 under an older label. Whether a file does is decided from all its
+//! values together. Under a one-byte label, valid UTF-8 is UTF-8, because nobody writes `Ã¼`. Under
+//! a two-byte label, characters of three bytes are required, because two Chinese ones can look like
+//! two bytes of UTF-8 each.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
@@ -25,7 +26,7 @@ impl Default for Charset {
     }
 }
 
-/// What Windows and ICU call encodings that the standard knows under other names.
+/// Names of Windows and ICU for encodings that have other names in the standard.
 const ALIASES: [(&str, &str); 15] = [
     ("cp936", "gbk"),
     ("ms936", "gbk"),
@@ -45,15 +46,14 @@ const ALIASES: [(&str, &str); 15] = [
 ];
 
 impl Charset {
-    /// The encoding a file declares, unless its `values` are UTF-8 after all. `None` for a label that
-    /// is not known.
+    /// The declared encoding, unless the `values` are actually UTF-8. `None` for an unknown label.
     pub fn declared<'v>(label: &str, values: impl Iterator<Item = &'v [u8]>) -> Option<Self> {
         let label = label.trim().to_ascii_lowercase();
         let alias = ALIASES.iter().find(|(name, _)| *name == label);
         let label = alias.map_or(label.as_str(), |(_, name)| name);
         let declared = Encoding::for_label_no_replacement(label.as_bytes())?;
         if declared == UTF_16LE || declared == UTF_16BE {
-            // It was converted since, or it could not be read as lines.
+            // The file was converted since; otherwise it could not be read as lines.
             return Some(Self(UTF_8));
         }
         let (mut wide, mut any, mut utf8, mut fits) = (false, false, true, true);
@@ -73,21 +73,21 @@ impl Charset {
         Self(encoding)
     }
 
-    /// The text, and whether some of it could not be decoded.
+    /// Decodes text, and returns whether some of it was invalid.
     pub fn decode(self, bytes: &[u8]) -> (String, bool) {
         let (text, lossy) = self.0.decode_without_bom_handling(bytes);
         (text.into_owned(), lossy)
     }
 
-    /// The bytes that decode to `text`; `None` when the encoding has no such characters.
+    /// Encodes `text`; `None` if the encoding lacks a character.
     pub fn encode(self, text: &str) -> Option<Vec<u8>> {
         let (bytes, used, unmappable) = self.0.encode(text);
         (used == self.0 && !unmappable).then(|| bytes.into_owned())
     }
 
-    /// The file below `dir` that a name of the description means: under that text, else under the bytes
-    /// of it in this encoding, else under the bytes `raw` of the file. The first when none exists;
-    /// `None` when the name leads out of `dir`.
+    /// The file below `dir` for a name in the description. It is looked up by its text, then by its
+    /// bytes in this encoding, then by the bytes `raw` of the description. The first one if none
+    /// exists; `None` if the name leads out of `dir`.
     pub fn below(self, dir: &Path, name: &str, raw: &[u8]) -> Option<PathBuf> {
         let name = name.replace('\\', "/");
         let names = self.spellings(&name, raw).into_iter();
@@ -99,8 +99,8 @@ impl Charset {
         Some(paths.flatten().find(|p| p.exists()).unwrap_or(first))
     }
 
-    /// What a file of this name may be called on disk: the text, its bytes in this encoding, the bytes
-    /// `raw` of the description.
+    /// The possible file names on disk: the text, its bytes in this encoding, the bytes `raw` of
+    /// the description.
     pub fn spellings(self, text: &str, raw: &[u8]) -> Vec<OsString> {
         let mut names = vec![OsString::from(text)];
         let bytes = self.encode(text).into_iter();
@@ -113,7 +113,7 @@ impl Charset {
     }
 }
 
-/// A file name in the encoding of the file that has it.
+/// A file name in the encoding of the file that contains it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Name {
     pub text: String,
@@ -130,12 +130,12 @@ impl Name {
         }
     }
 
-    /// As [`Charset::below`].
+    /// Calls [`Charset::below`] for this name.
     pub fn below(&self, dir: &Path) -> Option<PathBuf> {
         self.charset.below(dir, &self.text, &self.raw)
     }
 
-    /// What the file may be called on disk, the likeliest first.
+    /// The possible file names on disk, the likeliest first.
     pub fn spellings(&self) -> Vec<OsString> {
         let mut names = self.charset.spellings(&self.text, &self.raw);
         if self.text.contains('\\') {
@@ -144,21 +144,21 @@ impl Name {
         names
     }
 
-    /// The last part of an absolute path of the old host.
+    /// The last component of an absolute path on the old host.
     pub fn moved(&self) -> Option<Self> {
         let text = self.text.replace('\\', "/");
         let path = on_the_old_host(&text)?;
         let last = path.rsplit('/').next().filter(|last| !last.is_empty())?;
         Some(Self {
             text: last.to_owned(),
-            // Not cut at a backslash, which may be half of a character.
+            // A backslash is no separator here, because it may be half of a character.
             raw: self.raw.rsplit(|b| *b == b'/').next()?.to_owned(),
             charset: self.charset,
         })
     }
 }
 
-/// A name as text that no other name has: UTF-8, or else a character for each byte.
+/// Turns a name into unique text: UTF-8, or else a character for each byte.
 pub fn text_of(name: &[u8]) -> String {
     match std::str::from_utf8(name) {
         Ok(text) => text.to_owned(),
@@ -166,8 +166,8 @@ pub fn text_of(name: &[u8]) -> String {
     }
 }
 
-/// A whole file as bytes of UTF-8 or a superset of ASCII: UTF-16 is converted, the mark of UTF-8 is
-/// removed.
+/// Converts a whole file to UTF-8 or a superset of ASCII: UTF-16 is converted, a UTF-8 byte order
+/// mark is removed.
 pub fn without_mark(bytes: &[u8]) -> std::borrow::Cow<'_, [u8]> {
     let by_bytes = match bytes {
         [0, 1..=0x7f, ..] => Some((UTF_16BE, 0)),
@@ -184,8 +184,8 @@ pub fn without_mark(bytes: &[u8]) -> std::borrow::Cow<'_, [u8]> {
     }
 }
 
-/// The part after the root of an absolute path of ESXi (`/vmfs/volumes/...`, `[datastore] ...`), Linux
-/// or Windows (with slashes).
+/// The part after the root in an absolute path of ESXi (`/vmfs/volumes/...`, `[datastore] ...`),
+/// Linux or Windows (with slashes).
 pub(crate) fn on_the_old_host(name: &str) -> Option<&str> {
     if let Some(path) = name.strip_prefix("/vmfs/volumes/") {
         return Some(path);
@@ -203,7 +203,7 @@ pub(crate) fn on_the_old_host(name: &str) -> Option<&str> {
     name.starts_with('/').then_some(name)
 }
 
-/// `reference` as a path below `dir`, or `None` when it would lead out of it.
+/// Joins `reference` to `dir`; `None` if it would lead out of it.
 pub(crate) fn inside(dir: &Path, reference: &OsStr) -> Option<PathBuf> {
     // In other encodings a backslash may be half of a character.
     let reference = match reference.to_str() {
@@ -245,7 +245,7 @@ mod tests {
             ("windows-1252", b"caf\xe9 \x80", "café €"),
             ("latin1", b"\xfc", "ü"),
             ("UTF-8", "磁盘".as_bytes(), "磁盘"),
-            // Two Chinese characters that are valid UTF-8 too.
+            // Two Chinese characters that are also valid UTF-8.
             ("GBK", b"\xd2\xbb\xd0\xa9", "一些"),
             // UTF-8 under an older label.
             ("windows-1252", "Büro".as_bytes(), "Büro"),

@@ -1,8 +1,8 @@
-//! [`Composed`]: pieces of remote files, and zeroes, one behind the other, as one raw disk.
+//! [`Composed`]: pieces of remote files, and zeroes, in sequence as one raw disk.
 //!
-//! QEMU's vmdk driver opens the extents of a descriptor as files and nothing else, and QEMU has no driver
-//! that joins disks. So a flat VMDK in pieces is served by this process: a small NBD server on one end of
-//! a pair of sockets, read-only, of which QEMU's program gets the other end.
+//! QEMU's vmdk driver opens the extents of a descriptor only as files, and QEMU has no driver that
+//! joins disks. So this process serves a flat VMDK in pieces: a small read-only NBD server on one
+//! end of a pair of sockets, of which QEMU's program gets the other end.
 //!
 //! Specification: NetworkBlockDevice/nbd `doc/proto.md`; fixed newstyle handshake, simple replies.
 
@@ -27,15 +27,15 @@ const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 const REP_UNSUPPORTED: u32 = 1 << 31 | 1;
-/// There are flags, it is read-only, and every connection sees the same.
+/// Flags are present, the export is read-only, and every connection sees the same data.
 const FLAGS: u16 = 1 | 1 << 1 | 1 << 8;
 const CMD_READ: u16 = 0;
 const CMD_DISCONNECT: u16 = 2;
 const CMD_FLUSH: u16 = 3;
 const MAX_OPTION: u32 = 64 << 10;
-/// What the protocol lets a client ask for at once.
+/// The largest request that the protocol allows.
 const MAX_READ: u32 = 32 << 20;
-/// Requests read at a time, each through a connection of its own.
+/// Requests read at a time, each through its own connection.
 const WORKERS: usize = 8;
 
 /// A part of the disk.
@@ -48,9 +48,9 @@ pub struct Piece {
 #[derive(Debug, Clone)]
 pub enum Content {
     Zero,
-    /// As many as the piece is long.
+    /// As many bytes as the piece is long.
     Bytes(Vec<u8>),
-    /// A file, and where in it the piece begins.
+    /// A file, and the offset of the piece in it.
     File(Arc<dyn RemoteFile>, u64),
 }
 
@@ -91,7 +91,7 @@ pub struct Composed {
 }
 
 impl Composed {
-    /// The pieces as one file; a piece that is a whole file is that file.
+    /// Joins the pieces to one file; a single piece that is a whole file is that file.
     pub fn of(pieces: Vec<Piece>) -> Arc<dyn RemoteFile> {
         if let [
             Piece {
@@ -138,7 +138,7 @@ impl RemoteFile for Composed {
     fn connect(&self) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         let (pieces, size) = (self.pieces.clone(), self.size);
-        // It ends with the connection.
+        // The thread ends with the connection.
         std::thread::Builder::new()
             .name("compose".into())
             .spawn(move || serve(ours, &pieces, size))?;
@@ -179,7 +179,7 @@ impl RemoteFile for Composed {
     }
 }
 
-/// One client, until it hangs up.
+/// Serves one client until it disconnects.
 fn serve(mut stream: UnixStream, pieces: &[Piece], size: u64) {
     let served = negotiate(&mut stream, size).and_then(|agreed| match agreed {
         true => transmit(stream, pieces, size),
@@ -200,7 +200,7 @@ fn u32_of(stream: &mut impl Read) -> io::Result<u32> {
     array(stream).map(u32::from_be_bytes)
 }
 
-/// Whether the client chose the export.
+/// Negotiates. Returns whether the client chose the export.
 pub(super) fn negotiate(stream: &mut UnixStream, size: u64) -> io::Result<bool> {
     let mut greeting = [*INIT_MAGIC, *OPTION_MAGIC].concat();
     greeting.extend(HANDSHAKE.to_be_bytes());
@@ -262,7 +262,7 @@ fn transmit(mut stream: UnixStream, pieces: &[Piece], size: u64) -> io::Result<(
     let (sender, receiver) = mpsc::sync_channel::<Request>(WORKERS);
     let receiver = Mutex::new(receiver);
     std::thread::scope(|scope| {
-        // Each with connections of its own: one answers one request at a time.
+        // Each has its own connections, because one answers one request at a time.
         for _ in 0..WORKERS {
             scope.spawn(|| work(&receiver, &out, pieces));
         }
@@ -272,7 +272,7 @@ fn transmit(mut stream: UnixStream, pieces: &[Piece], size: u64) -> io::Result<(
     })
 }
 
-/// Hands out the requests for data, and answers the others.
+/// Passes on the requests for data, and answers the others.
 fn take(
     stream: &mut UnixStream,
     sender: &mpsc::SyncSender<Request>,
@@ -341,7 +341,7 @@ fn answer(out: &Mutex<UnixStream>, cookie: [u8; 8], result: Result<&[u8], u32>) 
     out.write_all(result.unwrap_or_default())
 }
 
-/// Fills `buf`, which is all zeroes.
+/// Fills `buf`, which initially is all zeroes.
 fn read(
     pieces: &[Piece],
     readers: &[Option<Arc<Remote>>],

@@ -1,8 +1,8 @@
-//! Copies an image with its whole chain into one new file, and checks the copy.
+//! Copies an image with its whole chain into one new file, and verifies the copy.
 //!
-//! The copy loop ([`crate::transfer`]) does the work: what the source does not allocate is not read, what
-//! is zero is not written. A qcow2 is written without QEMU, unless it is compressed. With a [`Record`] a copy that was
-//! interrupted continues; without one the target goes when anything goes wrong.
+//! The copy loop ([`crate::transfer`]) reads only allocated ranges of the source and does not write
+//! zeroes. A qcow2 is written without QEMU, unless it is compressed. With a [`Record`] an
+//! interrupted copy continues; without one the target is removed after any error.
 
 use std::fs::File;
 use std::io;
@@ -53,18 +53,18 @@ impl TargetFormat {
 pub struct CopyOptions {
     pub format: TargetFormat,
     pub compress: bool,
-    /// Reads source and copy again and compares them.
+    /// Whether source and copy are read again and compared.
     pub compare: bool,
-    /// Stops the copy when raised.
+    /// A flag that stops the copy.
     pub cancel: Option<Arc<AtomicBool>>,
-    /// Where the source has data; looked up when it is not known.
+    /// The ranges of the source with data; determined if they are not given.
     pub(crate) ranges: Option<Arc<Extents>>,
     pub(crate) pace: Option<Pace>,
     pub(crate) record: Option<Record>,
 }
 
 impl CopyOptions {
-    /// The same copy, which records in that file how far it is.
+    /// The same copy with a record of its progress in that file.
     #[must_use]
     pub fn recorded(mut self, path: PathBuf) -> Self {
         self.record = Some(Record {
@@ -75,16 +75,16 @@ impl CopyOptions {
     }
 }
 
-/// Where a copy records how far it is.
+/// The file in which a copy records its progress.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
     pub(crate) path: PathBuf,
-    /// What is copied where: a record of anything else is of no use.
+    /// The identity of source and target: a record of other ones is useless.
     pub(crate) what: Value,
 }
 
 impl Record {
-    /// What an earlier run left, when it is of this copy and of the target that is there now.
+    /// Opens the record of an earlier run, if it is of this copy and of the present target.
     pub(super) fn open(&self, target: &Value) -> Result<Option<ExtentJournal>, JournalFault> {
         let what = self.header(target);
         let left = ExtentJournal::open(&self.path)?;
@@ -100,15 +100,15 @@ impl Record {
     }
 }
 
-/// What a copy amounted to, in bytes.
+/// The result of a copy, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Copied {
     pub virtual_size: u64,
-    /// What the target takes on the host.
+    /// Bytes that the target takes on the host.
     pub written: u64,
-    /// What an earlier run had copied.
+    /// Bytes copied by an earlier run.
     pub resumed: u64,
-    /// What it shares with the source.
+    /// Bytes shared with the source.
     pub shared: u64,
 }
 
@@ -190,8 +190,8 @@ impl From<CopyError> for crate::error::Error {
 pub type Result<T, E = CopyError> = std::result::Result<T, E>;
 
 impl CopyError {
-    /// Whether the same copy may continue where it ended, once the line is back or there is room: nothing is
-    /// wrong with what was copied.
+    /// Whether the same copy can continue after the connection is restored or there is space: the
+    /// copied ranges are intact.
     pub(crate) fn can_be_resumed(&self) -> bool {
         let os = |e: &io::Error| {
             use io::ErrorKind as Kind;
@@ -210,7 +210,7 @@ impl CopyError {
                     | Kind::NetworkUnreachable
                     | Kind::StaleNetworkFileHandle
             );
-            // EIO and ESHUTDOWN: what an NBD server answers when its line is cut.
+            // EIO and ESHUTDOWN: an NBD server answers with them when its connection is cut.
             kind || matches!(e.raw_os_error(), Some(libc::EIO | libc::ESHUTDOWN))
         };
         match self {
@@ -222,7 +222,7 @@ impl CopyError {
         }
     }
 
-    /// The error of a copy, by what went wrong on which side.
+    /// Creates the error of a copy from the failed side and its error.
     pub(super) fn of(error: TransferError, from: &Path, to: &Path) -> Self {
         match error {
             e if e.is_full() => Self::Full { path: to.into() },
@@ -235,9 +235,9 @@ impl CopyError {
     }
 }
 
-/// Copies `source` to the new file `target`, telling the fraction done (0 to 1). Whether there is room
-/// is for [`check_space`] to say. With a [`Record`] the file may be there: then the copy continues when the
-/// record is of it, and starts over when it is not.
+/// Copies `source` to the new file `target`, and reports the fraction done (0 to 1).
+/// [`check_space`] checks for free space. With a [`Record`] the file may exist. The copy then
+/// continues if the record is of that file, and starts over otherwise.
 pub fn copy(
     source: &Image,
     target: &Path,
@@ -265,7 +265,7 @@ pub fn copy(
     };
     let into = Into::open(target, source.virtual_size(), (format, compress))?;
     let shared = share(source, target, how, journal.as_ref()).map_err(io_error)?;
-    // Nothing of that is recorded: an interrupted copy begins again, which costs next to nothing.
+    // No record is kept of that: an interrupted copy starts over, which costs next to nothing.
     let is_shared = shared.is_some();
     let ranges = shared.map_or(ranges, Arc::new);
     if compress && let Some(journal) = journal.as_ref().filter(|j| !j.done().is_empty()) {
@@ -292,7 +292,7 @@ pub fn copy(
     from.close()?;
     into.close()?;
     let _span = timeline::span("check the copy");
-    // Written out while the copy is checked.
+    // Written to disk while the copy is verified.
     let file = File::open(target).map_err(io_error)?;
     let synced = thread::scope(|scope| {
         let sync = scope.spawn(|| {
@@ -321,7 +321,7 @@ pub fn copy(
     })
 }
 
-/// Lets a new raw copy share the blocks of its source; returns what is still to be copied.
+/// Makes a new raw copy share the blocks of its source. Returns the ranges still to be copied.
 fn share(
     source: &Image,
     target: &Path,
@@ -334,8 +334,8 @@ fn share(
     reflink::share(source, &File::options().write(true).open(target)?)
 }
 
-/// QEMU compresses nothing into a cluster that is there. What an interrupted copy has written and not
-/// recorded goes.
+/// Discards ranges that an interrupted copy has written and not recorded: QEMU does not compress
+/// into an existing cluster.
 fn clear(ranges: &Extents, target: &dyn BlockWrite) -> Result<(), TransferError> {
     for range in ranges.iter() {
         let offset = range.start;
@@ -345,7 +345,7 @@ fn clear(ranges: &Extents, target: &dyn BlockWrite) -> Result<(), TransferError>
     Ok(())
 }
 
-/// Reads both again, where that was asked for.
+/// Reads both again and compares them, if requested.
 pub(super) fn compare(source: &Image, target: &Path, how: &CopyOptions) -> Result<()> {
     if !how.compare {
         return Ok(());
@@ -366,7 +366,7 @@ pub(super) fn fraction(step: Step, ranges: &Extents) -> f64 {
     step.done as f64 / ranges.bytes().max(1) as f64
 }
 
-/// Where the source has data.
+/// The ranges of the source with data.
 pub(super) fn ranges(source: &Image, how: &CopyOptions) -> Result<Arc<Extents>> {
     if let Some(ranges) = &how.ranges {
         return Ok(ranges.clone());
@@ -376,7 +376,8 @@ pub(super) fn ranges(source: &Image, how: &CopyOptions) -> Result<Arc<Extents>> 
     Ok(Arc::new(ranges))
 }
 
-/// The target as an empty image, or as an earlier run left it, and the record of the copy.
+/// Opens the target, as an empty image or with the data of an earlier run, and the record of the
+/// copy.
 fn begin<'t>(
     source: &Image,
     target: &'t Path,
@@ -395,7 +396,7 @@ fn begin<'t>(
         }
         std::fs::remove_file(target).map_err(io_error)?;
     }
-    // Creating the file ourselves makes sure that it is new, and that it is ours to remove.
+    // Created here, so that it is certainly new and may be removed.
     let file = match File::create_new(target) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -418,7 +419,7 @@ fn begin<'t>(
                 .map_err(|e| convert_error(source, target, e))?;
         }
     }
-    // A record must not name a file that a loss of power takes away.
+    // A record must not name a file that a loss of power can remove.
     file.sync_all().map_err(io_error)?;
     let meta = file.metadata().map_err(io_error)?;
     let record = how.record.as_ref();
@@ -426,12 +427,12 @@ fn begin<'t>(
     Ok((journal.transpose()?, unfinished))
 }
 
-/// A target file is known again by its inode: it has only ever been in the partial directory.
+/// The identity of a target file is its inode: it has only ever been in the partial directory.
 fn known_by(meta: &std::fs::Metadata) -> Value {
     json!({"inode": meta.ino()})
 }
 
-/// The target, open for the copy.
+/// The opened target of the copy.
 pub(super) enum Into {
     File(Arc<dyn BlockWrite>),
     /// Behind a storage daemon.
@@ -439,7 +440,7 @@ pub(super) enum Into {
 }
 
 impl Into {
-    /// A target that is there. What hyper2kvm has made itself needs no storage daemon.
+    /// Opens an existing target. An image made by hyper2kvm needs no storage daemon.
     pub(super) fn open(
         target: &Path,
         size: u64,
@@ -478,17 +479,17 @@ impl Into {
     }
 }
 
-/// Refuses when copies that take `needed` bytes will not fit into `folder`, before anything is written.
+/// Fails if copies of `needed` bytes do not fit into `folder`, before anything is written.
 pub fn check_space(needed: u64, folder: &Path, compress: bool) -> Result<()> {
     check_room(folder, least_size(needed, compress))
 }
 
-/// How far it can be compressed nobody knows: refuse only what cannot work.
+/// The least space for a copy. The compression ratio is unknown, so only the impossible is refused.
 pub fn least_size(needed: u64, compress: bool) -> u64 {
     if compress { needed / 8 } else { needed }
 }
 
-/// Refuses when `needed` bytes will not fit into `folder`.
+/// Fails if `needed` bytes do not fit into `folder`.
 pub fn check_room(folder: &Path, needed: u64) -> Result<()> {
     let free = free_space(folder)?;
     if free < needed {
@@ -501,7 +502,7 @@ pub fn check_room(folder: &Path, needed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that can be written below `folder`.
+/// Bytes of free space below `folder`.
 pub fn free_space(folder: &Path) -> Result<u64> {
     let stat = rustix::fs::statvfs(folder).map_err(|e| CopyError::Io {
         path: folder.into(),
@@ -543,7 +544,8 @@ fn spec(target: &Path, format: TargetFormat) -> Spec {
     Spec::named(node, [(target.to_owned(), false)])
 }
 
-/// What the reference counts of a file take: of a long one more than QEMU has for images of others.
+/// The size of a file's reference counts; those of a long file exceed QEMU's memory limit for
+/// foreign images.
 fn reference_counts(target: &Path) -> Result<u64> {
     File::open(target)
         .and_then(|file| tables::reference_counts(&file, file.metadata()?.len()))
@@ -553,7 +555,7 @@ fn reference_counts(target: &Path) -> Result<u64> {
         })
 }
 
-/// Gives back what writes that were cut short have left allocated to nothing in a qcow2 that stands alone.
+/// Frees clusters of a standalone qcow2 that interrupted writes have allocated without using them.
 pub(crate) fn drop_leaks(target: &Path) -> Result<()> {
     Ok(qemu_img::drop_leaks(target, reference_counts(target)?)?)
 }
@@ -651,7 +653,7 @@ mod tests {
             fail("qemu-img: error while reading at byte 0: Input/output error"),
             CopyError::Tool(_)
         ));
-        // The unfinished file goes unless it is kept.
+        // The unfinished file is removed unless it is kept.
         Unfinished(Some(&path)).keep();
         assert!(path.exists());
         drop(Unfinished(Some(&path)));

@@ -1,7 +1,7 @@
-//! Which format an image file has, told from its first and last bytes by us and not by QEMU.
+//! Detects the format of an image file from its first and last bytes, without QEMU.
 //!
-//! QEMU is then always told the driver. Deciding here also keeps a hostile image from making QEMU
-//! open anything: the names a vmdk descriptor refers to are read out before QEMU sees it.
+//! QEMU is then always given the driver. Deciding here also keeps a hostile image from making QEMU
+//! open anything: the file names in a vmdk descriptor are extracted before QEMU sees it.
 //!
 //! Specifications: QEMU `docs/interop/qcow2.rst`, VMware "Virtual Disk Format 5.0", Microsoft "VHD
 //! image format" and [MS-VHDX], VirtualBox `VDICore.h`.
@@ -23,7 +23,7 @@ impl Format {
     pub const VHDX: Self = Self("vhdx");
     pub const VDI: Self = Self("vdi");
 
-    /// By the name a user or an image header gives it; `None` for one we do not read.
+    /// Looks a format up by the name in an option or image header; `None` for an unsupported one.
     pub fn by_name(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             "raw" | "img" | "file" | "host_device" => Self::RAW,
@@ -51,7 +51,7 @@ impl Format {
         matches!(self.0, "qcow2" | "qcow" | "qed" | "vmdk")
     }
 
-    /// Whether `qemu-img check` has something to look at.
+    /// Whether `qemu-img check` supports the format.
     pub fn has_check(self) -> bool {
         !matches!(self.0, "raw" | "vpc" | "qcow")
     }
@@ -63,21 +63,21 @@ impl std::fmt::Display for Format {
     }
 }
 
-/// A file is what its first bytes say.
+/// The kind of a file according to its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detected {
     Image(Format),
-    /// An archive or a compressed file that may hold an image.
+    /// An archive or a compressed file that may contain an image.
     Packed(&'static str),
 }
 
-/// QEMU takes no more of a vmdk descriptor.
+/// The most bytes of a vmdk descriptor that QEMU reads.
 const MAX_DESCRIPTOR: usize = 1 << 20;
 
 const VHD_COOKIE: &[u8] = b"conectix";
 const VHD_FOOTER: usize = 512;
 
-/// Looks at the start and the end of the file.
+/// Examines the start and the end of the file.
 pub fn detect(file: &dyn ReadAt, size: u64) -> io::Result<Detected> {
     let head = head(file, size)?;
     let tail = read_up_to(
@@ -136,7 +136,8 @@ pub fn detect_bytes(head: &[u8], tail: &[u8]) -> Detected {
     Detected::Image(format)
 }
 
-/// As QEMU decides it: comments and blank lines, then `version=1`, 2 or 3; and 4, which ESXi writes.
+/// Whether QEMU accepts the text: comments and blank lines, then `version=1`, 2 or 3; also 4, which
+/// ESXi writes.
 fn is_descriptor(head: &[u8]) -> bool {
     head.starts_with(b"#")
         && head
@@ -151,13 +152,13 @@ fn is_descriptor(head: &[u8]) -> bool {
             })
 }
 
-/// A fixed VHD is a raw disk with a footer. QEMU's own probe looks only at the first bytes and
-/// takes it for a raw disk.
+/// Whether this is a fixed VHD: a raw disk with a footer. QEMU's own probe reads only the first
+/// bytes and detects a raw disk.
 fn is_fixed_vhd(tail: &[u8]) -> bool {
     vhd_type(tail) == Some(2)
 }
 
-/// The disk type of a VHD footer (2 fixed, 3 dynamic, 4 differencing) when its checksum is right.
+/// The disk type of a VHD footer (2 fixed, 3 dynamic, 4 differencing) with a valid checksum.
 pub fn vhd_type(footer: &[u8]) -> Option<u32> {
     let footer = footer.get(..VHD_FOOTER)?;
     let sum = footer
@@ -170,7 +171,7 @@ pub fn vhd_type(footer: &[u8]) -> Option<u32> {
         .flatten()
 }
 
-/// A dynamic VHD has its footer at the start, too. Whether the one at the end is missing.
+/// Whether the footer at the end of a dynamic VHD is missing. A copy of it is at the start.
 pub fn lost_footer(file: &dyn ReadAt, size: u64, format: Format) -> io::Result<bool> {
     if format != Format::VPC || vhd_type(&read_up_to(file, 0, VHD_FOOTER, size)?).is_none() {
         return Ok(false);
@@ -179,7 +180,7 @@ pub fn lost_footer(file: &dyn ReadAt, size: u64, format: Format) -> io::Result<b
     Ok(vhd_type(&read_up_to(file, end, VHD_FOOTER, size)?).is_none())
 }
 
-/// Whether neither end of a file says that it is a VHD.
+/// Whether neither end of a file has the signature of a VHD.
 pub fn no_vhd(file: &dyn ReadAt, size: u64) -> io::Result<bool> {
     let head = read_up_to(file, 0, VHD_FOOTER, size)?;
     let end = size.saturating_sub(VHD_FOOTER as u64);
@@ -187,7 +188,7 @@ pub fn no_vhd(file: &dyn ReadAt, size: u64) -> io::Result<bool> {
     Ok(!head.starts_with(VHD_COOKIE) && !tail.starts_with(VHD_COOKIE))
 }
 
-/// What QEMU would open besides the vmdk file itself.
+/// A file that QEMU would open besides the vmdk file itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmdkExtent {
     /// `RW`, `RDONLY` or `NOACCESS`.
@@ -195,13 +196,13 @@ pub struct VmdkExtent {
     /// `SPARSE`, `FLAT`, `VMFS`, ...
     pub kind: String,
     pub sectors: u64,
-    /// Where in the file a flat one begins, in sectors; not every kind says.
+    /// The offset of a flat one in the file, in sectors; not every kind has one.
     pub offset: Option<u64>,
-    /// In the encoding of the descriptor.
+    /// The name in the encoding of the descriptor.
     pub name: Vec<u8>,
 }
 
-/// The descriptor QEMU would act on: the file itself when it is text, or the embedded one when the
+/// The descriptor that QEMU would use: the file itself if it is text, or the embedded one if the
 /// sparse header has capacity 0. `None` for a self-contained vmdk.
 pub fn vmdk_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let head = head(file, size)?;
@@ -217,14 +218,15 @@ pub fn vmdk_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8
     Ok(Some(text[..end].to_vec()))
 }
 
-/// Whether a file is one of the kinds of vmdk that hold their data themselves.
+/// Whether a file is one of the kinds of vmdk that contain their data.
 pub fn is_sparse_vmdk(file: &dyn ReadAt, size: u64) -> io::Result<bool> {
     let magic = read_up_to(file, 0, 4, size)?;
     Ok(magic == b"KDMV" || magic == b"COWD")
 }
 
-/// The descriptor for QEMU: of the text only what QEMU reads, and the extents listed here under other
-/// names, in their order. `Err`: a line that QEMU might take for an extent and [`parse_extents`] does not.
+/// The descriptor for QEMU. It has the lines that QEMU reads, and the given extents under other
+/// names, in their order. `Err` for a line that QEMU might parse as an extent but [`parse_extents`]
+/// does not.
 pub fn with_extents(
     descriptor: &[u8],
     names: impl IntoIterator<Item = String>,
@@ -239,7 +241,8 @@ pub fn with_extents(
             let name = names.next().unwrap_or_default();
             out.extend_from_slice(extent.line(&name).as_bytes());
         } else if first_word(line) == "RW" && !is_zero_extent(line) {
-            // QEMU reads with scanf: it needs no space between words, and takes the next line for one.
+            // QEMU parses with scanf: it needs no space between words, and continues in the next
+            // line.
             return Err(crate::tool::clean(line));
         } else if is_zero_extent(line) || READ.contains(&key) || has_parent(line) {
             out.extend_from_slice(line.trim_ascii_start());
@@ -251,7 +254,7 @@ pub fn with_extents(
     Ok(out)
 }
 
-/// QEMU looks for it anywhere, even in a comment.
+/// QEMU finds it anywhere, even in a comment.
 fn has_parent(line: &[u8]) -> bool {
     const HINT: &[u8] = b"parentFileNameHint";
     line.windows(HINT.len()).any(|w| w == HINT)
@@ -263,7 +266,7 @@ fn first_word(line: &[u8]) -> String {
 }
 
 impl VmdkExtent {
-    /// Its line with another name.
+    /// The extent's line with another name.
     fn line(&self, name: &str) -> String {
         let Self { access, kind, .. } = self;
         let offset = self
@@ -273,8 +276,8 @@ impl VmdkExtent {
     }
 }
 
-/// Without their ends. In no encoding that a descriptor may have is one of these bytes part of another
-/// character.
+/// The lines without their ends. In no encoding of a descriptor is one of these bytes part of
+/// another character.
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     let empty = text.is_empty();
@@ -301,10 +304,10 @@ fn zero_sectors(line: &[u8]) -> Option<u64> {
     }
 }
 
-/// A line of a descriptor that is a part of the disk.
+/// A line of a descriptor that represents a part of the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
-    /// So many sectors of zeroes.
+    /// The number of sectors of zeroes.
     Zero(u64),
     Extent(VmdkExtent),
 }
@@ -318,7 +321,7 @@ impl Part {
     }
 }
 
-/// The parts of the disk, in their order.
+/// The parts of the disk in order.
 pub fn layout(descriptor: &[u8]) -> Vec<Part> {
     let part = |line: &[u8]| match parse_extent(line) {
         Some(extent) => Some(Part::Extent(extent)),
@@ -391,7 +394,7 @@ pub fn qcow2_data_file(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8
     Ok(qcow2_data_file_name(&head))
 }
 
-/// Version 3 has feature bits, the third of them says so.
+/// Version 3 has feature bits, the third of which marks a data file.
 fn has_data_file(head: &[u8]) -> bool {
     let u32_at = |at: usize| {
         let bytes = head.get(at..at + 4).and_then(|b| b.try_into().ok());
@@ -419,7 +422,7 @@ fn qcow2_data_file_name(head: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Up to `len` bytes, less at the end of the file.
+/// Reads up to `len` bytes, fewer at the end of the file.
 pub fn read_up_to(file: &dyn ReadAt, offset: u64, len: usize, size: u64) -> io::Result<Vec<u8>> {
     let len = (len as u64).min(size.saturating_sub(offset));
     let mut buf = vec![0; len as usize];

@@ -1,13 +1,13 @@
 //! Block devices and logical volumes as the target of a copy.
 //!
-//! A device cannot appear whole under its name as a file can. What takes the place of that: its first
-//! MiB, which holds the partition table, is written last, and until then it starts with a [`MARK`]
-//! that says so, followed by the name of the copy. A copy that failed or was killed is a device that
-//! nothing boots from and that the next run knows for what it is. What lies beyond the end of the copy is
-//! not touched.
+//! Unlike a file, a device cannot appear complete under its name. Instead, its first MiB, which has
+//! the partition table, is written last. Until then it starts with a [`MARK`] of an unfinished
+//! copy, followed by the name of the copy. So nothing boots from a device whose copy failed or was
+//! killed, and the next run recognises it. Data behind the end of the copy is not touched.
 //!
-//! The device is held with `O_EXCL` from the check to the end: the kernel refuses that for what is
-//! mounted, swapped to, or part of an array or volume group, and lets nobody mount it meanwhile.
+//! The device is held with `O_EXCL` from the check to the end. The kernel refuses that for a device
+//! that is mounted, swapped to, or part of an array or volume group, and prevents mounts in the
+//! meantime.
 
 use std::fs::File;
 use std::io;
@@ -33,11 +33,11 @@ use crate::tool::qemu_img;
 use crate::tool::spec::Spec;
 use crate::transfer::{ExtentJournal, Extents, Transfer, Zeroes};
 
-/// What is written last. Also how far a device is looked at, from either end, for data.
+/// The range that is written last. Also how far a device is searched for data from either end.
 const HEAD: u64 = 1 << 20;
-/// What such a device starts with until the end.
+/// The start of such a device until the end of the copy.
 const MARK: &[u8] = b"hyper2kvm: the copy to this device was not finished\n";
-/// How long the name of a copy is.
+/// The length of a copy's name.
 const NAME: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
@@ -107,35 +107,36 @@ impl From<DeviceError> for Error {
     }
 }
 
-/// What may be done with a device.
+/// The permitted operations on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
-    /// It will be written to, and not only looked at.
+    /// Whether it will be written to, not only examined.
     pub write: bool,
-    /// Whatever is on it may go.
+    /// Whether existing data on it may be overwritten.
     pub force: bool,
-    /// The user says that it reads as zeroes.
+    /// Whether the user guarantees that it reads as zeroes.
     pub zero: bool,
-    /// It may hold an unfinished copy that the user said so of.
+    /// Whether it may contain an unfinished copy that the user wants to continue.
     pub resume: bool,
 }
 
-/// A device that is ours until this goes.
+/// A device claimed by this run until it is dropped.
 #[derive(Debug)]
 pub struct Device {
     path: PathBuf,
     file: Arc<File>,
     size: u64,
-    /// It reads as zeroes from end to end.
+    /// Whether it reads as zeroes from end to end.
     blank: bool,
-    /// What comes last; known once the rest is there.
+    /// The bytes that are written last; known after the rest is written.
     head: OnceLock<Vec<u8>>,
-    /// Of the copy that is being made to it.
+    /// The name of the copy in progress.
     name: OnceLock<String>,
 }
 
 impl Device {
-    /// Takes the device for a copy of `image`, or says why it cannot be had. Writes nothing.
+    /// Claims the device for a copy of `image`, or fails with the reason why it is unavailable.
+    /// Writes nothing.
     pub fn claim(path: &Path, image: &Image, terms: Terms) -> Result<Self> {
         let io_error = |source| DeviceError::Io {
             path: path.into(),
@@ -211,8 +212,8 @@ impl Device {
         &self.path
     }
 
-    /// Copies everything but the start, makes it durable, and tells what an earlier run had copied.
-    /// `scratch` is the name of a file that may be made.
+    /// Copies everything except the start, makes it durable, and returns the bytes that an earlier
+    /// run had copied. `scratch` is the name of a file that may be created.
     pub(crate) fn fill(
         &self,
         source: &Image,
@@ -266,8 +267,8 @@ impl Device {
         Ok(moved.resumed)
     }
 
-    /// Marks the device, unless the record of an earlier run is of the very copy that is on it. Returns
-    /// the name of the copy, and what it does with zeroes.
+    /// Marks the device, unless the record of an earlier run is of the very copy that is on it.
+    /// Returns the name of the copy and the handling of zeroes.
     fn begin(&self, how: &CopyOptions) -> Result<(Option<ExtentJournal>, String, Zeroes)> {
         if let Some(record) = &how.record
             && let Some(name) = self.copy_on_it()?
@@ -292,7 +293,7 @@ impl Device {
         Ok((journal, name, zeroes))
     }
 
-    /// The name of the unfinished copy that the device holds.
+    /// The name of the unfinished copy on the device.
     fn copy_on_it(&self) -> Result<Option<String>> {
         let mut start = [0; MARK.len() + NAME];
         if self.size < start.len() as u64 {
@@ -333,7 +334,7 @@ impl Device {
         }
     }
 
-    /// The source under an overlay in which its start is that of an unfinished copy.
+    /// The source under an overlay whose start is that of an unfinished copy.
     fn without_head(&self, source: &Image, scratch: &Path, name: &str) -> Result<Image> {
         let _ = std::fs::remove_file(scratch);
         let export = Export::open_overlay(source, scratch)?;
@@ -348,12 +349,12 @@ impl Device {
         Ok(image)
     }
 
-    /// Writes the start, and with it the partition table: from now on this is a disk.
+    /// Writes the start, and with it the partition table: this makes the device a disk.
     pub fn finish(&self) -> Result<()> {
         let Some(head) = self.head.get() else {
             return Ok(());
         };
-        // The sector with the mark is the very last.
+        // The sector with the mark is the very last one.
         let (mark, rest) = head.split_at(head.len().min(512));
         self.file
             .write_all_at(rest, mark.len() as u64)
@@ -364,7 +365,7 @@ impl Device {
             .map_err(|e| self.io_error(e))
     }
 
-    /// Makes it a device whose copy was not finished.
+    /// Marks the device as an unfinished copy.
     pub fn mark(&self) -> Result<()> {
         let name = self.name.get().map_or("", String::as_str);
         self.file
@@ -381,7 +382,7 @@ impl Device {
     }
 }
 
-/// The start of a device whose copy was not finished.
+/// The start of a device with an unfinished copy.
 fn unfinished(len: usize, name: &str) -> Vec<u8> {
     let mut head = [MARK, name.as_bytes()].concat();
     head.resize(len.max(MARK.len()), 0);
@@ -400,7 +401,8 @@ enum Contents {
     Data,
 }
 
-/// What is on a device, going by its start and its end: partition tables and file systems are there.
+/// The contents of a device according to its start and its end, where partition tables and file
+/// systems are.
 fn contents(disk: &dyn BlockRead) -> io::Result<Contents> {
     let len = disk.size().min(HEAD);
     let mut bytes = vec![0; len as usize];
@@ -418,8 +420,7 @@ fn contents(disk: &dyn BlockRead) -> io::Result<Contents> {
     })
 }
 
-/// Whether the device is the file, a partition of it, the disk it is a partition of, or a loop device
-/// over it.
+/// Whether the device is the file, a partition of it, its whole disk, or a loop device over it.
 fn is_same(device: u64, held: &Held) -> io::Result<bool> {
     let system = |number: u64| {
         let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
@@ -453,11 +454,11 @@ mod tests {
             contents(&FileDisk::open(&path).unwrap()).unwrap()
         };
         assert_eq!(case(&[]), Contents::Zeroes);
-        // Not looked at: what a thick volume held once does not matter.
+        // Not examined: the old contents of a thick volume do not matter.
         assert_eq!(case(&[(2 << 20, b"x")]), Contents::Zeroes);
         assert_eq!(case(&[(HEAD - 1, b"x")]), Contents::Data);
         assert_eq!(case(&[((5 << 20) - 512, b"EFI PART")]), Contents::Data);
-        // Whatever else was copied already.
+        // Even if everything else was copied already.
         let copied: [(u64, &[u8]); 2] = [(0, MARK), ((5 << 20) - 512, b"EFI PART")];
         assert_eq!(case(&copied), Contents::Unfinished);
     }

@@ -1,9 +1,11 @@
-//! [`DirectFile`]: a file or device that a copy is written to, past the page cache where that can be.
+//! [`DirectFile`]: the file or device that receives a copy, written past the page cache if
+//! possible.
 //!
-//! What is written so is on the device when the write ends: a flush has no data left to wait for, and no memory of
-//! the host is taken for what nobody reads soon. It is for whole blocks ([`BLOCK`]). The rest goes through the page
-//! cache, and so does everything where the file system has no direct I/O. A block is written in one way at a time:
-//! what the page cache holds never lies in one piece with what is written past it.
+//! Data written directly is on the device when the write ends. A flush then has nothing left to
+//! wait for, and no memory of the host is spent on data that nobody reads soon. Direct writes
+//! consist of whole blocks ([`BLOCK`]). The rest goes through the page cache, and so does
+//! everything on a file system without direct I/O. A block is written with one method at a time, so
+//! cached data never overlaps data written past the cache.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +17,7 @@ use rustix::fs::{FallocateFlags, OFlags, fallocate};
 use crate::block::{ALIGN, BlockRead, BlockWrite, check_range, start_writeback};
 use crate::tool::pass;
 
-/// Where a direct write begins and ends: more than any device asks for, and a cluster of a qcow2.
+/// The alignment of direct writes: more than any device requires, and a cluster of a qcow2.
 const BLOCK: u64 = 64 << 10;
 
 #[derive(Debug)]
@@ -23,7 +25,7 @@ pub(super) struct DirectFile {
     file: File,
     /// The same file, opened for direct I/O.
     direct: Option<File>,
-    /// It was opened so, and does not write so.
+    /// Whether the file was opened for direct I/O but refuses such writes.
     refused: AtomicBool,
 }
 
@@ -59,7 +61,7 @@ impl DirectFile {
         Ok(())
     }
 
-    /// Writes whole blocks past the page cache. `false`: they cannot be written so.
+    /// Writes whole blocks past the page cache. Returns `false` if that is impossible.
     fn write_direct(&self, blocks: &[u8], offset: u64) -> io::Result<bool> {
         let aligned = blocks.as_ptr().addr().is_multiple_of(ALIGN);
         let refused = self.refused.load(Ordering::Relaxed);
@@ -68,7 +70,7 @@ impl DirectFile {
         };
         match direct.write_all_at(blocks, offset) {
             Ok(()) => Ok(true),
-            // Of the file system, or of a device with larger sectors than anybody has seen.
+            // Refused by the file system, or by a device with larger sectors than any known one.
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
                 self.refused.store(true, Ordering::Relaxed);
                 Ok(false)
@@ -77,8 +79,8 @@ impl DirectFile {
         }
     }
 
-    /// Makes a range read as zeroes: by a hole or a discard where that leaves zeroes, else by the device's or the
-    /// kernel's own writing.
+    /// Makes a range read as zeroes: by a hole or a discard if that leaves zeroes, otherwise by
+    /// writes of the device or the kernel.
     pub(super) fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
         let discard = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
@@ -102,22 +104,23 @@ impl DirectFile {
         self.file.sync_data()
     }
 
-    /// Has what went through the page cache written to the device.
+    /// Starts writing cached data to the device.
     pub(super) fn start_writeback(&self, offset: u64, len: u64) {
         start_writeback(&self.file, offset, len);
     }
 }
 
-/// Writes a new file past the page cache: nobody reads it soon, and the processor has other work meanwhile.
+/// Writes a new file past the page cache: nobody reads it soon, and the processor has other work in
+/// the meantime.
 pub(crate) fn write_new(file: File, bytes: &[u8]) -> io::Result<File> {
     let target = DirectFile::new(file);
     target.write_all_at(bytes, 0)?;
-    // What has to go through it all the same is on its way when it is asked for.
+    // Data that has to go through the cache is on its way before the flush.
     target.start_writeback(0, bytes.len() as u64);
     Ok(target.file)
 }
 
-/// The start of a file or device, as the target of a copy.
+/// A raw target: its offsets are those of the file or device.
 pub(super) struct RawTarget {
     file: DirectFile,
     size: u64,
@@ -166,7 +169,8 @@ mod tests {
     use super::*;
     use crate::disk::testing::pattern;
 
-    /// Written by direct I/O, through the page cache and by both, the file holds the same.
+    /// Whether written by direct I/O, through the page cache or by both, the file has the same
+    /// contents.
     #[test]
     fn what_is_written_past_the_page_cache_is_in_the_file() {
         let dir = tempfile::tempdir().unwrap();
@@ -192,7 +196,7 @@ mod tests {
             ((2 << 20) - 512, 1024),
             (3 << 20, 1),
         ] {
-            // Aligned as the file is, and not.
+            // With the alignment of the file, and without.
             for shift in [(at % ALIGN as u64) as usize, 24] {
                 let from = aligned + shift;
                 let bytes = &buffer[from..(from + len).min(buffer.len())];
@@ -208,7 +212,7 @@ mod tests {
         assert!(!ours.refused.load(Ordering::Relaxed), "it was used");
     }
 
-    /// A file of the kernel that takes numbers gives the error of a file system without direct I/O.
+    /// A kernel file for numbers returns the error of a file system without direct I/O.
     #[test]
     fn what_cannot_be_written_so_is_written_as_ever() {
         let dir = tempfile::tempdir().unwrap();

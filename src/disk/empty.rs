@@ -1,9 +1,9 @@
-//! Creates an empty qcow2, as `qemu-img create` does and without starting it.
+//! Creates an empty qcow2 like `qemu-img create`, without starting it.
 //!
-//! Specification: `docs/interop/qcow2.rst` of QEMU. Version 3, clusters of 64 KiB (an overlay of a large disk: 2 MiB),
-//! reference counts of 16 bits. Four parts follow each other: the header, the table of reference
-//! counts, one block of counts, and the first-level table, which is all zeroes. One block counts 2 GiB,
-//! and the largest first-level table (64 TiB of disk) has 1 MiB.
+//! Specification: `docs/interop/qcow2.rst` of QEMU. Version 3, clusters of 64 KiB (an overlay of a
+//! large disk: 2 MiB), reference counts of 16 bits. Four parts follow each other: the header, the
+//! table of reference counts, one block of counts, and the first-level table, which is all zeroes.
+//! One block counts 2 GiB, and the largest first-level table (64 TiB of disk) has 1 MiB.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,23 +17,24 @@ use crate::bytes::Be;
 
 const CLUSTER_BITS: u32 = 16;
 pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
-/// What one entry of the first-level table covers: a second-level table of 8-byte entries.
+/// The range that one entry of the first-level table covers: a second-level table of 8-byte
+/// entries.
 pub(super) const PER_ENTRY: u64 = CLUSTER / 8 * CLUSTER;
-/// 2 to the power of this is the bits of a reference count.
+/// The bits of a reference count, as a power of two.
 const REFCOUNT_ORDER: u32 = 4;
 pub(super) const COUNT_BLOCK: u64 = 2 * CLUSTER;
 pub(super) const LEVEL_1: u64 = 3 * CLUSTER;
-/// An overlay has large clusters from here on: in clusters of 64 KiB the tables that say which parts of it are zero, as
-/// the free space of 2 TiB is, take 256 MiB, in these 16.
+/// The size of a disk from which its overlay has large clusters. With clusters of 64 KiB, the
+/// tables that mark the free space of 2 TiB as zero take 256 MiB; with large ones 16.
 const LARGE: u64 = 256 << 30;
-/// An extension of the header: the format of the backing file.
+/// The header extension with the format of the backing file.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
-/// Of the backing file.
+/// The longest name of a backing file.
 const LONGEST_NAME: usize = 1023;
-/// The largest disk that is created.
+/// The largest disk that can be created.
 const LARGEST: u64 = 64 << 40;
 
-/// Creates the file; it must not be there.
+/// Creates the file, which must not exist.
 pub fn create_qcow2(path: &Path, virtual_size: u64) -> io::Result<()> {
     if !can_create(virtual_size) {
         return Err(too_large(virtual_size));
@@ -76,7 +77,7 @@ fn create(path: &Path) -> io::Result<File> {
     options.write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// The header's extensions, and the name of the backing file behind them.
+/// The header's extensions, and the name of the backing file after them.
 fn naming(below: &Path) -> io::Result<Naming> {
     let name = below.as_os_str().as_bytes().to_vec();
     if name.len() > LONGEST_NAME {
@@ -89,7 +90,7 @@ fn naming(below: &Path) -> io::Result<Naming> {
     Ok(Naming(name))
 }
 
-/// Creates an empty image that is to take writes over another one, and names none: of a large disk in clusters of 2 MiB
+/// Creates an empty overlay that names no backing file. That of a large disk has clusters of 2 MiB
 /// with subclusters of 64 KiB (`extended_l2`, QEMU 5.2), whose tables are small.
 pub fn create_overlay(path: &Path, virtual_size: u64) -> io::Result<()> {
     if !can_create(virtual_size) {
@@ -112,10 +113,10 @@ pub(super) fn write_qcow2(file: &File, virtual_size: u64) -> io::Result<()> {
     PLAIN.write(file, virtual_size, &Naming::NONE)
 }
 
-/// The kind of an image.
+/// The parameters of an image.
 struct Shape {
     cluster_bits: u32,
-    /// Of the header: what a reader must understand.
+    /// The incompatible features in the header.
     features: u64,
     /// Bytes of an entry of the second level.
     entry: u64,
@@ -132,13 +133,13 @@ const OVERLAY: Shape = Shape {
     entry: 16,
 };
 
-/// The name of a qcow2 that an image is on, or nothing.
+/// The name of the qcow2 below an image, or nothing.
 struct Naming(Vec<u8>);
 
 impl Naming {
     const NONE: Self = Self(Vec::new());
 
-    /// What follows the header: the extensions, the last of which is empty, and the name.
+    /// The bytes after the header: the extensions, the last of which is empty, and the name.
     fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if !self.0.is_empty() {
@@ -155,7 +156,7 @@ impl Naming {
 }
 
 impl Shape {
-    /// Of an overlay of a disk of that size.
+    /// The parameters for an overlay of a disk of that size.
     fn of_overlay(virtual_size: u64) -> Self {
         match virtual_size >= LARGE {
             true => OVERLAY,
@@ -210,12 +211,12 @@ impl Shape {
     }
 }
 
-/// The bytes in use before anything is written to a disk whose first level has so many entries.
+/// The bytes in use of an empty disk whose first level has so many entries.
 pub(super) fn first_free(entries: u64) -> u64 {
     LEVEL_1 + (entries * 8).next_multiple_of(CLUSTER)
 }
 
-/// The header of a disk of clusters of 64 KiB.
+/// The header of a disk with clusters of 64 KiB.
 pub(super) fn header(size: u64, entries: u64) -> Vec<u8> {
     PLAIN.header(size, entries, &Naming::NONE)
 }
@@ -228,7 +229,7 @@ mod tests {
     use crate::tool::qemu_img;
     use crate::tool::spec::Spec;
 
-    /// What `qemu-img info` says of a file in which `qemu-img check` finds nothing wrong.
+    /// The output of `qemu-img info` for a file in which `qemu-img check` finds no fault.
     fn sound(path: &Path) -> serde_json::Value {
         let show = |args: &[&str]| {
             let cmd = crate::tool::Cmd::new("qemu-img").args(args);
@@ -240,7 +241,7 @@ mod tests {
         serde_json::from_str(&show(&["info", "--output=json"])).unwrap()
     }
 
-    /// `qemu-img` is the judge.
+    /// `qemu-img` verifies the result.
     #[test]
     fn qemu_takes_it_for_an_empty_disk() {
         if !crate::skip::have(&[qemu_img::TOOL]) {
@@ -260,7 +261,7 @@ mod tests {
             assert_eq!(info.virtual_size, size.next_multiple_of(512));
             assert_eq!(info.backing_filename, None);
             sound(&path);
-            // What is there is not written over.
+            // An existing file is not overwritten.
             assert!(create_qcow2(&path, size).is_err());
             assert!(create_overlay(&path, size).is_err());
         }

@@ -1,4 +1,4 @@
-//! [`ImageError`]: why a disk image is not read.
+//! [`ImageError`]: reasons why a disk image is refused.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::partition;
 use crate::error::{Error, ErrorKind};
 use crate::tool::{ToolError, confine};
 
-/// More levels than VMware (32) or anyone's nightly snapshots need.
+/// The most levels of a chain; VMware's 32 and nightly snapshots need fewer.
 pub(super) const MAX_LEVELS: usize = 256;
 
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ pub enum ImageError {
     Short {
         path: PathBuf,
         short: Short,
-        /// It is its partition table that says so.
+        /// Whether the partition table shows it.
         table: bool,
     },
     #[error("{} is a {what}, not a disk image", path.display())]
@@ -120,7 +120,7 @@ impl ImageError {
         })
     }
 
-    /// Tells from an operating system error what is the matter with the file.
+    /// Converts an operating system error into the reason.
     pub(super) fn from_io(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
@@ -130,7 +130,7 @@ impl ImageError {
         }
     }
 
-    /// Tells from what QEMU wrote what is the matter with the image.
+    /// Converts QEMU's output into the reason.
     pub(super) fn from_tool(path: &Path, error: ToolError) -> Self {
         let Some(stderr) = error.stderr() else {
             return Self::Tool(error);
@@ -158,7 +158,7 @@ impl ImageError {
         {
             Self::Permission { path }
         } else if stderr.contains("Could not open") || stderr.contains("--blockdev") {
-            // The specification is of no use to the reader; the reason follows it.
+            // The specification does not help the user; the reason follows it.
             let line = stderr.lines().last().unwrap_or_default();
             let reason = line
                 .rfind("}': ")

@@ -1,9 +1,10 @@
-//! [`Export`]: an image opened by a storage daemon of our own, as a block device to read or write.
+//! [`Export`]: an image opened by its own storage daemon, as a block device to read or write.
 //!
-//! What may be done is in the type: `Export<dyn BlockRead>` has no way to write, and QEMU opened
-//! the image read-only. The daemon gets the listening socket and our connection is already waiting
-//! in it; the socket's directory is removed before the daemon starts, so nobody else can connect and
-//! nothing is left behind, however we end. Only for the guestfish engine it stays ([`Reach::User`]).
+//! The type determines the permitted operations: `Export<dyn BlockRead>` cannot write, and QEMU
+//! opened the image read-only. The daemon gets the listening socket, in which this process's
+//! connection is already waiting. The socket's directory is removed before the daemon starts, so
+//! nobody else can connect and nothing is left behind, however the process ends. It stays only for
+//! the guestfish engine ([`Reach::User`]).
 //!
 //! A raw image that we alone read needs no daemon: it is read as the file it is, on another host too. Nor does an
 //! overlay of this run over one of this host, which is written here ([`super::overlay_writer`]) and read here
@@ -43,9 +44,9 @@ pub const EXPORT: &str = "disk";
 const SECTOR: u64 = 512;
 /// How long a daemon that hung up may take to end.
 const FAIL_LIMIT: Duration = Duration::from_secs(5);
-/// How long it may be silent once the run was asked to stop.
+/// The time for it to respond after the run was asked to stop.
 const STOPPING: Duration = Duration::from_millis(500);
-/// The same while it writes to the source: what was begun there is better ended, or undone.
+/// The same while it writes to the source: a started write is better finished, or undone.
 const STOPPING_SOURCE: Duration = Duration::from_secs(30);
 
 type Disk = Cached<Nbd>;
@@ -86,14 +87,14 @@ impl From<ExportError> for crate::error::Error {
 
 pub type Result<T, E = ExportError> = std::result::Result<T, E>;
 
-/// A running storage daemon and our connection to it. To be closed with [`Export::close`];
-/// dropping it kills the daemon, and then only what was flushed is sure to be there.
+/// A running storage daemon and the connection to it. [`Export::close`] closes it. Dropping it
+/// kills the daemon, and then only flushed data is certain to be stored.
 pub struct Export<D: ?Sized> {
     disk: Arc<D>,
     behind: Behind,
     image: Image,
     writable: bool,
-    /// The directory of the socket, when others are to connect too.
+    /// The directory of the socket, if others have to connect too.
     folder: Option<Scratch>,
 }
 
@@ -113,7 +114,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// All its connections as one disk.
+    /// Joins all its connections to one disk.
     fn pool(&mut self, more: Vec<Nbd>) -> Arc<Pool> {
         let pool = Arc::new(Pool::new(self.connection.clone(), more));
         self.pool = Some(pool.clone());
@@ -121,10 +122,10 @@ impl Daemon {
     }
 }
 
-/// Who may connect to the storage daemon.
+/// The programs that may connect to the storage daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// We alone.
+    /// Only this process.
     Private,
     /// Other programs of this user, through [`Export::socket`].
     User,
@@ -152,7 +153,7 @@ impl Export<dyn BlockRead> {
         })
     }
 
-    /// For a copy: read through several connections, past the cache.
+    /// Opens the image for a copy: read through several connections, past the cache.
     pub(crate) fn open_for_copy(image: &Image) -> Result<Self> {
         let (disk, behind): (Arc<dyn BlockRead>, _) = match direct_for(image, Use::Copy)? {
             Some(disk) => (disk, Behind::Nothing),
@@ -173,7 +174,7 @@ impl Export<dyn BlockRead> {
 
 impl Export<dyn BlockWrite> {
     /// Creates a qcow2 at `overlay` that takes all writes; the image itself is only read. The
-    /// overlay does not name its backing file: it is of use only with [`Export::image`].
+    /// overlay does not name its backing file, so it is usable only with [`Export::image`].
     pub fn open_overlay(image: &Image, overlay: &Path) -> Result<Self> {
         Self::open_overlay_for(image, overlay, Reach::Private)
     }
@@ -208,8 +209,8 @@ impl Export<dyn BlockWrite> {
         }
     }
 
-    /// For a copy into the image itself: written through several connections, and durable after a flush
-    /// also where the image is of this run.
+    /// Opens the image itself as the target of a copy: written through several connections, and
+    /// durable after a flush even if the image is of this run.
     pub(crate) fn open_as_target(image: &Image) -> Result<Self> {
         let image = image.durable();
         let (mut daemon, more) = start_several(&image, true)?;
@@ -245,13 +246,13 @@ impl<D: ?Sized> Export<D> {
         self.disk.clone()
     }
 
-    /// What is exported: with [`Export::open_overlay`] the overlay over its source.
+    /// The exported image: after [`Export::open_overlay`] the overlay over its source.
     pub fn image(&self) -> &Image {
         &self.image
     }
 
-    /// Where other programs reach the daemon's export [`EXPORT`], with [`Reach::User`]. What they
-    /// write passes our cache by: [`Export::disk`] may then still give the old contents.
+    /// The socket of the daemon's export [`EXPORT`] for other programs, with [`Reach::User`]. Their
+    /// writes bypass the cache: [`Export::disk`] may then still return the old contents.
     pub fn socket(&self) -> Option<PathBuf> {
         self.folder.as_ref().map(|f| f.path().join(SOCKET))
     }
@@ -260,7 +261,7 @@ impl<D: ?Sized> Export<D> {
         self.writable
     }
 
-    /// The daemon's process id, when there is one.
+    /// The daemon's process id, if there is one.
     pub fn daemon_id(&self) -> Option<u32> {
         match &self.behind {
             Behind::Daemon(daemon) => Some(daemon.process.id()),
@@ -297,7 +298,7 @@ impl<D: ?Sized> Export<D> {
         }
         daemon.connection.inner().disconnect();
         let closed = daemon.process.close(cmd::silence());
-        // A daemon that is gone is why the flush failed, and says more.
+        // A dead daemon explains why the flush failed, and gives more detail.
         closed.map_err(|source| ExportError::Close {
             path: path.clone(),
             source,
@@ -311,12 +312,12 @@ pub fn direct(image: &Image) -> Result<Option<Arc<dyn BlockRead>>> {
     direct_for(image, Use::Guest)
 }
 
-/// What a disk is read for.
+/// The intended use of a disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
-    /// Here and there, and again: through one connection and its cache, where it is on another host.
+    /// Random reads: through one connection and its cache, on another host.
     Guest,
-    /// From front to back by several threads, each over a connection of its own.
+    /// Sequential reads by several threads, each over its own connection.
     Copy,
 }
 
@@ -366,14 +367,14 @@ fn direct_overlay(image: &Image, what: Use) -> Result<Option<Overlay>> {
     Ok(opened.map_err(|e| ImageError::from_io(overlay, e))?)
 }
 
-/// A plain file of this host, and what an overlay of this run has over it.
+/// A plain file of this host, and the contents of this run's overlay over it.
 pub(super) struct Differences {
     pub(super) file: File,
     pub(super) data: Extents,
     pub(super) zeroes: Extents,
 }
 
-/// `None` where the image is something else.
+/// The plain file and the overlay; `None` for any other image.
 pub(super) fn differences(image: &Image) -> io::Result<Option<Differences>> {
     let below = match image.scratch_over() {
         Some((_, below)) => below,
@@ -404,7 +405,8 @@ pub(super) fn differences(image: &Image) -> io::Result<Option<Differences>> {
     Ok(Some(differences))
 }
 
-/// Tells every range with data of an image that is read without a storage daemon, in order. `None`: it is not.
+/// Passes every range with data of an image that is read without a storage daemon to `found`, in
+/// order. `None` if the image needs a daemon.
 pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io::Result<()>> {
     plain_parts(image, &mut |range, part| {
         if part != Part::Zeroes {
@@ -413,7 +415,7 @@ pub fn plain_data(image: &Image, found: &mut dyn FnMut(Range<u64>)) -> Option<io
     })
 }
 
-/// The same with the zeroes that the image itself has.
+/// The same, with the zeroes that the image itself contains.
 pub(crate) fn plain_parts(
     image: &Image,
     found: &mut dyn FnMut(Range<u64>, Part),
@@ -452,7 +454,7 @@ pub(crate) fn plain_parts(
 /// A file that is the disk byte for byte.
 enum Plain {
     Here(Held),
-    /// On another host: of no part of it is known that it is a hole.
+    /// On another host, where no part is known to be a hole.
     Elsewhere,
 }
 
@@ -465,7 +467,7 @@ impl Plain {
         held.cloned().map(Self::Here)
     }
 
-    /// Tells the data of a part.
+    /// Passes the ranges of a part that have data to `found`.
     fn data(&self, part: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
         match self {
             Self::Here(held) => file_data(held.file(), part, found),
@@ -477,14 +479,14 @@ impl Plain {
     }
 }
 
-/// Tells the data of a part of a file.
+/// Passes the ranges of a part of a file that have data to `found`.
 fn file_data(file: &File, part: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
     let (mut at, size) = (part.start, part.end);
     while at < size {
         let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
             Ok(start) => start,
             Err(Errno::NXIO) => return Ok(()),
-            // A file system that does not tell: all of it may be data.
+            // The file system does not report holes: all of it may be data.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
             Err(e) => return Err(e.into()),
         };
@@ -512,7 +514,7 @@ fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
     Ok((daemon, folder))
 }
 
-/// With further connections, where the server takes care that they are one.
+/// Starts a daemon with further connections, if the server keeps them consistent.
 fn start_several(image: &Image, writable: bool) -> Result<(Daemon, Vec<Nbd>)> {
     let (daemon, more, _) = start_with(image, writable, Reach::Private, MORE)?;
     Ok((daemon, more))
@@ -558,7 +560,7 @@ fn start_with(
             };
             Ok((daemon, more.map_err(ExportError::Setup)?, folder))
         }
-        // It hangs up when it cannot open the image, and then says why.
+        // The daemon disconnects if it cannot open the image, and then prints the reason.
         Err(e) if stop::requested() => Err(ExportError::Setup(e)),
         Err(e) => match daemon.wait(FAIL_LIMIT) {
             Err(error @ ToolError::Failed { .. }) => {
@@ -571,14 +573,14 @@ fn start_with(
 
 const SOCKET: &str = "nbd";
 
-/// A listening socket with so many connections waiting in it. Its name is gone, unless others are to
-/// connect; then it is in a directory that only this user can enter.
+/// Creates a listening socket with so many connections waiting in it. Its name is removed, unless
+/// others have to connect; then it is in a directory that only this user can enter.
 fn socket(
     reach: Reach,
     connections: usize,
 ) -> io::Result<(UnixListener, Vec<UnixStream>, Option<Scratch>)> {
     let folder = Scratch::new()?;
-    // The path of a socket may have 107 bytes; this one is short wherever the directory is.
+    // The path of a socket may have 107 bytes; this one is short, whatever the directory.
     let handle = File::open(folder.path())?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd());
     let listener = UnixListener::bind(&path)?;
@@ -616,7 +618,7 @@ mod tests {
         for at in [0, 4095, 8 << 20, size - 1] {
             assert!(holds(at), "{at} {ranges:?}");
         }
-        // Of a file system that knows holes; the temporary files of a test are on one.
+        // On a file system that supports holes, as temporary files of a test are.
         assert!(!holds(32 << 20), "{ranges:?}");
         assert!(ranges.iter().all(|range| range.end <= size));
     }

@@ -1,10 +1,10 @@
-//! Gathers small writes: a file system driver writes the same few records again and again, and every
-//! write would be a round trip to the storage daemon.
+//! Gathers small writes. A file system driver writes the same few records again and again, and
+//! every write would be a round trip to the storage daemon.
 //!
-//! What was written is kept in memory and handed on in order of place, neighbours together, when it is
-//! asked for ([`BlockWrite::flush`]) or becomes too much. Reads see it. A failure is then reported by
-//! the call that handed the bytes on, not by the one that brought them, and what could not be handed on
-//! is kept: the next attempt fails again rather than to leave it out silently.
+//! Written bytes are kept in memory. They are passed on in order of offset, with neighbours joined,
+//! on a [`BlockWrite::flush`] or when there are too many. Reads see them. A failure is then
+//! reported by the call that passed the bytes on, not by the original write. Bytes that could not
+//! be passed on are kept: the next attempt fails again instead of silently leaving them out.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::block::{BlockRead, BlockWrite, check_range};
 
-/// Gathered bytes at which they are handed on.
+/// The number of gathered bytes at which they are passed on.
 const LIMIT: u64 = 8 << 20;
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct Gathered<D> {
     runs: Mutex<Runs>,
 }
 
-/// What was written, by its place. Runs neither overlap nor touch.
+/// The written bytes by offset. Runs neither overlap nor touch.
 #[derive(Debug, Default)]
 struct Runs {
     by_start: BTreeMap<u64, Vec<u8>>,
@@ -35,7 +35,7 @@ impl Runs {
             return;
         }
         let end = offset + data.len() as u64;
-        // The run that begins at or before the new one and reaches it takes it up.
+        // A run that begins at or before the new one and reaches it absorbs it.
         let before = self.by_start.range(..=offset).next_back();
         let start = match before {
             Some((&at, run)) if at + run.len() as u64 >= offset => at,
@@ -47,7 +47,7 @@ impl Runs {
         let shared = data.len().min(run.len() - inside);
         run[inside..inside + shared].copy_from_slice(&data[..shared]);
         run.extend_from_slice(&data[shared..]);
-        // Those it now reaches are older: only what lies behind the new bytes is theirs.
+        // Runs that it now reaches are older: only their bytes behind the new ones remain.
         while let Some((&at, _)) = self.by_start.range(offset..=end).next() {
             let older = self.by_start.remove(&at).unwrap_or_default();
             self.bytes -= older.len() as u64;
@@ -58,7 +58,7 @@ impl Runs {
         self.by_start.insert(start, run);
     }
 
-    /// Puts what was written over what the disk has.
+    /// Puts the written bytes over those read from the disk.
     fn apply(&self, offset: u64, buf: &mut [u8]) {
         let end = offset + buf.len() as u64;
         let first = self.by_start.range(..=offset).next_back();
@@ -144,7 +144,7 @@ impl<D: BlockWrite> BlockWrite for Gathered<D> {
 mod tests {
     use super::*;
 
-    /// A disk in memory that notes its writes and can be told to fail.
+    /// A disk in memory that records its writes and can be made to fail.
     struct Memory {
         data: Mutex<Vec<u8>>,
         writes: Mutex<Vec<(u64, usize)>>,

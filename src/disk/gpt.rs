@@ -10,7 +10,7 @@ use crate::block::BlockRead;
 use crate::bytes::layout;
 use crate::bytes::le16;
 
-/// Largest partition entry array read; the usual one has 16 KiB.
+/// The largest partition entry array that is read; the usual one has 16 KiB.
 const MAX_TABLE: u64 = 1 << 20;
 
 pub(super) const SIGNATURE: [u8; 8] = *b"EFI PART";
@@ -22,25 +22,25 @@ layout! {
         0 => signature: [u8; 8],
         /// 0x00010000.
         8 => revision: u32,
-        /// Bytes of the header, at least 92, at most a sector.
+        /// Length of the header in bytes, at least 92, at most a sector.
         12 => header_size: u32,
         /// CRC-32 of the header, with this field as 0.
         16 => header_crc: u32,
-        /// Where this copy is.
+        /// The LBA of this copy.
         24 => own_lba: u64,
-        /// Where the other copy is.
+        /// The LBA of the other copy.
         32 => backup: u64,
         /// The first sector that partitions may use.
         40 => first_usable: u64,
-        /// The last one.
+        /// The last sector that partitions may use.
         48 => last_usable: u64,
         /// Identifies the disk.
         56 => disk_id: Uuid,
-        /// Where the entries begin.
+        /// The LBA of the first entry.
         72 => table: u64,
-        /// How many entries there are, used or not.
+        /// The number of entries, used or not.
         80 => entries: u32,
-        /// Bytes of an entry: 128 times a power of two.
+        /// Size of an entry in bytes: 128 times a power of two.
         84 => entry_size: u32,
         /// CRC-32 of all entries.
         88 => table_crc: u32,
@@ -50,26 +50,26 @@ layout! {
 layout! {
     /// An entry of the table (UEFI 2.10, table 5.6).
     Entry[128] {
-        /// What the partition is for; zero where the entry is not used.
+        /// The type of the partition; zero for an unused entry.
         0 => kind: Uuid,
         /// Identifies the partition.
         16 => id: Uuid,
         /// Its first sector.
         32 => first: u64,
-        /// Its last sector, which belongs to it.
+        /// Its last sector, inclusive.
         40 => last: u64,
-        /// Bit 2: BIOS starts from it; others say what systems may do with it (table 5.7).
+        /// Bit 2: BIOS starts from it; others restrict what systems do with it (table 5.7).
         48 => attributes: u64,
-        /// UTF-16, zero-terminated where it is shorter.
+        /// UTF-16, zero-terminated if it is shorter.
         56 => name: [u8; 72],
     }
 }
 
-/// The primary table, or the backup when the primary is damaged.
+/// Reads the primary table, or the backup if the primary is damaged.
 pub(super) fn read(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<DiskLayout>> {
     let last = (disk.size() / u64::from(sector_size)).saturating_sub(1);
     let mut places = vec![1, last];
-    // On a disk that was enlarged the backup is not at its end.
+    // On an enlarged disk the backup is not at the end.
     let head = read_up_to(disk, u64::from(sector_size), Header::LEN)?;
     let found = Header::read(&head).filter(|h| h.signature == SIGNATURE);
     places.extend(found.map(|header| header.backup));
@@ -77,7 +77,7 @@ pub(super) fn read(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<
         let Some(header) = read_header(disk, lba, sector_size)? else {
             continue;
         };
-        // Of two sector sizes only the right one has the other header where it says.
+        // Of two sector sizes, only the right one has the other header at the recorded LBA.
         if lba == 1 && header.backup <= 1 {
             continue;
         }
@@ -93,7 +93,7 @@ pub(super) fn read(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<
     Ok(None)
 }
 
-/// Where a sound primary GPT header says its backup is, as an LBA.
+/// The LBA of the backup according to a sound primary GPT header.
 pub(super) fn backup(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<u64>> {
     Ok(read_header(disk, 1, sector_size)?.map(|header| header.backup))
 }
@@ -173,7 +173,7 @@ pub(super) fn partition(entry: &[u8], index: u32, sector_size: u64) -> Option<Pa
     })
 }
 
-/// CRC-32 as in zip and Ethernet. Tables are small: no lookup table needed.
+/// CRC-32 as in zip and Ethernet. Tables are small, so no lookup table is needed.
 pub(super) fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(!0, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {

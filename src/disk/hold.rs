@@ -1,15 +1,16 @@
-//! [`Held`]: a file of a source, opened once and held until the run is over.
+//! [`Held`]: a file of a source, opened once and held until the end of the run.
 //!
-//! Everything that is checked is checked on the open descriptor, and this process and QEMU's programs
-//! read through that descriptor ([`crate::tool::pass`]): who replaces a name by a link after the check
-//! gains nothing. The file is held as QEMU holds an image it reads, so that no VM can be started on it
-//! meanwhile, and a file that a VM holds is refused.
+//! Every check uses the open descriptor, and this process and QEMU's programs read through that
+//! descriptor ([`crate::tool::pass`]). So replacing a name by a link after the check gains an
+//! attacker nothing. The file is locked like an image that QEMU reads, so no VM can be started on
+//! it in the meantime, and a file in use by a VM is refused.
 //!
-//! QEMU says what it does with an image by read locks on single bytes of it (`block/file-posix.c`):
-//! byte `100 + n` says "I do n", byte `200 + n` says "nobody else may do n". A lock belongs to the
-//! descriptor and goes with it. Where a file system has no locks, none are found and none are taken.
+//! QEMU announces its use of an image by read locks on single bytes of it (`block/file-posix.c`).
+//! Byte `100 + n` means "this process does n", byte `200 + n` "nobody else may do n". A lock
+//! belongs to the descriptor and is released with it. On a file system without locks, none are
+//! found and none are taken.
 //!
-//! Locks keep only QEMU away. What others write is noticed by [`Held::check_unchanged`].
+//! Locks exclude only QEMU. [`Held::check_unchanged`] detects writes by other programs.
 
 use std::fs::File;
 use std::io;
@@ -40,16 +41,16 @@ const READ: libc::off_t = 0;
 const WRITE: libc::off_t = 1;
 const RESIZE: libc::off_t = 3;
 
-/// How long a program that is being started may hold the locks of a file that was closed.
+/// The time for which a starting program may keep the locks of a file that was closed.
 const STARTING: Duration = Duration::from_millis(200);
-/// How long a run that is about to be refused itself may be in the way of one that wants to write.
+/// The time for which a run that will itself be refused may block one that wants to write.
 const YIELD: Duration = Duration::from_secs(1);
 
-/// How much of a file's start, and of the places where formats have further headers, is compared.
+/// The number of bytes compared at a file's start and at each further header of the formats.
 const SAMPLE: usize = 4096;
 const SAMPLES: [u64; 3] = [0, 64 << 10, 128 << 10];
 
-/// What is done with a file.
+/// The use of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
     Read,
@@ -64,8 +65,8 @@ impl Use {
         }
     }
 
-    /// What others must not do. One that writes is in the way of all who read, too: QEMU lets readers
-    /// of a raw image in that this program must not pull the rug from under.
+    /// The uses that exclude this one. A writer also excludes all readers: QEMU admits readers of a
+    /// raw image whose data this program must not change under them.
     fn conflicts(self) -> &'static [libc::off_t] {
         match self {
             Self::Read => &[DOES + WRITE, DOES + RESIZE, FORBIDS + READ],
@@ -91,8 +92,8 @@ fn range(kind: i32, byte: libc::off_t) -> libc::flock {
     }
 }
 
-/// Takes QEMU's locks on an open file, all or none. `Ok(false)`: somebody else holds one that
-/// excludes them.
+/// Takes QEMU's locks on an open file, all or none. `Ok(false)` if somebody else holds a
+/// conflicting one.
 pub(super) fn lock(file: &File, usage: Use) -> io::Result<bool> {
     let forbids = [WRITE, RESIZE].map(|n| FORBIDS + n);
     let bytes = usage.does().iter().map(|n| DOES + n).chain(forbids);
@@ -100,7 +101,7 @@ pub(super) fn lock(file: &File, usage: Use) -> io::Result<bool> {
         let wanted = range(libc::F_RDLCK, byte);
         match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&wanted)) {
             Ok(_) => {}
-            // Somebody has it for himself alone.
+            // Another process has an exclusive lock.
             Err(Errno::EAGAIN | Errno::EACCES) => return Ok(false),
             Err(Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS) => {
                 return Ok(true);
@@ -119,7 +120,7 @@ pub(super) fn lock(file: &File, usage: Use) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Gives up what only a writer holds.
+/// Releases the locks that only a writer holds.
 fn unlock_writing(file: &File, usage: Use) {
     if usage == Use::Write {
         for n in [WRITE, RESIZE] {
@@ -129,8 +130,8 @@ fn unlock_writing(file: &File, usage: Use) {
     }
 }
 
-/// [`lock`] for reading. A program that is just being started has every open file of this process for a
-/// moment, and with it the locks of one that was closed meanwhile.
+/// Calls [`lock`] for reading, with retries. A program that is just being started briefly has every
+/// open file of this process, and with it the locks of one that was closed since.
 fn lock_for_reading(file: &File) -> io::Result<bool> {
     let start = Instant::now();
     loop {
@@ -144,9 +145,9 @@ fn lock_for_reading(file: &File) -> io::Result<bool> {
     }
 }
 
-/// [`lock`] for writing: of several runs that want to write, one gets it.
+/// Calls [`lock`] for writing: of several runs that want to write, one succeeds.
 pub(super) fn lock_for_writing(file: &File) -> io::Result<bool> {
-    // Only runs of this program take this one, and it is given to one of them at a time.
+    // Only runs of this program take this lock, one at a time.
     if let Err(rustix::io::Errno::WOULDBLOCK) =
         flock(file, FlockOperation::NonBlockingLockExclusive)
     {
@@ -165,8 +166,8 @@ pub(super) fn lock_for_writing(file: &File) -> io::Result<bool> {
     }
 }
 
-/// A file that was found by its name, not yet opened for reading: opening a pipe would wait for ever,
-/// opening a device may do things.
+/// A file found by its name but not yet opened for reading: opening a pipe would block for ever,
+/// and opening a device may have side effects.
 pub(super) struct Found {
     path: PathBuf,
     anchor: OwnedFd,
@@ -185,12 +186,12 @@ impl Found {
         format!("/proc/self/fd/{}", self.anchor.as_raw_fd())
     }
 
-    /// Where the file really is, links followed.
+    /// The real path, with links resolved.
     pub fn real(&self) -> io::Result<PathBuf> {
         std::fs::read_link(self.name())
     }
 
-    /// Opens and locks it.
+    /// Opens and locks the file.
     pub fn hold(self) -> Result<Held> {
         self.open(true)
     }
@@ -219,7 +220,7 @@ impl Found {
             None => io::Seek::seek(&mut file, io::SeekFrom::End(0)).map_err(io_error)?,
         };
         let allocated = match &remote {
-            // How much of it is holes nobody tells.
+            // The size of its holes is unknown.
             Some(_) => size,
             None => meta.blocks().saturating_mul(512),
         };
@@ -246,13 +247,13 @@ pub struct Held(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     file: Arc<File>,
-    /// What the file is the placeholder or a copy of.
+    /// The remote file for which this one is the placeholder or a copy.
     origin: Option<Arc<Remote>>,
     block_device: bool,
     size: u64,
     allocated: u64,
     facts: Facts,
-    /// By this run.
+    /// Whether this run has written to it.
     written: AtomicBool,
     /// Keeps a block device that is written from being mounted.
     exclusive: OnceLock<File>,
@@ -265,19 +266,19 @@ impl Held {
             .hold()
     }
 
-    /// Opens a file that a VM may be writing to, to see what it is based on.
+    /// Opens a file to which a VM may be writing, to read its backing file.
     pub(super) fn open_in_use(path: &Path) -> Result<Self> {
         Found::by_name(path)
             .map_err(|e| ImageError::from_io(path, e))?
             .open(false)
     }
 
-    /// As it was named.
+    /// The path as named.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
 
-    /// Where it really is, links followed.
+    /// The real path, with links resolved.
     pub fn real(&self) -> io::Result<PathBuf> {
         std::fs::read_link(self.name())
     }
@@ -286,23 +287,23 @@ impl Held {
         &self.0.file
     }
 
-    /// What it stands for, when it is the placeholder of a file on another host.
+    /// The remote file for which this one is the placeholder.
     pub fn remote(&self) -> Option<&Arc<Remote>> {
         let origin = self.0.origin.as_ref();
         origin.filter(|remote| !remote.is_copied())
     }
 
-    /// What it stands for or is a copy of, when that is on another host.
+    /// The remote file for which this one is the placeholder or a copy.
     pub(crate) fn origin(&self) -> Option<&Arc<Remote>> {
         self.0.origin.as_ref()
     }
 
-    /// Whether it is a file of another host, or a copy of one that this run made.
+    /// Whether the file is on another host, or was copied from one by this run.
     pub(crate) fn is_on_wire(&self) -> bool {
         self.0.origin.is_some()
     }
 
-    /// What is in it, here or on the wire.
+    /// Its contents, here or on the wire.
     pub fn contents(&self) -> &dyn ReadAt {
         match self.remote() {
             Some(remote) => &**remote,
@@ -319,12 +320,12 @@ impl Held {
         self.0.size
     }
 
-    /// Bytes it takes on the host.
+    /// Bytes that it takes on the host.
     pub fn allocated(&self) -> u64 {
         self.0.allocated
     }
 
-    /// When it was changed last, in milliseconds since 1970.
+    /// The time of its last change, in milliseconds since 1970.
     pub fn modified_ms(&self) -> u64 {
         if let Some(origin) = &self.0.origin {
             return origin.file().modified_ms();
@@ -334,7 +335,8 @@ impl Held {
         u64::try_from(ms).unwrap_or_default()
     }
 
-    /// Whether a later run finds the file: what this run unpacked has only a link into `/proc`.
+    /// Whether a later run can find the file: a file unpacked by this run has only a link into
+    /// `/proc`.
     pub(crate) fn has_a_name(&self) -> bool {
         let named = |path: PathBuf| {
             std::fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id())
@@ -342,7 +344,7 @@ impl Held {
         self.check_name().is_ok() && self.real().is_ok_and(named)
     }
 
-    /// By what a later run tells that the file is what it was.
+    /// The data by which a later run recognises an unchanged file.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
         let facts = &self.0.facts;
         let (seconds, nanoseconds) = facts.modified;
@@ -356,12 +358,12 @@ impl Held {
         }
     }
 
-    /// The digest of the headers of what is in it, here or on the wire.
+    /// The digest of the headers in its contents, here or on the wire.
     pub(crate) fn headers_sha256(&self) -> io::Result<String> {
         Ok(hex(&headers(self.contents(), self.size())?))
     }
 
-    /// 0 of a file on another host.
+    /// The inode; 0 for a file on another host.
     pub fn inode(&self) -> u64 {
         if self.0.origin.is_some() {
             return 0;
@@ -374,7 +376,7 @@ impl Held {
         self.0.facts.id
     }
 
-    /// What it is called in this process and in a program that was given it.
+    /// Its name in this process and in a program that received the descriptor.
     pub fn name(&self) -> String {
         pass::name(&self.0.file)
     }
@@ -383,7 +385,7 @@ impl Held {
         Passed::new(self.0.file.clone(), &self.0.path, writable)
     }
 
-    /// Holds it as one that writes: nobody else reads or writes it any more.
+    /// Locks it for writing: nobody else can read or write it any more.
     pub fn hold_for_writing(&self) -> Result<()> {
         self.check_kernel(Use::Write)?;
         match lock_for_writing(&self.0.file) {
@@ -395,7 +397,7 @@ impl Held {
         }
     }
 
-    /// Fails when the kernel uses it in a way that this use does not go with. A block device that is to
+    /// Fails if the kernel uses it in a way that conflicts with this use. A block device that will
     /// be written is then held, so that it cannot be mounted.
     pub fn check_kernel(&self, usage: Use) -> Result<()> {
         let in_kernel = |user: String, remedy: String| {
@@ -418,7 +420,7 @@ impl Held {
             return Ok(());
         }
         let start = Instant::now();
-        // Another run may be looking just now.
+        // Another run may just be checking.
         let file = loop {
             match kernel::exclusively(&self.name()) {
                 Ok(None) if start.elapsed() < STARTING => {
@@ -440,27 +442,27 @@ impl Held {
         }
     }
 
-    /// A VM that runs on a VMware host leaves its locks as files beside it.
+    /// Fails if VMware uses the file: a VM on a VMware host leaves its locks as files beside it.
     pub(crate) fn refuse_if_vmware_has_it(&self) -> Result<()> {
         if self.0.block_device {
             return Ok(());
         }
         let inode = self.id().1;
         vmware::refuse_if_locked(self.path(), inode)?;
-        // Behind a link the lock is where the file is.
+        // Behind a link, the lock is beside the real file.
         match self.real() {
             Ok(real) if real != self.path() => vmware::refuse_if_locked(&real, inode),
             _ => Ok(()),
         }
     }
 
-    /// This run writes it from now on.
+    /// Records that this run writes to it from now on.
     pub fn will_be_written(&self) {
         self.0.written.store(true, Ordering::SeqCst);
     }
 
-    /// By what a later run knows the file again: where it is, how long, when it was written, its headers.
-    /// Not its owner or inode, which change without its contents.
+    /// The identity of the file for a later run: its path, length, modification time and headers.
+    /// Owner and inode change without its contents, so they are not included.
     pub(crate) fn identity(&self) -> Value {
         if let Some(origin) = &self.0.origin {
             // Its placeholder is another file in every run.
@@ -480,8 +482,8 @@ impl Held {
         })
     }
 
-    /// Fails when somebody else changed the file since it was opened. A new owner is no change:
-    /// libvirt gives files away.
+    /// Fails if somebody else changed the file since it was opened. A new owner does not count:
+    /// libvirt changes the owner of files.
     pub fn check_unchanged(&self) -> Result<()> {
         if self.0.written.load(Ordering::SeqCst) {
             return Ok(());
@@ -510,8 +512,8 @@ impl Held {
         }
     }
 
-    /// Fails unless the name still leads to this file: for the moment before something is given the
-    /// name after all.
+    /// Fails unless the name still leads to this file: for the moment before a program is given the
+    /// name.
     pub fn check_name(&self) -> Result<()> {
         let meta = std::fs::metadata(self.path());
         match meta.map_err(|e| ImageError::from_io(self.path(), e))? {
@@ -523,27 +525,28 @@ impl Held {
         }
     }
 
-    /// The name leads to another file. One that leads nowhere is no matter: it was opened in time.
+    /// Whether the name leads to another file. A missing name does not matter, because the file was
+    /// opened in time.
     fn is_elsewhere(&self) -> bool {
         std::fs::metadata(self.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) != self.id())
     }
 }
 
-/// A file of a source as one run leaves it to the next. Not its owner, mode or inode: libvirt gives files
-/// away, and a restored backup is the same disk.
+/// A file of a source at the end of one run, for the next. Owner, mode and inode are not included:
+/// libvirt changes the owner of files, and a restored backup is the same disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fingerprint {
     #[serde(with = "crate::text::json_path")]
     pub(crate) path: PathBuf,
     pub(crate) size_bytes: u64,
-    /// Nanoseconds since 1970; 0 for a block device, whose times say nothing.
+    /// Nanoseconds since 1970; 0 for a block device, whose times have no meaning.
     pub(crate) modified_ns: i64,
-    /// Of the parts in which formats have their headers and footers.
+    /// Digest of the parts in which formats have their headers and footers.
     pub(crate) headers_sha256: String,
 }
 
 impl Fingerprint {
-    /// What is different in the file as it is now.
+    /// The first difference to the present file.
     pub(crate) fn difference(&self, now: &Self) -> Option<String> {
         if self.size_bytes != now.size_bytes {
             return Some(format!(
@@ -563,13 +566,14 @@ impl Fingerprint {
 
 const REPLACED: &str = "another file took its name";
 
-/// Names this start of the host: what is counted since then is not comparable across a restart.
+/// The id of this boot of the host: counters that started with it cannot be compared across a
+/// restart.
 fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned())
 }
 
-/// By what a change is noticed.
+/// The data by which a change is detected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Facts {
     id: (u64, u64),
@@ -578,7 +582,7 @@ struct Facts {
     modified: (i64, i64),
     /// Digest of its headers.
     head: [u8; 32],
-    /// Of a block device, whose times say nothing: what was written to it since the host started.
+    /// For a block device, whose times have no meaning: the writes since the host started.
     writes: Option<Writes>,
 }
 
@@ -655,7 +659,7 @@ impl Writes {
         Self::parse(&text)
     }
 
-    /// `Documentation/block/stat.rst`.
+    /// Parses the counters (`Documentation/block/stat.rst`).
     fn parse(text: &str) -> Option<Self> {
         let fields: Vec<u64> = text
             .split_whitespace()
@@ -664,7 +668,7 @@ impl Writes {
         Some(Self {
             requests: *fields.get(4)?,
             sectors: *fields.get(6)?,
-            // Not counted by old kernels.
+            // Old kernels do not count these.
             discards: fields.get(11).copied().unwrap_or_default(),
         })
     }
@@ -692,7 +696,7 @@ mod tests {
             a.hold_for_writing(),
             Err(ImageError::InUse { .. })
         ));
-        // Refused, it is a reader as before.
+        // After the refusal, it is a reader as before.
         drop(b);
         let b = Held::open(&path).unwrap();
         drop(a);
@@ -735,14 +739,14 @@ mod tests {
         };
         let held = Held::open(&path).unwrap();
         assert_eq!(changed(&held), "");
-        // libvirt gives files away and takes them back.
+        // libvirt changes the owner of files and restores it.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
         std::fs::set_permissions(&path, mode).unwrap();
         assert_eq!(changed(&held), "");
         write(200 << 10, b"x");
         assert!(changed(&held).contains("it was written to"));
 
-        // A writer that hides its traces.
+        // A writer that resets the modification time.
         let held = Held::open(&path).unwrap();
         let old = path.metadata().unwrap().modified().unwrap();
         for place in [0, 64 << 10, (300 << 10) - 1] {

@@ -1,4 +1,4 @@
-//! What the kernel itself does with a file or block device: a loop device over it, a mount, an array.
+//! The kernel's own use of a file or block device: a loop device over it, a mount, an array.
 //!
 //! None of these takes a lock that another program sees, so they are looked up.
 
@@ -11,15 +11,16 @@ use rustix::fs::OFlags;
 
 const BLOCK_DEVICES: &str = "/sys/block";
 
-/// A loop device that stands on a file.
+/// A loop device over a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoopDevice {
     pub path: PathBuf,
-    /// Writes to it are refused, so the file changes only by other ways.
+    /// Whether writes through it are refused, so that it cannot change the file.
     pub read_only: bool,
 }
 
-/// The loop device over the file with this device and inode number; one that can write, if there is one.
+/// The loop device over the file with this device and inode number; a writable one, if there is
+/// one.
 pub fn loop_over(id: (u64, u64)) -> Option<LoopDevice> {
     let devices = fs::read_dir(BLOCK_DEVICES).ok()?.flatten();
     let over = devices.filter(|entry| stands_on(&entry.path(), id));
@@ -41,8 +42,8 @@ pub fn stands_on(device: &Path, id: (u64, u64)) -> bool {
     meta.is_ok_and(|meta| (meta.dev(), meta.ino()) == id)
 }
 
-/// Opens a block device for this process alone. `None`: it is mounted, swapped to, or part of an array
-/// or a volume group. As long as it is open nobody can mount it.
+/// Opens a block device exclusively. `None` if it is mounted, swapped to, or part of an array or a
+/// volume group. Nobody can mount it while it is open.
 pub fn exclusively(name: &str) -> io::Result<Option<File>> {
     let opened = File::options()
         .read(true)

@@ -1,4 +1,4 @@
-//! What a partition table says, whatever its kind.
+//! The contents of a partition table of any kind.
 
 use serde::Serialize;
 
@@ -14,7 +14,7 @@ pub enum Scheme {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DiskLayout {
     pub scheme: Scheme,
-    /// Logical sector size the table was written for: 512 or 4096.
+    /// The logical sector size of the table: 512 or 4096.
     pub sector_size: u32,
     /// GPT disk GUID (lower case, with dashes) or MBR signature (`0x` and 8 hex digits).
     pub disk_id: Option<String>,
@@ -23,7 +23,7 @@ pub struct DiskLayout {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Partition {
-    /// As Linux numbers them: GPT slot + 1; MBR primaries 1-4, logical partitions from 5.
+    /// The number in Linux: GPT slot + 1; MBR primaries 1-4, logical partitions from 5.
     pub index: u32,
     /// GPT type GUID (lower case) or MBR type as `0x07`.
     #[serde(rename = "type")]

@@ -1,13 +1,13 @@
-//! Is an image file as long as its own tables say?
+//! Checks whether an image file is as long as its own tables require.
 //!
-//! QEMU reads what is missing at the end of a file as zeroes, and `qemu-img check` lets up to a cluster
-//! pass. So the end of the last block that holds data is computed here for every format, from the tables
-//! that say where blocks are, and compared with the length of the file. Blocks that need not be there are
-//! not counted: the end of the last cluster behind the end of the disk, the rest of the last sector of
-//! compressed data.
+//! QEMU reads missing data at the end of a file as zeroes, and `qemu-img check` tolerates up to a
+//! missing cluster. So the end of the last block with data is computed here for every format from
+//! its block tables, and compared with the length of the file. Parts that may be absent do not
+//! count: the part of the last cluster behind the end of the disk, and the rest of the last sector
+//! of compressed data.
 //!
-//! Tables that make no sense are not judged here: QEMU opens the image afterwards. Of a hostile image no
-//! byte is read twice, and no more tables than its disk can need.
+//! Invalid tables are ignored here: QEMU opens the image afterwards. In a hostile image no byte is
+//! read twice, and no more tables than its disk can need.
 //!
 //! Specifications: as in [`super::detect`], and QEMU's `block/*.c` for seSparse, QED and Parallels.
 
@@ -18,14 +18,14 @@ use super::qcow2::{COMPRESSED, EXTENDED_L2, EXTERNAL_DATA, Header, OFFSET, SUBCL
 use super::remote::ReadAt;
 use crate::bytes;
 
-/// Something that ends behind the end of the file or disk it is in.
+/// Data that ends behind the end of its file or disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Short {
-    /// What ends there: `its last block`, `partition 2`.
+    /// The name of the data: `its last block`, `partition 2`.
     pub what: String,
-    /// The byte it ends at.
+    /// The end of the data.
     pub needs: u64,
-    /// The length of what it lies in.
+    /// The length of the file or disk.
     pub has: u64,
 }
 
@@ -39,14 +39,14 @@ impl std::fmt::Display for Short {
     }
 }
 
-/// Tables larger than that are not those of any disk; QEMU refuses them.
+/// The largest table; no disk needs a larger one, and QEMU refuses it.
 const MAX_TABLE: u64 = 256 << 20;
-/// First tables with more entries are not looked at. QEMU takes no more of a qcow2, and the largest disk
-/// that is converted needs no more in the other formats.
+/// The most entries of a first table. QEMU accepts no more in a qcow2, and the largest supported
+/// disk needs no more in the other formats.
 const MAX_FIRST: u64 = 4 << 20;
 
-/// What of the image file ends behind the end of the file. External data files are looked at by
-/// [`data_file`], extents by [`extent`].
+/// Finds data of the image behind the end of the file. [`data_file`] checks external data files,
+/// [`extent`] extents.
 pub fn image(file: &dyn ReadAt, size: u64, format: Format) -> io::Result<Option<Short>> {
     let input = Input { file, size };
     let needs = match format.driver() {
@@ -63,7 +63,7 @@ pub fn image(file: &dyn ReadAt, size: u64, format: Format) -> io::Result<Option<
     Ok(input.short(needs, "its last block"))
 }
 
-/// The same for the external data file of a qcow2.
+/// Checks the external data file of a qcow2.
 pub fn data_file(qcow2_file: &dyn ReadAt, size: u64, data_size: u64) -> io::Result<Option<Short>> {
     let input = Input {
         file: qcow2_file,
@@ -77,7 +77,7 @@ pub fn data_file(qcow2_file: &dyn ReadAt, size: u64, data_size: u64) -> io::Resu
     }))
 }
 
-/// The same for an extent of a VMDK, as its descriptor describes it.
+/// Checks an extent of a VMDK against its descriptor.
 pub fn extent(part: &dyn ReadAt, size: u64, extent: &VmdkExtent) -> io::Result<Option<Short>> {
     let input = Input { file: part, size };
     let kind = extent.kind.to_ascii_uppercase();
@@ -99,7 +99,7 @@ struct Input<'f> {
     size: u64,
 }
 
-/// Where data ends in the qcow2 and in its data file.
+/// The ends of data in the qcow2 and in its data file.
 struct Ends {
     own: u64,
     data: u64,
@@ -110,7 +110,7 @@ impl Input<'_> {
         read_up_to(self.file, offset, len, self.size)
     }
 
-    /// Where the first data behind that place is; before it all is zero.
+    /// The start of the first data at or behind that offset; everything before is zero.
     fn data_from(&self, at: u64) -> u64 {
         self.file.data_from(at)
     }
@@ -124,7 +124,7 @@ impl Input<'_> {
         })
     }
 
-    /// Where the tables are that a first table names, and its own end.
+    /// The tables that a first table names, and its own end.
     fn first_table<const N: usize>(
         &self,
         offset: u64,
@@ -141,7 +141,7 @@ impl Input<'_> {
         Ok(end.map(|end| (listed, end)))
     }
 
-    /// Calls `each` with every entry of a table that is in the file, and returns the end of the table.
+    /// Calls `each` with every existing entry of a table, and returns the end of the table.
     fn table<const N: usize>(
         &self,
         offset: u64,
@@ -173,25 +173,25 @@ impl Input<'_> {
     }
 }
 
-/// Tables by their places in the file, with their indices.
+/// Tables by their offsets in the file, with their indices.
 #[derive(Default)]
 struct Listed(Vec<(u64, u64)>);
 
 impl Listed {
-    /// 0 says that there is none, 1 that it is all zeroes.
+    /// Adds a table. 0 means that there is none, 1 that it is all zeroes.
     fn add(&mut self, at: u64, index: u64) {
         if at > 1 {
             self.0.push((at, index));
         }
     }
 
-    /// The end of the last one.
+    /// The end of the last table.
     fn end(&self, length: u64) -> u64 {
         let last = self.0.iter().map(|(at, _)| *at).max();
         last.map_or(0, |at| at.saturating_add(length))
     }
 
-    /// Those that do not overlap the one before, as none of a sound image does.
+    /// The tables without those that overlap the previous one, which do not occur in a sound image.
     fn apart(mut self, length: u64) -> impl Iterator<Item = (u64, u64)> {
         self.0.sort_unstable();
         let mut free = 0;
@@ -221,7 +221,7 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
     bytes::be64(bytes, at).unwrap_or_default()
 }
 
-/// How much of the block at `index` lies within a disk of `disk` bytes.
+/// The part of the block at `index` within a disk of `disk` bytes.
 fn within(index: u64, block: u64, disk: u64) -> u64 {
     block.min(disk.saturating_sub(index.saturating_mul(block)))
 }
@@ -276,23 +276,23 @@ fn qcow2(input: &Input) -> io::Result<Option<Ends>> {
     Ok(Some(Ends { own, data }))
 }
 
-/// Where the data of a cluster ends, 0 when it has none, and whether it is compressed.
+/// The end of the data of a cluster, 0 if it has none, and whether it is compressed.
 fn cluster_end(index: u64, entry: u64, bitmap: Option<u64>, bits: u64, disk: u64) -> (u64, bool) {
     let cluster = 1u64 << bits;
     if entry & COMPRESSED != 0 {
         let shift = 62 - (bits - 8);
         let at = entry & ((1 << shift) - 1);
         let sectors = (entry >> shift) & ((1 << (bits - 8)) - 1);
-        // Of the last sector one byte is used at least.
+        // At least one byte of the last sector is used.
         return ((at & !511).saturating_add(sectors * 512 + 1), true);
     }
     let at = entry & OFFSET;
     let used = match bitmap {
         _ if at == 0 => return (0, false),
-        // Reads as zeroes, whatever is at its place.
+        // Reads as zeroes, whether it is allocated or not.
         None if entry & ZERO != 0 => return (0, false),
         None => cluster,
-        // The lower half says which parts are there.
+        // The lower half marks the allocated parts.
         Some(bitmap) => match bitmap as u32 {
             0 => return (0, false),
             there => (cluster / SUBCLUSTERS) * u64::from(32 - there.leading_zeros()),
@@ -347,7 +347,7 @@ struct Tables {
     per_table: u64,
     disk: u64,
     entry: fn([u8; 8]) -> u64,
-    /// By how many bits the size of a compressed cluster is shifted, where there are such.
+    /// The number of bits by which the size of a compressed cluster is shifted, if there are any.
     compressed: Option<u32>,
 }
 
@@ -422,7 +422,7 @@ fn vhd(input: &Input) -> io::Result<Option<u64>> {
             end = end.max(sector * 512 + bitmap + block);
         }
     })?;
-    // The footer is there twice; the second follows the last block.
+    // The footer exists twice; the second one follows the last block.
     let full = |table_end: u64| table_end.checked_next_multiple_of(512).unwrap_or(u64::MAX);
     Ok(table_end.map(|t| end.max(full(t)).saturating_add(FOOTER)))
 }
@@ -477,14 +477,14 @@ pub(super) fn vhdx_metadata(file: &dyn ReadAt, size: u64) -> io::Result<Vec<(Str
     Ok(items.collect())
 }
 
-/// Where a region is.
+/// The range of a region.
 fn vhdx_region(input: &Input, wanted: &str) -> io::Result<Option<(u64, u64)>> {
     let regions = vhdx_regions(input)?;
     let found = regions.into_iter().find(|(id, ..)| id == wanted);
     Ok(found.map(|(_, at, length)| (at, length)))
 }
 
-/// The regions of the first region table that is there: id, offset, length.
+/// The regions of the first valid region table: id, offset, length.
 fn vhdx_regions(input: &Input) -> io::Result<Vec<(String, u64, u64)>> {
     for table_at in [192 << 10, 256 << 10] {
         let table = input.read(table_at, 64 << 10)?;
@@ -499,10 +499,10 @@ fn vhdx_regions(input: &Input) -> io::Result<Vec<(String, u64, u64)>> {
 }
 
 fn vhdx(input: &Input) -> io::Result<Option<u64>> {
-    // [MS-VHDX] 2.5.1.1: there, and partly there over a parent.
+    // [MS-VHDX] 2.5.1.1: present, and partly present over a parent.
     const PRESENT: [u64; 2] = [6, 7];
     let Some((bat, _)) = vhdx_region(input, BAT_REGION)? else {
-        // The tables are in the first 320 KiB, the regions behind them.
+        // The tables are in the first 320 KiB, the regions after them.
         let headers = input.read(0, 8)?.starts_with(b"vhdxfile") && input.size < 1 << 20;
         return Ok(headers.then_some(1 << 20));
     };
@@ -561,7 +561,7 @@ fn sparse_vmdk(input: &Input) -> io::Result<Option<u64>> {
         return Ok(None);
     }
     if le64(&head, 56) == AT_END {
-        // The footer has the same header with the place of the directory.
+        // The footer has the same header with the offset of the directory.
         let footer = input.read(input.size.saturating_sub(1024), 512)?;
         if !footer.starts_with(b"KDMV") {
             return stream_end(input, le64(&head, 64)).map(Some);
@@ -596,7 +596,7 @@ struct Grains {
 }
 
 impl Grains {
-    /// The end of the last one.
+    /// The end of the last grain.
     fn end(&self, input: &Input) -> io::Result<Option<u64>> {
         let &Self {
             directory,
@@ -620,7 +620,7 @@ impl Grains {
         let mut last_grain = 0;
         let mut data = 0;
         for (at, i) in found.apart(length) {
-            // A large empty disk has GiB of tables, all of them hole.
+            // A large empty disk has GiB of tables, all of them holes.
             if at >= data {
                 data = input.data_from(at);
             }
@@ -629,7 +629,7 @@ impl Grains {
             }
             input.table(at, per_table, &mut |n, entry| {
                 let at = u64::from(u32::from_le_bytes(entry));
-                // 1 says zeroes.
+                // 1 means zeroes.
                 if at > 1 {
                     let used = within(i * per_table + n, grain, disk);
                     last_grain = last_grain.max(at);
@@ -638,7 +638,7 @@ impl Grains {
             })?;
         }
         if packed && last_grain > 0 {
-            // In front of compressed data: its sector (8 bytes) and its length (4).
+            // Compressed data is preceded by its sector (8 bytes) and its length (4).
             let marker = input.read(last_grain * 512, 12)?;
             end = end.max(last_grain * 512 + 12 + le32(&marker, 8));
         }
@@ -646,8 +646,8 @@ impl Grains {
     }
 }
 
-/// How far a stream-optimised image goes at least, when its footer is missing: to the end of the piece
-/// that is cut, and of the footer.
+/// The least length of a stream-optimised image without a footer: up to the end of the truncated
+/// piece and of the footer.
 fn stream_end(input: &Input, overhead: u64) -> io::Result<u64> {
     const FOOTER: u64 = 3 * 512;
     let mut at = overhead.saturating_mul(512).max(512);
@@ -655,7 +655,7 @@ fn stream_end(input: &Input, overhead: u64) -> io::Result<u64> {
         let marker = input.read(at, 16)?;
         let (value, length) = (le64(&marker, 0), le32(&marker, 8));
         if (value, length) == (0, 0) {
-            // The end of the stream, or nothing: a hole is not walked through sector by sector.
+            // The end of the stream, or nothing: a hole is not traversed sector by sector.
             break;
         }
         let piece = match length {

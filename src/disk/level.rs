@@ -23,55 +23,57 @@ pub struct Level {
     /// Absolute.
     pub path: PathBuf,
     pub format: Format,
-    /// What the format calls its kind, e.g. `streamOptimized`.
+    /// The format's name of its kind, e.g. `streamOptimized`.
     pub subformat: Option<String>,
     pub virtual_size: u64,
     /// Length of the file.
     pub size: u64,
-    /// Bytes the file takes on the host.
+    /// Bytes that the file takes on the host.
     pub allocated: u64,
     /// Files of a split image besides `path`.
     pub extents: Vec<PathBuf>,
     /// External data file of a qcow2.
     pub data_file: Option<PathBuf>,
     pub block_device: bool,
-    /// An overlay made by this run: worth nothing once the process is gone.
+    /// Whether it is an overlay of this run, useless after the process has ended.
     pub scratch: bool,
-    /// Made by this run to stay: what was flushed must survive a loss of power.
+    /// Whether this run made it to be kept: flushed data must survive a loss of power.
     pub(super) durable: bool,
-    /// What is written to it is compressed.
+    /// Whether writes to it are compressed.
     pub(super) compress: bool,
-    /// The open files: `path`, then the extents, then the data file. None of an overlay made by this run.
+    /// The open files: `path`, then the extents, then the data file. None for an overlay of this
+    /// run.
     pub(super) held: Vec<Held>,
-    /// What QEMU is given instead of a vmdk descriptor that names extents, or instead of a VHD's file.
+    /// The file for QEMU in place of a vmdk descriptor with extents, or of a VHD's file.
     pub(super) descriptor: Option<Arc<File>>,
-    /// The other first sector of a VHD.
+    /// The replacement for the first sector of a VHD.
     pub(super) head: Option<Arc<File>>,
-    /// A fixed VHD: so many bytes of the file are the disk.
+    /// For a fixed VHD, the number of bytes of the file that are the disk.
     pub(super) fixed: Option<u64>,
-    /// A flat VMDK on another host: its extents, joined to one raw disk.
+    /// For a flat VMDK on another host, its extents joined to one raw disk.
     pub(super) flat: Option<Arc<Remote>>,
-    /// What QEMU is given instead of a file on another host: with another header.
+    /// The file for QEMU in place of a file on another host, with another header.
     pub(super) shown: Option<Arc<Remote>>,
     /// Sparse links over such a disk: a qcow2 with the grains of all of them.
     pub(super) merged: Option<Held>,
     /// Those links, the newest first.
     pub(super) merged_links: Vec<MergedLink>,
-    /// Over what it is on, where its header has a name for that which is no path.
+    /// An empty image over the backing image, used if this level's header names that by something
+    /// other than a path.
     pub(super) between: Option<Arc<File>>,
 }
 
 /// One of several links that are read as one image.
 #[derive(Debug, Clone)]
 pub(super) struct MergedLink {
-    /// So many of the level's files are its own.
+    /// The number of the level's files that belong to it.
     pub(super) files: usize,
-    /// What it holds.
+    /// The ranges of its data.
     pub(super) ranges: Vec<Present>,
 }
 
 impl Level {
-    /// A new file of this run; QEMU opens it by its name.
+    /// A new file of this run; QEMU opens it by name.
     pub(super) fn of_this_run(path: &Path, format: Format, virtual_size: u64) -> Self {
         Self {
             path: path.to_owned(),
@@ -98,7 +100,7 @@ impl Level {
         }
     }
 
-    /// A file that was opened, before it was looked at.
+    /// An opened file before it was examined.
     pub(super) fn of(file: &Held, format: Format) -> Self {
         Self {
             size: file.size(),
@@ -115,15 +117,15 @@ impl Level {
         self.flat.is_some()
     }
 
-    /// The format in which QEMU sees the same disk when it opens the file by its name; `None` where it is
-    /// given something else than the file.
+    /// The format in which QEMU sees the same disk if it opens the file by name; `None` if QEMU
+    /// needs something other than the file.
     pub(crate) fn format_by_name(&self) -> Option<Format> {
         if self.flat.is_some() || self.shown.is_some() || self.merged.is_some() {
             return None;
         }
         match (&self.head, self.fixed) {
             (Some(_), _) => None,
-            // The overlay is as large as the disk: the footer behind it is never seen.
+            // The overlay is as large as the disk: the footer behind it is never visible.
             (None, Some(_)) => Some(Format::RAW),
             (None, None) => Some(self.format),
         }
@@ -143,8 +145,8 @@ impl Level {
             .unwrap_or(0))
     }
 
-    /// The block device tree of the level, over that of what is below it. Connections for it are added to
-    /// `sockets`.
+    /// The block device tree of the level, over that of the level below. Connections for it are
+    /// added to `sockets`.
     pub(super) fn node(&self, writable: bool, backing: Value, sockets: &mut Vec<Passed>) -> Value {
         let backing = match (&self.between, backing) {
             (Some(between), below) if !below.is_null() => between::under(between, below),
@@ -192,7 +194,8 @@ impl Level {
         let detect = writable && !self.durable;
         node["detect-zeroes"] = if detect { "unmap" } else { "off" }.into();
         if self.scratch && self.subformat.is_none() {
-            // How far QEMU sees at a time in what the overlay does not have: 512 MiB instead of 32.
+            // The range that QEMU handles at a time where the overlay has no data: 512 MiB instead
+            // of 32.
             node["l2-cache-entry-size"] = json!(64 << 10);
         }
         if writable && self.scratch && !self.durable {
@@ -214,15 +217,15 @@ impl Level {
             node["data-file"] = data;
         }
         if self.format.has_backing() {
-            // Null says: none, whatever the header names.
+            // Null means no backing file, whatever the header names.
             node["backing"] = backing;
         }
         node
     }
 
-    /// The descriptors its node names.
+    /// The descriptors that its node names.
     pub(super) fn passed(&self, writable: bool) -> Vec<Passed> {
-        // What is on another host comes through a socket.
+        // A file on another host is reached through a socket.
         let here = self.held.iter().filter(|held| held.remote().is_none());
         let held = here.chain(&self.merged).map(|held| held.passed(writable));
         let descriptor = self.descriptor.iter().chain(&self.head);
@@ -231,7 +234,7 @@ impl Level {
             .collect()
     }
 
-    /// The level alone.
+    /// The level without its backing image.
     pub(super) fn spec(&self) -> Spec {
         let mut sockets = Vec::new();
         Spec {

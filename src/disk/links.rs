@@ -1,12 +1,12 @@
-//! Files beside a disk that are built on it: snapshots' deltas, checkpoints, overlays.
+//! Finds files that are built on a disk: snapshots' deltas, checkpoints, overlays.
 //!
-//! A VM writes to the last link of a chain. Who converts an earlier one gets the state of that day without
-//! a word from any reader, because an image names its parent and never its children. So the headers of
-//! the files in the disk's directory (and in `Snapshots` below it, where VirtualBox puts them) are read,
-//! whatever they are called. A child in another directory is not found.
+//! A VM writes to the last link of a chain. Converting an earlier link would silently use an old
+//! state, because an image names its parent and never its children. So the headers of all files in
+//! the disk's directory (and in `Snapshots` below it, which VirtualBox uses) are read, whatever
+//! their names. A child in another directory is not found.
 //!
-//! A parent is named by a path, often one of another host; then its last part counts. VHDX, VHD and VDI
-//! name it by an id too.
+//! A parent is named by a path, often one of another host; then its last component counts. VHDX,
+//! VHD and VDI name it by an id too.
 //!
 //! Specifications: as in [`super::detect`]; of the parent locators [MS-VHDX] 2.6.2.6 and the VHD
 //! specification, "Dynamic Disk Header Format".
@@ -25,22 +25,22 @@ use super::remote::{self, ReadAt};
 use super::vmdk;
 use crate::bytes::le16;
 
-/// So many files of a directory are looked at.
+/// The most files examined in a directory.
 const MAX_FILES: usize = 4096;
-/// VMware allows 32 snapshots.
+/// The most links; VMware allows 32 snapshots.
 const MAX_LINKS: usize = 256;
 
-/// A file and what it says about its parent.
+/// A file and its references to a parent.
 #[derive(Debug, Default)]
 struct Candidate {
     path: PathBuf,
     place: (u64, u64),
-    /// Paths or names, in every spelling.
+    /// Paths or names of the parent, in every spelling.
     parents: Vec<OsString>,
     parent_ids: Vec<[u8; 16]>,
-    /// The id by which children name this one.
+    /// The id by which children name this file.
     id: Option<[u8; 16]>,
-    /// Files that hold its data, where it is only a descriptor.
+    /// Files with its data, if it is only a descriptor.
     extents: Vec<OsString>,
     modified: Option<std::time::SystemTime>,
 }
@@ -66,7 +66,7 @@ pub fn newer(disk: &Path) -> Vec<PathBuf> {
             others.extend(candidate(&file, &meta));
         }
     }
-    // A descriptor of which the disk is an extent stands for it.
+    // A descriptor with the disk as an extent represents the disk.
     let (mut frontier, mut others): (Vec<_>, Vec<_>) = others
         .into_iter()
         .partition(|c| c.extents.iter().any(|name| c.names(name, &own)));
@@ -113,7 +113,7 @@ impl Candidate {
         by_id || self.parents.iter().any(|name| self.names(name, parent))
     }
 
-    /// Whether a name in this file means `other`.
+    /// Whether a name in this file refers to `other`.
     fn names(&self, name: &OsStr, other: &Candidate) -> bool {
         let bytes = name.as_bytes();
         let bytes = bytes.strip_prefix(b"file:").unwrap_or(bytes);
@@ -135,7 +135,7 @@ impl Candidate {
     }
 }
 
-/// `None` for what is no image.
+/// Reads a candidate; `None` for a file that is not an image.
 fn candidate(path: &Path, meta: &Metadata) -> Option<Candidate> {
     let mut found = Candidate {
         path: path.into(),
@@ -143,7 +143,7 @@ fn candidate(path: &Path, meta: &Metadata) -> Option<Candidate> {
         modified: meta.modified().ok(),
         ..Candidate::default()
     };
-    // What cannot be read is no link that could be named.
+    // An unreadable file is no link that could be named.
     let _ = match remote::of(path, meta) {
         Some(remote) => read_links(&*remote, remote.file().size(), path, &mut found),
         None => read_links(&File::open(path).ok()?, meta.len(), path, &mut found),
@@ -197,7 +197,8 @@ fn fixed_vhd(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     Ok(vhd_type(&tail).map(|_| tail))
 }
 
-/// The files a backing file name of QEMU means: a path, or a `json:` description of nodes.
+/// The files to which a backing file name of QEMU refers: a path, or a `json:` description of
+/// nodes.
 fn backing_names(bytes: &[u8]) -> Vec<OsString> {
     let Some(json) = bytes.strip_prefix(b"json:") else {
         return vec![OsStr::from_bytes(bytes).to_owned()];
@@ -228,7 +229,7 @@ fn utf16(units: impl Iterator<Item = u16>) -> String {
 const PARENT_LOCATOR: &str = "a8d35f2d-b30b-454d-abf7-d3d84834ab0c";
 
 fn vhdx_links(file: &dyn ReadAt, size: u64, found: &mut Candidate) -> io::Result<()> {
-    // Of the two headers the one with the higher sequence number counts.
+    // Of the two headers, the one with the higher sequence number counts.
     let mut current = 0;
     for offset in [64 << 10, 128 << 10] {
         let header = read_up_to(file, offset, 80, size)?;
@@ -250,7 +251,7 @@ fn vhdx_links(file: &dyn ReadAt, size: u64, found: &mut Candidate) -> io::Result
     Ok(())
 }
 
-/// What a differencing VHDX says about its parent, by key; empty for any other.
+/// The parent locator of a differencing VHDX, by key; empty for any other.
 pub(super) fn vhdx_parent(file: &dyn ReadAt, size: u64) -> io::Result<Vec<(String, String)>> {
     let items = length::vhdx_metadata(file, size)?;
     let Some((_, start, length)) = items.iter().find(|(id, ..)| id == PARENT_LOCATOR) else {
@@ -302,7 +303,7 @@ mod tests {
         let base = file("win.vmdk", &descriptor("1", None, "win-flat.vmdk"));
         let flat = file("win-flat.vmdk", &"x".repeat(4096));
         assert!(newer(&base).is_empty() && newer(&flat).is_empty());
-        // Another disk's delta, of another directory's disk of that name.
+        // A delta of another disk with the same name in another directory.
         file("data-000001.vmdk", &descriptor("2", Some("data.vmdk"), "d"));
         std::fs::create_dir(folder.path().join("sub")).unwrap();
         write(
@@ -328,7 +329,7 @@ mod tests {
         }
     }
 
-    /// Of other files no more than the beginning is read: there may be thousands of them.
+    /// Only the beginning of other files is read, because there may be thousands of them.
     #[test]
     fn what_does_not_begin_like_a_descriptor_is_none() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The partition table of the MBR, and the chain of extended ones: what Linux does with them
+//! The partition table of the MBR, and the chain of extended ones, parsed like in Linux
 //! (`block/partitions/msdos.c`). The extended partition itself is not listed.
 
 use std::io;
@@ -8,17 +8,17 @@ use super::sector::read_up_to;
 use crate::block::BlockRead;
 use crate::bytes::layout;
 
-/// More logical partitions than Windows has drive letters.
+/// The most logical partitions: more than Windows has drive letters.
 pub(super) const MAX_LOGICAL: u32 = 128;
 
 pub(super) const TYPE_PROTECTIVE: u8 = 0xee;
 
 layout! {
-    /// The first sector of a disk, or of the place of a logical partition (UEFI 2.10, table 5.1).
+    /// The first sector of a disk, or that before a logical partition (UEFI 2.10, table 5.1).
     Sector[512] {
-        /// Identifies the disk to Windows; nothing in front of a logical partition.
+        /// Identifies the disk to Windows; unused before a logical partition.
         440 => disk_id: u32,
-        /// Four of [`Slot`]; in front of a logical partition two count.
+        /// Four of [`Slot`]; before a logical partition, two count.
         446 => slots: [u8; 64],
         /// 0x55, 0xaa.
         510 => signature: [u8; 2],
@@ -26,15 +26,16 @@ layout! {
 }
 
 layout! {
-    /// An entry of the table (UEFI 2.10, table 5.2). Places in cylinders, heads and sectors are not read.
+    /// An entry of the table (UEFI 2.10, table 5.2). Addresses in cylinders, heads and sectors are
+    /// ignored.
     Slot[16] {
-        /// 0x80 where BIOS starts from it, else 0; anything else is no partition entry.
+        /// 0x80 if BIOS starts from it, otherwise 0; any other value is no partition entry.
         0 => flag: u8,
-        /// What the partition is for; 0 where the entry is not used.
+        /// The type of the partition; 0 for an unused entry.
         4 => kind: u8,
         /// Its first sector, counted from the start of the disk or of the extended partition.
         8 => start: u32,
-        /// How many sectors it has.
+        /// Its number of sectors.
         12 => sectors: u32,
     }
 }
@@ -46,7 +47,7 @@ pub(super) struct Entry {
     pub sectors: u32,
 }
 
-/// The four entries of an MBR, or of the EBR in front of a logical partition.
+/// The four entries of an MBR, or of the EBR before a logical partition.
 pub(super) struct Mbr {
     pub signature: u32,
     pub entries: [Entry; 4],

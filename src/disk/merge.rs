@@ -1,10 +1,11 @@
-//! Snapshots of VMware on a base that lies on another host.
+//! Merges snapshots of VMware on a base that lies on another host.
 //!
-//! QEMU reads a sparse link (COWD, seSparse, those of Workstation) over a parent that is a VMDK of files, and
-//! over nothing else: on a raw one every read fails, and one that it reaches by NBD it looks for by the name in
-//! the link. So the links, which were fetched whole, are read without a parent, and
-//! their grains are written into one qcow2: the oldest link first, so that the newest counts. It has
-//! subclusters of one sector, because a grain may be one: what a link does not have shows the base.
+//! QEMU reads a sparse link (COWD, seSparse, those of Workstation) only over a parent that is a
+//! VMDK of files. Over a raw parent every read fails, and it looks for a parent reached by NBD
+//! under the name in the link. So the links, which were fetched whole, are read without a parent,
+//! and their grains are written into one qcow2. The oldest link is written first, so that the
+//! newest counts. The qcow2 has subclusters of one sector, because a grain may be one: ranges
+//! missing from all links show the base.
 
 use std::io;
 use std::path::Path;
@@ -21,12 +22,12 @@ use crate::tool::qemu_img::{self, Present};
 
 /// Subclusters are a 32nd of a cluster.
 const LAYOUT: &str = "cluster_size=16384,extended_l2=on";
-/// Read and written at a time.
+/// The number of bytes read and written at a time.
 const CHUNK: u64 = 4 << 20;
 
 impl Image {
-    /// The chain with the sparse links on a base of another host merged into one qcow2, when it is such a
-    /// chain.
+    /// Merges the sparse links of a chain on a base of another host into one qcow2; other chains
+    /// are unchanged.
     pub(super) fn with_links_merged(mut self) -> Result<Self> {
         let base = self.levels.iter().position(Level::is_flat_remote);
         let base = base.or_else(|| self.lowest_on_wire());
@@ -46,7 +47,7 @@ impl Image {
                     .map_err(|e| ImageError::from_tool(&link.path, e))
             })
             .collect::<Result<_>>()?;
-        // Opened before in this run: nothing of it changed, or the end of the run tells.
+        // Opened earlier in this run: it is unchanged, or the check at the end of the run fails.
         if !merged.exists() {
             let made = self.merge(&present, &merged);
             made.inspect_err(|_| drop(std::fs::remove_file(&merged)))?;
@@ -76,14 +77,14 @@ impl Image {
         Ok(self)
     }
 
-    /// The link at the bottom, when it is a sparse VMDK of another host.
+    /// The index of the lowest link that is a sparse VMDK of another host.
     fn lowest_on_wire(&self) -> Option<usize> {
         let level = self.levels.last()?;
         let remote = level.held().first()?.remote().is_some();
         (remote && level.format == Format::VMDK).then(|| self.levels.len() - 1)
     }
 
-    /// The links have these ranges.
+    /// Merges the links, which have these ranges.
     fn merge(&self, present: &[Vec<Present>], merged: &Path) -> Result<()> {
         let size = self.virtual_size();
         qemu_img::create_with(merged, "qcow2", size, Some(LAYOUT))

@@ -1,12 +1,13 @@
-//! A client for the Network Block Device protocol, as far as one trusted local server needs it.
+//! A client for the Network Block Device protocol, limited to the needs of one trusted local
+//! server.
 //!
 //! Fixed newstyle handshake, `NBD_OPT_GO`, simple replies; no TLS, no structured replies. The
-//! server is our own storage daemon on a private socket, but its answers are checked all the same.
-//! Large requests are cut into pieces that are all sent before the first reply is awaited: the
-//! server then reads ahead while we receive.
+//! server is hyper2kvm's own storage daemon on a private socket, but its answers are checked
+//! nevertheless. Large requests are split into pieces that are all sent before the first reply is
+//! awaited, so the server reads ahead while this process receives.
 //!
 //! Specification: NetworkBlockDevice/nbd `doc/proto.md`. No block size is negotiated, so any offset
-//! and length may be asked for; QEMU does the rest.
+//! and length may be requested; QEMU handles alignment.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -28,14 +29,14 @@ const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 const CMD_WRITE: u16 = 1;
 const CMD_WRITE_ZEROES: u16 = 6;
 
-/// The pieces large reads and writes are cut into. The protocol allows 32 MiB.
+/// The size of the pieces of large reads and writes. The protocol allows 32 MiB.
 const PIECE: usize = 512 << 10;
-/// Pieces under way at a time: their requests and replies fit any socket buffer, so neither side
-/// can end up waiting for the other to read.
+/// Pieces in flight: their requests and replies fit any socket buffer, so neither side can block
+/// the other.
 const WINDOW: usize = 16;
 /// The largest range zeroed by one request; a multiple of every cluster size.
 const ZERO_PIECE: u64 = 1 << 30;
-/// Longest option reply we accept.
+/// The longest option reply that is accepted.
 const MAX_OPTION_REPLY: u32 = 64 << 10;
 
 /// A connection to an export.
@@ -46,18 +47,18 @@ pub struct Nbd {
     conn: Mutex<Conn>,
 }
 
-/// How long the server may say nothing.
+/// The time limits for a silent server.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
     pub silence: Duration,
-    /// The same once the run was asked to stop.
+    /// The limit after the run was asked to stop.
     pub stopping: Duration,
 }
 
-/// How often a silent server makes us look at the stop flag.
+/// The interval at which the stop flag is checked while the server is silent.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A stream that neither waits for ever nor overhears a signal.
+/// A stream that neither blocks for ever nor misses a signal.
 #[derive(Debug)]
 struct Patient {
     stream: UnixStream,
@@ -121,7 +122,7 @@ struct Conn {
     stream: Patient,
     /// Identifies requests; every piece gets its own.
     cookie: u64,
-    /// After an error the stream may be anywhere: nothing goes through it any more.
+    /// Whether an error has left the stream at an unknown position: it is not used any more.
     broken: bool,
 }
 
@@ -150,7 +151,7 @@ impl Nbd {
         self.flags & FLAG_CAN_MULTI_CONN != 0
     }
 
-    /// Tells the server that no more requests follow. What was not flushed may be lost.
+    /// Announces the end of requests. Data that was not flushed may be lost.
     pub fn disconnect(&self) {
         let mut conn = self.lock();
         if !conn.broken {
@@ -204,7 +205,7 @@ fn negotiate(stream: &mut Patient, export: &str) -> io::Result<(u64, u16)> {
     stream.write_all(&message)?;
 
     let mut export = None;
-    // A server sends a handful of these.
+    // A server sends only a few of these.
     for _ in 0..64 {
         if u64::from_be_bytes(read_array(stream)?) != OPTION_REPLY_MAGIC
             || u32::from_be_bytes(read_array(stream)?) != OPT_GO
@@ -254,8 +255,8 @@ fn read_array<const N: usize>(stream: &mut Patient) -> io::Result<[u8; N]> {
 }
 
 impl Conn {
-    /// Runs one exchange. `Err` of the closure is trouble with the connection, `Ok` carries the
-    /// server's verdict on the request.
+    /// Runs one exchange. `Err` of the closure is a failed connection; `Ok` has the server's result
+    /// of the request.
     fn run(&mut self, exchange: impl FnOnce(&mut Self) -> io::Result<u32>) -> io::Result<()> {
         if self.broken {
             return Err(io::Error::new(
@@ -268,7 +269,7 @@ impl Conn {
         self.broken = false;
         match error {
             0 => Ok(()),
-            // The protocol's numbers are Linux's.
+            // The protocol uses the numbers of Linux.
             errno => Err(io::Error::from_raw_os_error(
                 i32::try_from(errno).unwrap_or(5),
             )),
@@ -299,7 +300,7 @@ impl Conn {
         Ok((u64::from_be_bytes(cookie), u32::from_be_bytes(error)))
     }
 
-    /// Awaits a reply to one of the pieces that are under way and returns its place in them.
+    /// Awaits a reply to one of the pieces in flight and returns its index.
     fn piece(&mut self, under_way: &mut [Option<u64>]) -> io::Result<(usize, u32)> {
         let (cookie, error) = self.reply()?;
         let at = under_way
@@ -462,7 +463,7 @@ mod tests {
         r
     }
 
-    /// A server that says what it has to say whatever it receives.
+    /// A server with fixed output, whatever it receives.
     fn scripted(script: Vec<u8>) -> UnixStream {
         let (client, mut server) = UnixStream::pair().unwrap();
         thread::spawn(move || {
@@ -527,7 +528,7 @@ mod tests {
         );
         nbd.flush().unwrap();
         assert!(nbd.read_at(8 << 20, &mut [0]).is_err(), "outside");
-        // A wrong cookie: nothing is believed after that.
+        // After a wrong cookie, nothing is trusted.
         assert!(nbd.flush().is_err());
         assert_eq!(nbd.flush().unwrap_err().kind(), io::ErrorKind::NotConnected);
     }

@@ -1,4 +1,4 @@
-//! Files of an image that lie on another host: as a node of QEMU's, as one disk.
+//! Files of an image on another host: as a node of QEMU's, as one disk.
 
 use std::fs::File;
 use std::io;
@@ -18,8 +18,8 @@ use super::remote::{self, ReadAt, Remote, RemoteFile};
 use crate::tool::pass::Passed;
 use crate::tool::spec::Spec;
 
-/// A file on another host, through a connection that is made now. Where there is none, QEMU finds one that
-/// is closed, and says so.
+/// The node of a file on another host, with a new connection. If that fails, QEMU gets a closed one
+/// and reports the error.
 pub(super) fn nbd_node(file: &dyn RemoteFile, sockets: &mut Vec<Passed>) -> Value {
     let connected = file.connect().or_else(|e| {
         tracing::warn!("{}: {e}", file.shown());
@@ -40,7 +40,7 @@ pub(super) fn nbd_node(file: &dyn RemoteFile, sockets: &mut Vec<Passed>) -> Valu
     })
 }
 
-/// What an image of that size is on when it names `name` as its backing file
+/// The backing node for an image of that size that names `name` as its backing file
 /// ([`remote::register_backing`]), in a format.
 pub(crate) fn named_backing(name: &str, format: &str, size: u64, spec: &mut Spec) -> Result<Value> {
     let placeholder = remote::backing(name).unwrap_or_else(|| name.into());
@@ -56,15 +56,15 @@ pub(crate) fn named_backing(name: &str, format: &str, size: u64, spec: &mut Spec
     Ok(node)
 }
 
-/// The file with another start.
+/// The file with its start replaced.
 pub(super) fn with_head(remote: &Remote, head: Vec<u8>) -> Arc<Remote> {
     let (file, at) = (remote.file(), head.len() as u64);
     let rest = Piece::of(file, at, file.size().saturating_sub(at));
     Remote::new(Composed::of(vec![Piece::bytes(head), rest]))
 }
 
-/// An image on another host whose header names no backing file. QEMU looks for the directory of a relative
-/// name even where it is given the backing node, and NBD has no directories.
+/// An image on another host, with a header that names no backing file. QEMU looks for the directory
+/// of a relative name even if it is given the backing node, and NBD has no directories.
 pub(super) fn without_backing(file: &Held, format: Format) -> io::Result<Option<Arc<Remote>>> {
     let Some(remote) = file.remote() else {
         return Ok(None);
@@ -74,7 +74,7 @@ pub(super) fn without_backing(file: &Held, format: Format) -> io::Result<Option<
     }
     let mut head = vec![0; 512.min(remote.file().size()) as usize];
     remote.read_exact_at(&mut head, 0)?;
-    // Where the name is, and how long it is.
+    // The offset of the name, and its length.
     if let Some(name) = head.get_mut(8..20) {
         name.fill(0);
     }
@@ -85,7 +85,8 @@ pub(super) fn is_flat(extent: &VmdkExtent) -> bool {
     matches!(&*extent.kind.to_ascii_uppercase(), "FLAT" | "VMFS")
 }
 
-/// The extents of a flat VMDK on another host as one disk: QEMU's vmdk driver takes none from the wire.
+/// Joins the extents of a flat VMDK on another host to one disk, because QEMU's vmdk driver does
+/// not accept remote ones.
 pub(super) fn joined(path: &Path, text: &[u8], parts: &[Held]) -> Result<Arc<Remote>> {
     let unsupported = |reason: &str| ImageError::Unsupported {
         path: path.into(),

@@ -1,4 +1,4 @@
-//! Opens an image and everything it stands on: formats, lengths, tables, references.
+//! Opens an image and everything below it, with checks of formats, lengths, tables and references.
 
 use std::fs::File;
 use std::io;
@@ -25,13 +25,13 @@ use crate::block::FileDisk;
 use crate::tool::pass;
 use crate::tool::qemu_img;
 
-/// What Hyper-V makes at most; VMware stops at 62 TiB. What is larger has tables that take
-/// minutes to go through, and no guest.
+/// The largest virtual size: Hyper-V's limit; VMware's is 62 TiB. Tables of a larger disk take
+/// minutes to read, and no guest has one.
 const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
 
 impl Image {
-    /// Looks at the image and everything it refers to. `format` is what the user says it is; it is
-    /// detected otherwise. `allow` lists files and directories that may be referred to besides the
+    /// Opens the image and every file it refers to. `format` is the one given by the user; without
+    /// it, it is detected. `allow` lists files and directories to which it may refer, besides the
     /// image's own directory.
     pub fn open_info(path: &Path, format: Option<&str>, allow: &[PathBuf]) -> Result<Self> {
         let format = format
@@ -66,8 +66,8 @@ impl Image {
         Self { levels }.with_links_merged()
     }
 
-    /// What the image is based on, while a VM may be writing to the image itself; VMware's locks on the files
-    /// below it do not matter. `None`: it is based on nothing.
+    /// Opens the backing image while a VM may be writing to the image itself. VMware's locks on the
+    /// files below it do not matter. `None` if there is no backing image.
     pub(crate) fn open_frozen(
         path: &Path,
         format: Option<&str>,
@@ -81,7 +81,7 @@ impl Image {
             None => detected(&named)?,
         };
         let (told, below) = match format {
-            // Of a running delta QEMU could say no more than its descriptor does.
+            // QEMU could provide no more about a running delta than its descriptor does.
             Format::VMDK => (String::new(), None),
             Format::QCOW2 => match ask_qemu(&mut Level::of(&named, format), &named)? {
                 Some((name, format)) if !name.is_empty() => (name, format),
@@ -103,7 +103,7 @@ impl Image {
     }
 }
 
-/// Of which size QEMU is to take the disk of a VHD.
+/// Sets the size that QEMU should use for the disk of a VHD.
 fn show_vhd(level: &mut Level, file: &Held) -> io::Result<()> {
     match vhd::shown(file.contents(), file.size())? {
         Some(vhd::Shown::Raw(size)) => level.fixed = Some(size),
@@ -140,7 +140,7 @@ fn open_level(
     };
     let mut level = Level::of(&file, format);
     if format == Format::RAW {
-        // Nothing QEMU could say about it; it counts in sectors, too.
+        // QEMU could add nothing, and it counts in sectors.
         level.virtual_size = size.checked_next_multiple_of(512).unwrap_or(u64::MAX);
         refuse_if_huge(&level)?;
         if let Some(short) = short_by_table(&file).map_err(io_error)? {
@@ -183,7 +183,8 @@ fn open_level(
     Ok((level, backing))
 }
 
-/// What the file itself shows: whether it is whole, and has its data in itself or in files QEMU can combine.
+/// Checks the file itself: whether it is complete, and has its data in itself or in files that QEMU
+/// can combine.
 fn check_file(level: &Level, file: &Held) -> Result<()> {
     let (path, size, format) = (file.path(), file.size(), level.format);
     let io_error = |e| ImageError::from_io(path, e);
@@ -234,7 +235,7 @@ fn open_data_file(level: &mut Level, file: &Held, references: &References) -> Re
     Ok(())
 }
 
-/// Takes over what `qemu-img info` knows. Returns the name of the backing file, and its format where the
+/// Reads the output of `qemu-img info`. Returns the name of the backing file, and its format if the
 /// image names it.
 fn ask_qemu(level: &mut Level, file: &Held) -> Result<Option<(String, Option<String>)>> {
     let path = file.path();
@@ -267,7 +268,7 @@ fn ask_qemu(level: &mut Level, file: &Held) -> Result<Option<(String, Option<Str
     Ok(info.backing_filename.map(|name| (name, format)))
 }
 
-/// What QEMU would say of a flat VMDK: its descriptor says it all.
+/// Describes a flat VMDK from its descriptor, without QEMU.
 fn flat_level(mut level: Level, file: &Held, references: &References) -> Result<(Level, Backing)> {
     let path = file.path();
     level.virtual_size = level.flat.as_ref().map_or(0, |flat| flat.file().size());
@@ -276,14 +277,14 @@ fn flat_level(mut level: Level, file: &Held, references: &References) -> Result<
     refuse_if_huge(&level)?;
     let parent = vmdk::parent(path, file.contents(), file.size());
     if let Some(parent) = parent.map_err(|e| ImageError::from_io(path, e))? {
-        // Flat all the same: nothing of the parent shows through.
+        // Flat nevertheless: no data of the parent is visible.
         references.open(path, &parent)?;
     }
     Ok((level, None))
 }
 
-/// The name of the backing file that QEMU found; from the image itself where its bytes are no UTF-8,
-/// which QEMU does not tell, or are text in another encoding.
+/// The name of the backing file from QEMU. It is read from the image itself if its bytes are not
+/// UTF-8, which QEMU cannot print, or are text in another encoding.
 fn backing_name(told: &str, image: &Held, format: Format) -> io::Result<Name> {
     let (file, size) = (image.contents(), image.size());
     let own = match format {
@@ -297,7 +298,7 @@ fn backing_name(told: &str, image: &Held, format: Format) -> io::Result<Name> {
     Ok(own.unwrap_or_else(|| Name::new(Charset::default(), told.as_bytes())))
 }
 
-/// Before anything goes through the whole of it.
+/// Refuses a huge disk before it is read as a whole.
 fn refuse_if_huge(level: &Level) -> Result<()> {
     if level.virtual_size <= MAX_VIRTUAL_SIZE {
         return Ok(());
@@ -313,7 +314,7 @@ fn refuse_if_huge(level: &Level) -> Result<()> {
     })
 }
 
-/// Whether a raw disk of that name is rather a damaged image, or no image at all.
+/// Whether a raw disk of that name is more likely a damaged image, or no image at all.
 fn claims_a_format(path: &Path) -> bool {
     let stem = path
         .file_stem()
@@ -333,7 +334,7 @@ fn claims_a_format(path: &Path) -> bool {
     }
 }
 
-/// The format of a file that nobody named.
+/// The detected format of a file without a given one.
 fn detected(file: &Held) -> Result<Format> {
     let path = file.path();
     let detected = detect::detect(file.contents(), file.size());
@@ -355,7 +356,7 @@ fn detected(file: &Held) -> Result<Format> {
     }
 }
 
-/// Opens the files a vmdk consists of besides the named one, and writes the descriptor that QEMU gets.
+/// Opens the further files of a vmdk, and writes the descriptor for QEMU.
 fn open_extents(level: &mut Level, file: &Held, references: &References) -> Result<()> {
     let path = file.path();
     let io_error = |e| ImageError::from_io(path, e);
@@ -364,7 +365,7 @@ fn open_extents(level: &mut Level, file: &Held, references: &References) -> Resu
         if detect::is_sparse_vmdk(file.contents(), file.size()).map_err(io_error)? {
             return Ok(());
         }
-        // QEMU would take any text for a descriptor, and open what it names.
+        // QEMU would use any text as a descriptor, and open the files it names.
         return Err(ImageError::Damaged {
             path: path.into(),
             reason: "it begins neither like a VMDK nor like the descriptor of one".into(),
@@ -377,7 +378,7 @@ fn open_extents(level: &mut Level, file: &Held, references: &References) -> Resu
         if let Some(remote) = part.remote()
             && !is_flat(&extent)
         {
-            // QEMU opens the sparse extents of a descriptor as files and in no other way.
+            // QEMU opens the sparse extents of a descriptor only as files.
             remote::fetch(part.path(), remote).map_err(|e| ImageError::from_io(part.path(), e))?;
             part = references.open(path, &name)?;
         }
@@ -415,7 +416,8 @@ fn short_at(path: &Path, short: Short, table: bool) -> ImageError {
     }
 }
 
-/// What ends behind the end of a raw disk. It may be shorter than what QEMU makes of it, full sectors.
+/// Finds data behind the end of a raw disk. The file may be shorter than its size in QEMU, which is
+/// rounded up to full sectors.
 fn short_by_table(file: &Held) -> io::Result<Option<Short>> {
     let layout = match file.remote() {
         Some(remote) => partition::read_layout(&**remote),
@@ -423,7 +425,7 @@ fn short_by_table(file: &Held) -> io::Result<Option<Short>> {
     };
     Ok(match layout {
         Err(LayoutError::Short(short)) => Some(short),
-        // Whoever reads the table comes upon it again.
+        // Any later reader of the table gets the same error.
         _ => None,
     })
 }
@@ -433,14 +435,14 @@ fn named_vhd(path: &Path) -> bool {
     extension.is_some_and(|e| e.eq_ignore_ascii_case("vhd"))
 }
 
-/// A VHD without footers is a fixed one that was cut: it begins as a raw disk does.
+/// The error for a truncated VHD. Without footers it is a fixed one, which begins like a raw disk.
 fn cut_vhd(file: &Held) -> Result<ImageError> {
     const FOOTER: u64 = 512;
     let (path, size) = (file.path(), file.size());
     let by_table = short_by_table(file).map_err(|e| ImageError::from_io(path, e))?;
     let short = by_table.unwrap_or_else(|| Short {
         what: "the footer of a fixed VHD".into(),
-        // In the sector that was begun, or behind the last one.
+        // In the last partial sector, or behind the last one.
         needs: match size % FOOTER {
             0 => size.saturating_add(FOOTER),
             _ => size.next_multiple_of(FOOTER),
@@ -450,11 +452,11 @@ fn cut_vhd(file: &Held) -> Result<ImageError> {
     Ok(short_at(path, short, false))
 }
 
-/// QEMU would follow a descriptor in an extent to further files.
+/// Refuses a descriptor in an extent: QEMU would open the files that it names.
 fn refuse_nested(part: &Held, extent: &VmdkExtent) -> Result<()> {
     let nested = detect::vmdk_descriptor(part.contents(), part.size())
         .map_err(|e| ImageError::from_io(part.path(), e))?;
-    // Whatever it lists: QEMU may see more in it than we do.
+    // Whatever it lists: QEMU may find more in it.
     if nested.is_some() && !extent.kind.eq_ignore_ascii_case("FLAT") {
         return Err(ImageError::Damaged {
             path: part.path().into(),
@@ -472,8 +474,8 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// QEMU cannot combine these with their parents. A differencing VHD it even reads as if it had none:
-/// zeroes where the parent's data should be.
+/// Refuses differencing images that QEMU cannot combine with their parents. It even reads a
+/// differencing VHD as if it had no parent: with zeroes in place of the parent's data.
 fn refuse_differencing(file: &dyn ReadAt, size: u64, path: &Path, format: Format) -> Result<()> {
     let io_error = |e| ImageError::from_io(path, e);
     let refused = |kind: &str, parent: Option<String>, remedy: &'static str| {

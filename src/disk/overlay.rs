@@ -1,10 +1,12 @@
-//! [`Overlay`]: a qcow2 of this run over a plain file, here or on another host, read without a storage daemon.
+//! [`Overlay`]: an overlay of this run over a plain file, here or on another host, read without a
+//! storage daemon.
 //!
-//! Specification: `docs/interop/qcow2.rst` of QEMU. The storage daemon has written the overlay and has closed it;
-//! here other code reads what it left, so a fault of the daemon's tables shows in the verification. Only what
-//! hyper2kvm's own overlays have is read: version 3, no backing name, no snapshots, no encryption, nothing
-//! compressed, with or without extended second-level entries. Whatever else is found, or does not fit, is left to
-//! QEMU ([`Overlay::open`] gives `None`).
+//! Specification: `docs/interop/qcow2.rst` of QEMU. The storage daemon has written the overlay and
+//! has closed it. It is read here by other code, so faults in the daemon's tables show in the
+//! verification. Only features of hyper2kvm's own overlays are supported: version 3, no backing
+//! name, no snapshots, no encryption, nothing compressed, with or without extended second-level
+//! entries. Anything else, or anything inconsistent, is left to QEMU ([`Overlay::open`] returns
+//! `None`).
 
 use std::fs::File;
 use std::io;
@@ -18,17 +20,17 @@ use crate::bytes::be64;
 
 use super::qcow2::{COMPRESSED, EXTENDED_L2, Header, OFFSET, SUBCLUSTERS, ZERO};
 
-/// An overlay in more pieces is read by QEMU: these take 32 MiB of memory.
+/// The most pieces, which take 32 MiB of memory; QEMU reads an overlay with more.
 const MOST_RUNS: usize = 1 << 20;
 /// The bitmap of a cluster whose parts all read as zeroes.
 const ALL_ZERO: u64 = 0xffff_ffff << SUBCLUSTERS;
 /// The first level of 64 TiB in clusters of 64 KiB.
 const MOST_TABLES: u32 = 128 << 10;
 
-/// What an overlay has for a range of the disk.
+/// The contents of an overlay for a range of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content {
-    /// From that byte of its file on.
+    /// Data from that offset of its file on.
     Data(u64),
     Zeroes,
 }
@@ -39,17 +41,17 @@ struct Run {
     content: Content,
 }
 
-/// A disk made of an overlay and the plain file below it.
+/// A disk composed of an overlay and the plain file below it.
 pub(super) struct Overlay {
     file: FileDisk,
     below: Arc<dyn BlockRead>,
     size: u64,
-    /// In order; what lies between them is read from below.
+    /// The sorted runs; ranges between them are read from below.
     runs: Vec<Run>,
 }
 
 impl Overlay {
-    /// `None` when the overlay is not one that is read here.
+    /// Opens an overlay; `None` if it has unsupported features.
     pub(super) fn open(overlay: &Path, below: Arc<dyn BlockRead>) -> io::Result<Option<Self>> {
         let file = File::open(overlay)?;
         let size = below.size();
@@ -64,7 +66,7 @@ impl Overlay {
         }))
     }
 
-    /// Every range of the disk in order, with what the overlay has for it.
+    /// Every range of the disk in order, with the overlay's contents for it.
     pub(super) fn parts(
         &self,
         range: Range<u64>,
@@ -120,7 +122,7 @@ impl BlockRead for Overlay {
     }
 }
 
-/// The tables of a qcow2 while they are read.
+/// The tables of a qcow2 during parsing.
 struct Tables<'f> {
     file: &'f File,
     length: u64,
@@ -166,14 +168,14 @@ impl<'f> Tables<'f> {
         if self.extended { 16 } else { 8 }
     }
 
-    /// Whether all of a part of the file is there.
+    /// Whether a part of the file exists completely.
     fn holds(&self, offset: u64, len: u64) -> bool {
         offset
             .checked_add(len)
             .is_some_and(|end| end <= self.length)
     }
 
-    /// Whether everything was understood.
+    /// Reads the first level. Returns whether everything is supported.
     fn first_level(&mut self, offset: u64, entries: u32) -> io::Result<bool> {
         let covered = self.cluster / self.entry_size() * self.cluster;
         if u64::from(entries) < self.size.div_ceil(covered)
@@ -228,7 +230,7 @@ impl<'f> Tables<'f> {
         match bitmap {
             None if word & ZERO != 0 => self.add(at, self.cluster, Content::Zeroes),
             None => host != 0 && self.add(at, self.cluster, Content::Data(host)),
-            // There the bitmap alone tells of zeroes.
+            // There only the bitmap marks zeroes.
             Some(_) if word & ZERO != 0 => false,
             // The free space of a large disk.
             Some(ALL_ZERO) => self.add(at, self.cluster, Content::Zeroes),
@@ -251,7 +253,7 @@ impl<'f> Tables<'f> {
         }
     }
 
-    /// Adds what follows the runs so far; `false` when the file ends before it.
+    /// Adds a run after the previous ones; `false` if the file ends before it.
     fn add(&mut self, at: u64, len: u64, content: Content) -> bool {
         if let Content::Data(host) = content
             && !self.holds(host, len.min(self.size - at.min(self.size)))

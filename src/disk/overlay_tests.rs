@@ -8,7 +8,7 @@ use crate::disk::export::{self, Export};
 use crate::disk::testing::{have, pattern, write};
 use crate::tool::qemu_img;
 
-/// Writes and zeroes over all kinds of borders.
+/// Writes and zeroes across all kinds of borders.
 fn fill(disk: &dyn BlockWrite, size: u64) {
     const CLUSTER: u64 = 64 << 10;
     for (i, (at, len)) in [
@@ -64,7 +64,7 @@ fn opened(overlay: &Path, raw: &Path) -> io::Result<Option<Overlay>> {
     Overlay::open(overlay, Arc::new(FileDisk::open(raw)?))
 }
 
-/// QEMU is the judge: of plain clusters, and of the large ones with subclusters that large disks get.
+/// QEMU verifies plain clusters, and the large ones with subclusters that large disks get.
 #[test]
 fn reads_what_qemu_reads() {
     if !have(&[qemu_img::TOOL, crate::tool::qsd::TOOL]) {
@@ -101,7 +101,7 @@ fn reads_what_qemu_reads() {
     }
 }
 
-/// Ranges that touch are one.
+/// Joins ranges that touch.
 fn joined(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let mut all: Vec<Range<u64>> = Vec::new();
     for range in ranges {
@@ -113,13 +113,13 @@ fn joined(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     all
 }
 
-/// Byte `at` of a file becomes `value`.
+/// Overwrites bytes of a file.
 fn set(file: &Path, at: u64, value: &[u8]) {
     let file = File::options().write(true).open(file).unwrap();
     file.write_all_at(value, at).unwrap();
 }
 
-/// A small overlay with one table, made by hand: data in the first cluster.
+/// A small handmade overlay with one table: data in the first cluster.
 fn by_hand(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
     const CLUSTER: u64 = 64 << 10;
     let overlay = folder.join(name);
@@ -167,7 +167,7 @@ fn what_is_not_understood_is_left_to_qemu() {
         set(&overlay, at, &value);
         assert!(opened(&overlay, &raw).unwrap().is_none(), "{name}");
     }
-    // A cluster of zeroes is none of the file's, wherever its entry points.
+    // A cluster of zeroes is not in the file, whatever its entry points to.
     let (overlay, raw) = by_hand(folder.path(), "zeroes");
     set(&overlay, table, &entry(ZERO | (5 * CLUSTER)));
     let read = opened(&overlay, &raw).unwrap().unwrap();
@@ -178,7 +178,7 @@ fn what_is_not_understood_is_left_to_qemu() {
     assert!(opened(&empty, &raw).unwrap().is_none());
 }
 
-/// Whatever one byte of the tables becomes: no panic, and nothing is read outside the disk.
+/// Any wrong byte in the tables causes neither a panic nor a read outside the disk.
 #[test]
 fn any_byte_may_be_wrong() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,13 +1,13 @@
 //! Reads GPT and MBR partition tables into a [`DiskLayout`].
 //!
-//! The tables come from a stranger's disk. One that does not fit the disk is refused: the end of the disk
-//! is missing ([`super::whole`]). Overlaps are left alone, chains and tables are bounded. The crates
-//! `gpt` and `mbrman` are not used for reading: the one asserts the entry size and allocates what
-//! the header asks for, the other gives up the whole table for one odd entry and follows a chain
-//! for as long as it continues. They judge the result in the tests.
+//! The tables are untrusted. One that does not fit the disk is refused, because the end of the disk
+//! is missing ([`super::whole`]). Overlaps are accepted; chains and tables have limits. The crates
+//! `gpt` and `mbrman` are not used for reading. The first asserts the entry size and allocates
+//! whatever the header requests. The second rejects the whole table for one odd entry and follows a
+//! chain of any length. The tests use them to verify the result.
 //!
-//! The sector size is not recorded anywhere. A GPT header is found at LBA 1 of the right one; with
-//! an MBR the size under which more partitions start with a boot sector is taken, 512 in doubt.
+//! The sector size is not recorded anywhere. A GPT header is found at LBA 1 of the right one. With
+//! an MBR, the size under which more partitions start with a boot sector is used, 512 in doubt.
 //!
 //! The tables themselves are in [`super::gpt`] and [`super::mbr`].
 
@@ -26,7 +26,7 @@ const SECTOR_SIZES: [u32; 2] = [512, 4096];
 pub enum LayoutError {
     #[error("reading the partition table")]
     Io(#[from] io::Error),
-    /// The MBR says there is a GPT, but neither the primary nor the backup is usable.
+    /// The MBR announces a GPT, but neither the primary nor the backup is usable.
     #[error("the GPT is damaged, and so is its backup")]
     DamagedGpt,
     #[error("the disk is cut short: {0}")]
@@ -34,7 +34,7 @@ pub enum LayoutError {
 }
 
 impl LayoutError {
-    /// As the error of reading the disk that is shown so.
+    /// Converts it into the error for the disk with that name.
     pub fn of(self, shown: impl std::fmt::Display) -> crate::error::Error {
         let hint = match self {
             Self::Io(_) => None,
@@ -47,12 +47,12 @@ impl LayoutError {
     }
 }
 
-/// What to do about a disk whose end is missing.
+/// The remedy for a disk whose end is missing.
 pub const SHORT_HINT: &str = "copy or export the disk again and compare sizes and checksums; if nothing is missing, correct \
      the partition table on a copy (gdisk: v, w)";
 
-/// Reads the partition table. No table and no file system gives [`Scheme::None`] and an empty
-/// list; a file system that starts at byte 0 gives one partition with index 0.
+/// Reads the partition table. Without a table and a file system the result is [`Scheme::None`] and
+/// an empty list; a file system that starts at byte 0 is one partition with index 0.
 pub fn read_layout(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
     let mut layout = read_claimed(disk).map_err(|error| match error {
         LayoutError::DamagedGpt => match cut_gpt(disk) {
@@ -72,17 +72,17 @@ pub fn read_layout(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
     Ok(layout)
 }
 
-/// The table as it stands there, whether or not the disk is that long.
+/// Reads the table unchanged, whether or not the disk is that long.
 fn read_claimed(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
     let sector = read_up_to(disk, 0, 512)?;
     let mbr = Mbr::parse(&sector);
-    // A boot sector has the MBR's signature too, and text where the table would be.
+    // A boot sector has the MBR's signature too, and text in place of the table.
     let protective = mbr.as_ref().is_some_and(Mbr::is_protective);
     if !protective && is_file_system(disk, &sector)? {
         return Ok(bare_file_system(disk, &sector));
     }
     let partitions_in_mbr = mbr.as_ref().is_some_and(|m| m.used().next().is_some());
-    // Without the protective entry a GPT header is what is left of an older table.
+    // Without the protective entry, a GPT header is a remainder of an older table.
     if protective || !partitions_in_mbr {
         for sector_size in SECTOR_SIZES {
             if let Some(layout) = gpt::read(disk, sector_size)? {
@@ -104,8 +104,9 @@ fn read_claimed(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
     }
 }
 
-/// The protective entry of an MBR covers the whole disk: for a GPT of which both copies are lost. In sectors
-/// of 512 bytes, unless the rest of a header of the other size is there.
+/// The size of a disk whose GPT has lost both copies, from the protective entry of its MBR, which
+/// covers the whole disk. The sectors have 512 bytes, unless there are remains of a header of the
+/// other size.
 fn cut_gpt(disk: &dyn BlockRead) -> io::Result<Option<Short>> {
     let sector = read_up_to(disk, 0, 512)?;
     let has = disk.size();
@@ -129,7 +130,7 @@ fn cut_gpt(disk: &dyn BlockRead) -> io::Result<Option<Short>> {
     }))
 }
 
-/// Cuts a range to the disk; `None` when nothing of it is left.
+/// Clips a range to the disk; `None` if nothing of it is left.
 fn clip(start: u64, size: u64, disk: u64) -> Option<(u64, u64)> {
     let size = size.min(disk.checked_sub(start)?);
     (size > 0).then_some((start, size))
@@ -138,7 +139,7 @@ fn clip(start: u64, size: u64, disk: u64) -> Option<(u64, u64)> {
 // ---- File systems at byte 0 ----
 
 fn is_file_system(disk: &dyn BlockRead, sector: &[u8]) -> io::Result<bool> {
-    /// What other systems put on whole disks.
+    /// Signatures that other systems put on whole disks.
     const OTHERS: [(u64, &[u8]); 6] = [
         (0, b"XFSB"),
         (0, b"LUKS\xba\xbe"),
@@ -150,7 +151,7 @@ fn is_file_system(disk: &dyn BlockRead, sector: &[u8]) -> io::Result<bool> {
     if is_boot_sector(sector) {
         return Ok(true);
     }
-    // Those that leave the first sector alone do so for an MBR, which then counts.
+    // File systems that leave the first sector free do so for an MBR, which then counts.
     let has_mbr = sector.get(510..) == Some(&[0x55, 0xaa]);
     for (offset, magic) in OTHERS {
         if (offset == 0 || !has_mbr) && read_up_to(disk, offset, magic.len())? == magic {
@@ -287,7 +288,8 @@ mod tests {
             assert!(data.guid.as_ref().is_some_and(|g| g.len() == 36));
             assert_eq!(good.disk_id.as_ref().map(String::len), Some(36));
 
-            // Header, entries, or the whole primary table gone: the backup says the same.
+            // Header, entries, or the whole primary table destroyed: the backup has the same
+            // contents.
             for (offset, len) in [
                 (sector_size + 40, 1),
                 (2 * sector_size + 32, 1),
@@ -299,13 +301,13 @@ mod tests {
                 patch(&path, offset, &vec![0xaa; len]);
                 assert_eq!(layout(&path).unwrap(), before, "{offset}");
             }
-            // Both gone.
+            // Both destroyed.
             let path = disk_file(folder.path(), 64 * MIB);
             write_gpt(&path, sector_size);
             patch(&path, sector_size, &[0xaa; 512]);
             patch(&path, 64 * MIB - sector_size, &[0xaa; 512]);
             assert!(matches!(layout(&path), Err(LayoutError::DamagedGpt)));
-            // Enlarged, and the primary entries damaged: the backup is where the header says.
+            // Enlarged, with damaged primary entries: the backup is where the header records it.
             let path = disk_file(folder.path(), 64 * MIB);
             write_gpt(&path, sector_size);
             let before = layout(&path).unwrap();
@@ -440,7 +442,7 @@ mod tests {
     fn hostile_mbr() {
         let folder = tempfile::tempdir().unwrap();
         let path = disk_file(folder.path(), 8 * MIB);
-        // A chain that goes back to its start, one that refers to itself, entries outside.
+        // A chain that returns to its start, one that refers to itself, entries outside.
         table(
             &path,
             0,
@@ -461,7 +463,7 @@ mod tests {
                 (6, 166 * 512, 5120)
             ]
         );
-        // A long chain is cut.
+        // A long chain is truncated.
         table(&path, 0, &[entry(5, 64, 16_000)]);
         for i in 0..1000 {
             table(

@@ -1,8 +1,8 @@
 //! [`Pool`]: several connections to one export, for copies.
 //!
-//! One connection answers in order: while it flushes, nothing is written, and while one piece is sent
-//! nothing is read. A flush goes through a connection of its own, which a server that announces
-//! `NBD_FLAG_CAN_MULTI_CONN` makes cover what the others wrote.
+//! One connection answers in order: while it flushes, nothing is written, and while one piece is
+//! sent nothing is read. A flush uses a connection of its own. A server that announces
+//! `NBD_FLAG_CAN_MULTI_CONN` makes it cover the writes of the others.
 
 use std::io;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::block::{BlockRead, BlockWrite};
 pub(super) const MORE: usize = 3;
 
 pub(super) struct Pool {
-    /// Flushes, and everything where there are no others.
+    /// The connection for flushes, and for everything if there are no others.
     first: Arc<Cached<Nbd>>,
     more: Vec<Nbd>,
     next: AtomicUsize,
 }
 
 impl Pool {
-    /// `more` must be connections to the export of `first`.
+    /// Creates a pool; `more` must be connections to the export of `first`.
     pub(super) fn new(first: Arc<Cached<Nbd>>, more: Vec<Nbd>) -> Self {
         Self {
             first,
@@ -32,7 +32,7 @@ impl Pool {
         }
     }
 
-    /// Tells the server that no more requests follow, except on the first connection.
+    /// Announces the end of requests, except on the first connection.
     pub(super) fn disconnect(&self) {
         self.more.iter().for_each(Nbd::disconnect);
     }

@@ -1,4 +1,4 @@
-//! [`References`]: which files an image may name.
+//! [`References`]: the files that an image may name.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::error::{ImageError, Result};
 use super::hold::{Found, Held};
 use super::remote;
 
-/// Which files a chain may refer to.
+/// The files to which a chain may refer.
 pub(super) struct References {
     /// Canonical files and directories.
     roots: Vec<PathBuf>,
@@ -17,8 +17,8 @@ pub(super) struct References {
 impl References {
     pub(super) fn new(named: &Held, allow: &[PathBuf]) -> Self {
         let is_file = !named.is_block_device();
-        // The directory as named, and the one the file really is in. What lies beside a device, or in
-        // the root directory, has nothing to do with it.
+        // The directory as named, and the real one of the file. Files beside a device, or in the
+        // root directory, are unrelated to it.
         let own = [
             named.path().parent().map(Path::to_owned),
             named
@@ -36,14 +36,14 @@ impl References {
         Self { roots }
     }
 
-    /// Opens the file `name` means in the image `path`, when that may be. By the name it was given:
-    /// its own references are relative to that.
+    /// Opens the file that `name` in the image `path` means, if that is allowed. It keeps the name
+    /// it was given, because its own references are relative to that.
     pub(super) fn open(&self, path: &Path, name: &Name) -> Result<Held> {
         let text = &name.text;
         if let Some(placeholder) = remote::backing(text) {
             return Held::open(&placeholder);
         }
-        // What QEMU would take for a protocol.
+        // A name that QEMU would parse as a protocol.
         let protocol = text
             .find([':', '/'])
             .is_some_and(|at| text.as_bytes()[at] == b':');
@@ -68,7 +68,7 @@ impl References {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     missing.get_or_insert(file);
                 }
-                // Not even whether a file elsewhere exists is told.
+                // Not even the existence of a file elsewhere is revealed.
                 Err(_) => return Err(self.outside(path, text)),
             }
         }

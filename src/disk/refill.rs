@@ -1,4 +1,4 @@
-//! [`Refill`]: brings an image up to date that earlier copies have filled in part.
+//! [`Refill`]: updates an image that earlier copies have partly filled.
 
 use std::fs::File;
 use std::io;
@@ -18,7 +18,7 @@ use crate::block::{BlockRead, BlockWrite};
 use crate::tool::qemu_img;
 use crate::transfer::{ExtentJournal, Extents, Pace, Transfer, Zeroes};
 
-/// A copy into a qcow2 that is there.
+/// A copy into an existing qcow2.
 pub(crate) struct Refill<'a> {
     pub(crate) source: &'a Image,
     pub(crate) target: &'a Path,
@@ -26,14 +26,14 @@ pub(crate) struct Refill<'a> {
     pub(crate) cancel: Option<Arc<AtomicBool>>,
 }
 
-/// What a refill does, in this order.
+/// The steps of a refill, in this order.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
-    /// Is zeroed: the source has nothing there.
+    /// Ranges to zero: the source has no data there.
     pub(crate) stale: Extents,
-    /// Is copied and recorded.
+    /// Ranges to copy and record.
     pub(crate) recorded: Extents,
-    /// Is copied and not recorded: the next run would copy something else there.
+    /// Ranges to copy without a record: the next run would copy something else there.
     pub(crate) unrecorded: Extents,
 }
 
@@ -46,8 +46,8 @@ impl Work {
 }
 
 impl Refill<'_> {
-    /// Makes a new, empty image that a loss of power does not take away. One that a killed run has made
-    /// and not noted is replaced.
+    /// Creates a new, empty image that survives a loss of power. One that a killed run created but
+    /// did not record is replaced.
     pub(crate) fn create(path: &Path, size: u64) -> Result<()> {
         let failed = |source: io::Error| CopyError::Io {
             path: path.into(),
@@ -65,7 +65,7 @@ impl Refill<'_> {
         file.sync_all().map_err(failed)
     }
 
-    /// Where the image has data.
+    /// The ranges of the image with data.
     pub(crate) fn data(path: &Path) -> Result<Extents> {
         let image = Image::open_info(path, Some(Format::QCOW2.driver()), &[])?;
         let mut held = Extents::default();
@@ -73,7 +73,7 @@ impl Refill<'_> {
         Ok(held)
     }
 
-    /// Does the work and tells the bytes that are copied. What was copied before an error is recorded.
+    /// Runs the steps and reports the copied bytes. Ranges copied before an error are recorded.
     pub(crate) fn run(
         &self,
         work: &Work,
@@ -122,7 +122,7 @@ impl Refill<'_> {
             .map_err(|e| CopyError::of(e, self.source.path(), self.target))
     }
 
-    /// Checks the copy as one that was made in one go, and tells what it takes on the host.
+    /// Verifies the copy like one made in a single run, and returns the bytes it takes on the host.
     pub(crate) fn check(&self, how: &CopyOptions) -> Result<u64> {
         let failed = |source: io::Error| CopyError::Io {
             path: self.target.into(),

@@ -1,5 +1,5 @@
-//! A raw copy of a raw source on one file system shares its blocks with it, where the file system can
-//! (btrfs, XFS): then only what an overlay has over the source is written.
+//! Shares blocks between a raw source and its raw copy on one file system, if it supports that
+//! (btrfs, XFS): then only the data of an overlay over the source is written.
 
 use std::fs::File;
 use std::io;
@@ -12,15 +12,15 @@ use super::chain::Image;
 use super::export::{self, Differences};
 use crate::transfer::Extents;
 
-/// Makes a new, empty target share the blocks of a raw source. Returns what is still to be copied; `None` where
-/// source and target cannot share anything.
+/// Makes a new, empty target share the blocks of a raw source. Returns the ranges still to be
+/// copied; `None` if source and target cannot share anything.
 pub(super) fn share(source: &Image, target: &File) -> io::Result<Option<Extents>> {
     let Some(Differences { file, data, zeroes }) = export::differences(source)? else {
         return Ok(None);
     };
     match ioctl_ficlone(target, &file) {
         Ok(()) => {}
-        // Another file system, one without it, a device, or a policy against it.
+        // Another file system, one without sharing, a device, or a policy against it.
         Err(error) => {
             tracing::info!("nothing is shared with the source: {error}");
             return Ok(None);

@@ -1,12 +1,12 @@
-//! Files on other hosts, and the placeholders that stand for them here.
+//! Files on other hosts, and their local placeholders.
 //!
-//! A source on the wire is mirrored as a directory: descriptions are copied into it, and a disk is a
-//! sparse file of its name and length, its placeholder. Whatever looks for files, their names and what
-//! lies beside them works on that directory as on any other. The contents of a placeholder come from the
-//! wire: [`of`] knows by device and inode which file on the other host it stands for.
+//! A source on the wire is mirrored as a directory. Descriptions are copied into it, and a disk is
+//! a sparse file of its name and length, its placeholder. Code that looks for files, their names
+//! and their neighbours works on that directory as on any other. The contents of a placeholder are
+//! fetched over the wire: [`of`] maps its device and inode to the file on the other host.
 //!
-//! QEMU's programs get a connected socket for such a file, not its name: they need no right to connect
-//! to anything.
+//! QEMU's programs get a connected socket for such a file, not its name: they need no permission to
+//! connect anywhere.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -28,19 +28,19 @@ use crate::block::BlockRead;
 use crate::stop;
 use crate::text;
 
-/// How long the server beside us may be silent; it gives up on the other host before.
+/// The time for which the local server may be silent; it gives up on the other host before.
 const SILENCE: Duration = Duration::from_secs(90);
-/// How long it may be silent once the run was asked to stop.
+/// The time for which it may be silent after the run was asked to stop.
 const STOPPING: Duration = Duration::from_millis(500);
 
-/// What a file that is fetched whole leaves free for others.
+/// The space that fetching a whole file leaves free for others.
 const RESERVE: u64 = 256 << 20;
 
-/// The bytes of a file, wherever it is.
+/// The bytes of a file, local or remote.
 pub trait ReadAt: Send + Sync {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Where the first data at or behind that place is; before it all is zero.
+    /// The start of the first data at or behind that offset; everything before is zero.
     fn data_from(&self, at: u64) -> u64;
 }
 
@@ -53,7 +53,7 @@ impl ReadAt for File {
         match rustix::fs::seek(self, SeekFrom::Data(at)) {
             Ok(data) => data,
             Err(Errno::NXIO) => u64::MAX,
-            // A file system that does not tell.
+            // A file system that does not report holes.
             Err(_) => at,
         }
     }
@@ -61,47 +61,48 @@ impl ReadAt for File {
 
 /// A file on another host, served by NBD on a private Unix socket.
 pub trait RemoteFile: Debug + Send + Sync {
-    /// As users write it.
+    /// The address in the form that users write.
     fn shown(&self) -> String;
     fn size(&self) -> u64;
-    /// When it was changed last, in milliseconds since 1970; 0 where the protocol does not tell.
+    /// The time of its last change in milliseconds since 1970; 0 if the protocol does not provide
+    /// it.
     fn modified_ms(&self) -> u64;
     /// A new connection to the server.
     fn connect(&self) -> io::Result<UnixStream>;
     /// The name of the export there.
     fn export(&self) -> &str;
-    /// What the other host calls this state of the file, where it tells.
+    /// The other host's identifier of this state of the file, if it provides one.
     fn etag(&self) -> Option<String> {
         None
     }
-    /// Much of it is going to be read soon.
+    /// Announces that much of it will be read soon.
     fn prepare(&self) {}
-    /// These ranges, offsets and lengths in order, are going to be read.
+    /// Announces that these ranges, offsets and lengths in order, will be read.
     fn expect(&self, _ranges: &[(u64, u64)]) {}
-    /// Where it was written to, as offsets and lengths, by the dirty bitmaps of its server; `None` where there
-    /// are none.
+    /// The ranges written to, as offsets and lengths, from the dirty bitmaps of its server; `None`
+    /// if there are none.
     fn dirty(&self) -> Result<Option<Vec<(u64, u64)>>, String> {
         Ok(None)
     }
-    /// Whether it is what it was when it was opened.
+    /// Fails if it may have changed since it was opened.
     fn check_unchanged(&self) -> Result<(), Doubt>;
 }
 
-/// Why a file is not known to be the one that was opened, in words.
+/// The reason why a file may not be the one that was opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Doubt {
     #[error("{0}")]
     Changed(String),
-    /// The line or the server is down.
+    /// The connection or the server is down.
     #[error("it cannot be looked at any more: {0}")]
     Unreachable(String),
 }
 
-/// Reads a remote file through one connection, which is made when it is first needed.
+/// Reads a remote file through one connection, which is opened on first use.
 #[derive(Debug)]
 pub struct Remote {
     file: Arc<dyn RemoteFile>,
-    /// The placeholder has all of it.
+    /// Whether the placeholder has all of its contents.
     copied: bool,
     connection: Mutex<Option<Arc<Cached<Nbd>>>>,
 }
@@ -141,7 +142,7 @@ impl Remote {
         Nbd::handshake(self.file.connect()?, self.file.export(), patience)
     }
 
-    /// Reads it through so many connections at a time.
+    /// A reader with that number of parallel connections.
     pub(super) fn for_copy(&self, connections: usize) -> io::Result<Pool> {
         let more = (0..connections).map(|_| self.connect());
         Ok(Pool::new(
@@ -176,7 +177,7 @@ impl ReadAt for Remote {
     }
 }
 
-/// Puts the contents of a remote file into its placeholder, for programs that take files only.
+/// Copies the contents of a remote file into its placeholder, for programs that accept files only.
 pub fn fetch(path: &Path, remote: &Remote) -> io::Result<()> {
     const CHUNK: u64 = 4 << 20;
     let size = remote.size();
@@ -204,15 +205,16 @@ pub fn fetch(path: &Path, remote: &Remote) -> io::Result<()> {
     register(&copy, remote.file.clone(), true).map(drop)
 }
 
-/// What stands for what. One for the process: a file is looked up where it is opened.
+/// The placeholders and their remote files, one map for the process, because a file is looked up
+/// where it is opened.
 #[derive(Debug, Default)]
 struct Known {
-    /// By device and inode. The placeholder stays open, so that no other file gets its inode, whoever
-    /// removes it.
+    /// Remote files by device and inode. The placeholder stays open, so that no other file gets its
+    /// inode even if it is removed.
     files: HashMap<(u64, u64), (File, Arc<Remote>)>,
     /// Directories that mirror another host.
     roots: Vec<PathBuf>,
-    /// What names of backing files that are no paths stand for, as this run was told.
+    /// Placeholders for names of backing files that are not paths.
     backings: HashMap<String, PathBuf>,
 }
 
@@ -222,8 +224,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes an open file the placeholder of a remote one; or, where it has all its contents, a copy of which
-/// only the changes on the other host count.
+/// Registers an open file as the placeholder of a remote one. If it has all contents, it is a copy,
+/// for which only changes on the other host count.
 pub fn register(
     placeholder: &File,
     file: Arc<dyn RemoteFile>,
@@ -241,12 +243,13 @@ pub fn register(
     Ok(remote)
 }
 
-/// What the file at `path` stands for when its contents are on another host.
+/// The remote file behind the file at `path`, if there is one.
 pub fn of(path: &Path, meta: &Metadata) -> Option<Arc<Remote>> {
     origin(path, meta).filter(|remote| !remote.copied)
 }
 
-/// What the file at `path` stands for or is a copy of. Only in the directories that mirror other hosts.
+/// The remote file for which the file at `path` is the placeholder or a copy. Only in the
+/// directories that mirror other hosts.
 pub fn origin(path: &Path, meta: &Metadata) -> Option<Arc<Remote>> {
     let known = lock(&KNOWN);
     let known = known.as_ref()?;
@@ -259,29 +262,29 @@ fn place(meta: &Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// From now on `root` mirrors a host, and is shown as `url`.
+/// Registers `root` as the mirror of a host, shown as `url`.
 pub fn register_root(root: &Path, url: &str) {
     text::call(root, url);
     let mut known = lock(&KNOWN);
     known.get_or_insert_default().roots.push(root.to_owned());
 }
 
-/// From now on a file of a mirror is shown as `url`: the whole of it, encoded and with its query, so that it can be
-/// given again.
+/// Sets the `url` shown for a file of a mirror: complete, encoded and with its query, so that it
+/// can be used again.
 pub fn show_as(path: &Path, url: &str) {
     if text::called(&path.to_string_lossy()) != url {
         text::call(path, url);
     }
 }
 
-/// From now on an image that names `name` as its backing file is on the file that `placeholder` stands for.
+/// Registers the file behind `placeholder` for images that name `name` as their backing file.
 pub fn register_backing(name: &str, placeholder: &Path) {
     let mut known = lock(&KNOWN);
     let backings = &mut known.get_or_insert_default().backings;
     backings.insert(name.to_owned(), placeholder.to_owned());
 }
 
-/// The placeholder that a name of a backing file means, when this run was told so.
+/// The placeholder registered for a name of a backing file.
 pub fn backing(name: &str) -> Option<PathBuf> {
     lock(&KNOWN).as_ref()?.backings.get(name).cloned()
 }
@@ -298,8 +301,8 @@ pub fn root_of(path: &Path) -> Option<PathBuf> {
     roots.find(|root| path.starts_with(root)).cloned()
 }
 
-/// The file that `name` in the file at `path` means. On another host it stays below what mirrors that host,
-/// whatever it names.
+/// The file that `name` in the file at `path` means. On another host it stays below the mirror of
+/// that host, whatever the name.
 pub fn resolve(path: &Path, name: &Path) -> PathBuf {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let Some(root) = root_of(path) else {
@@ -319,8 +322,8 @@ pub fn resolve(path: &Path, name: &Path) -> PathBuf {
     })
 }
 
-/// `name` as a description at `path` means it: an absolute path there is one of the host that `path`
-/// comes from.
+/// Resolves `name` in a description at `path`: an absolute path is one of the host of that
+/// description.
 pub fn absolute(path: &Path, name: &Path) -> PathBuf {
     match root_of(path) {
         Some(root) if name.is_absolute() => {
@@ -338,7 +341,7 @@ mod tests {
     use super::*;
     use crate::disk::testing::{Served, write};
 
-    /// A file system gives the number of a removed file to the next one.
+    /// A file system reuses the number of a removed file for the next one.
     #[test]
     fn a_new_file_is_never_taken_for_a_placeholder_that_is_gone() {
         let host = tempfile::tempdir().unwrap();

@@ -1,22 +1,22 @@
-//! Bytes at the start of a disk or a partition: reading them, and what they are.
+//! The start of a disk or a partition: reading and recognising it.
 
 use std::io;
 
 use crate::block::BlockRead;
 use crate::bytes::le16;
 
-/// Up to `len` bytes, less at the end of the disk.
+/// Reads up to `len` bytes, fewer at the end of the disk.
 pub(super) fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     let len = (len as u64).min(disk.size().saturating_sub(offset));
     let mut buf = vec![0; len as usize];
-    // Past the end there is nothing to ask for, not even nothing.
+    // Behind the end, not even an empty read is allowed.
     if !buf.is_empty() {
         disk.read_at(offset, &mut buf)?;
     }
     Ok(buf)
 }
 
-/// The boot sector of a Windows file system, or of BitLocker.
+/// Whether this is the boot sector of a Windows file system, or of BitLocker.
 pub fn is_boot_sector(sector: &[u8]) -> bool {
     let at =
         |offset: usize, magic: &[u8]| sector.get(offset..).is_some_and(|s| s.starts_with(magic));

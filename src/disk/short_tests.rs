@@ -1,4 +1,4 @@
-//! Disks and images whose end is missing: every format, cut at every kind of place.
+//! Disks and images whose end is missing: every format, truncated at every kind of place.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -126,7 +126,7 @@ fn what_need_not_be_there_is_not_missed() {
         run("qemu-img", &args);
         let image = Image::open_info(&path, None, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
         image.check().unwrap_or_else(|e| panic!("{name}: {e}"));
-        // Nothing in it at all.
+        // It has no data at all.
         let empty = folder.path().join(format!("empty-{name}"));
         run(
             "qemu-img",
@@ -215,7 +215,7 @@ fn split_extents_and_data_files() {
     }
 }
 
-/// Written by hand: QEMU reads these two formats of ESX and writes neither.
+/// Handwritten: QEMU reads these two formats of ESX but writes neither.
 #[test]
 fn extents_of_esx() {
     let folder = TempDir::new().unwrap();
@@ -361,7 +361,7 @@ fn a_gpt_is_whole_up_to_its_backup() {
             file.set_len(cut).unwrap();
             let short = short(&path);
             assert_eq!((short.needs, short.has), (needs, cut), "{short}");
-            // Made as long as it was, so that the end is zeroes.
+            // Extended to its old length, so that the end is zeroes.
             file.set_len(size).unwrap();
             if cut > size - sector_size {
                 assert_eq!(layout_short(&file), None, "of the header no byte was lost");
@@ -377,12 +377,12 @@ fn a_gpt_is_whole_up_to_its_backup() {
             let (path, _) = raw(folder.path(), size);
             gpt(&path, sector_size, 16 * MIB);
         }
-        // In the middle of a partition: that is what ends too late.
+        // In the middle of a partition: the partition ends too late.
         file.set_len(20 * MIB).unwrap();
         let found = layout_short(&file).unwrap();
         assert!(found.what.starts_with("partition 2"), "{found}");
         assert!(found.needs > 24 * MIB && found.has == 20 * MIB, "{found}");
-        // Neither copy of the table is sound: the MBR knows the length.
+        // Neither copy of the table is sound: the MBR has the length.
         file.write_all_at(&[0xaa; 4], sector_size + 16).unwrap();
         let found = layout_short(&file).unwrap();
         assert_eq!((found.needs, found.has), (size, 20 * MIB));
@@ -426,10 +426,10 @@ fn an_mbr_fits_its_disk() {
         assert_eq!((found.needs, found.has), (needs, 16 * MIB));
         assert!(found.what.contains("partition 1"), "{found}");
     }
-    // Not even its start is there.
+    // Not even its start exists.
     mbr(&file, 0, &[(7, last + 8, 100)]);
     assert!(short(&path).needs > 16 * MIB);
-    // Rounded up to a cylinder, while the file system in it ends in time, and while it does not.
+    // Rounded up to a cylinder, with a file system in it that ends in time, and one that does not.
     mbr(&file, 0, &[(7, 2048, last - 2048 + 5000)]);
     ntfs_boot(&file, MIB, u64::from(last) - 2048 - 1);
     assert_eq!(layout_short(&file), None);
@@ -453,7 +453,7 @@ fn an_mbr_fits_its_disk() {
     mbr(&file, 0, &[(5, 8192, last - 8192)]);
     mbr(&file, 8192 * 512, &[(7, 64, 64)]);
     assert_eq!(layout_short(&file), None);
-    // The last sector is not all there.
+    // The last sector is incomplete.
     let (path, file) = raw(folder.path(), 16 * MIB - 100);
     mbr(&file, 0, &[(7, 2048, last - 2048)]);
     assert_eq!(short(&path).has, 16 * MIB - 100);
@@ -537,7 +537,7 @@ fn file_systems_that_end_too_late() {
         assert!(found.what.contains(name), "{found}");
         assert_eq!((found.needs, found.has), (size + 4096, size), "{name}");
     }
-    // What was there before is not a file system of the reserved partition.
+    // Old contents are not a file system of the reserved partition.
     let (path, file) = raw(folder.path(), size);
     put(&file, 0, &[0; 512]);
     gpt(&path, 512, MIB);
@@ -574,7 +574,7 @@ fn volumes_that_span_disks_are_longer_than_their_parts() {
     }
 }
 
-/// What is not there is not read, be it the count in a table.
+/// Missing data is not read, even for the count in a table.
 #[test]
 fn a_vhdx_that_ends_in_its_tables() {
     let folder = TempDir::new().unwrap();
@@ -634,7 +634,7 @@ fn first_tables_that_no_disk_has_are_not_read() {
     }
 }
 
-/// QEMU looks for extents in any text, over line ends too.
+/// QEMU finds extents in any text, across line ends too.
 #[test]
 fn only_a_descriptor_we_read_is_a_descriptor() {
     if !have(&["qemu-img"]) {
@@ -673,7 +673,7 @@ fn only_a_descriptor_we_read_is_a_descriptor() {
         let error = open(&format!("{head}\n{create}\nRW 2048 FLAT \"{secret}\" 0\n"));
         assert!(error.contains("neither like a VMDK"), "{error}");
     }
-    // An extent that is a descriptor with an extent we do not see.
+    // An extent that is a descriptor with an extent that only QEMU finds.
     let mut nested = vec![0; 1024];
     nested[..4].copy_from_slice(b"KDMV");
     nested[4] = 1;

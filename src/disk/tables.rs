@@ -1,8 +1,8 @@
-//! Tables of a qcow2 that QEMU would go through for hours: many entries of a first table that lead to one
-//! second table, and snapshots without end. Looked at before QEMU sees the image.
+//! Refuses tables of a qcow2 that QEMU would read for hours: many entries of a first table that
+//! lead to one second table, and excessive snapshots. They are checked before QEMU opens the image.
 //!
-//! Specification: QEMU's `docs/interop/qcow2.txt`, "Two-level lookup" and "Snapshots". In the first table of a
-//! disk or snapshot no second table occurs twice: each has one reference from there.
+//! Specification: QEMU's `docs/interop/qcow2.txt`, "Two-level lookup" and "Snapshots". In the first
+//! table of a disk or snapshot no second table occurs twice: each has one reference from there.
 
 use std::io;
 
@@ -11,23 +11,24 @@ use super::qcow2::{Header, OFFSET, SnapshotHeader};
 use super::remote::ReadAt;
 use crate::bytes::be64;
 
-/// QEMU refuses larger ones.
+/// The largest first table; QEMU refuses larger ones.
 const MAX_FIRST_TABLE: u64 = 32 << 20;
-/// Nightly ones for eleven years. QEMU takes 65,536, and 10 s to list them.
+/// The most snapshots: nightly ones for eleven years. QEMU accepts 65,536, and needs 10 s to list
+/// them.
 const MAX_SNAPSHOTS: u64 = 4096;
-/// Entries of the first tables of all snapshots: 500 TiB, each block counted as often as it is used. QEMU
-/// reads a second table for each.
+/// The most entries in the first tables of all snapshots: 500 TiB, each block counted as often as
+/// it is used. QEMU reads a second table for each.
 const MAX_ENTRIES: u64 = 1_000_000;
-/// The same with those that lead nowhere: 2,048 snapshots of a disk of 8 TiB. All of them are read, however few
-/// bytes of the file they take.
+/// The same including empty entries: 2,048 snapshots of a disk of 8 TiB. All of them are read,
+/// however few bytes of the file they take.
 const MAX_DECLARED: u64 = 32 << 20;
-/// Their headers, with names and identifiers.
+/// The largest list of their headers, with names and identifiers.
 const MAX_LIST: u64 = 8 << 20;
 
-/// What is wrong with such tables.
+/// A fault of such tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// No sound image has that.
+    /// A shared table, which no sound image has.
     Shared {
         table: u64,
     },
@@ -70,7 +71,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// The second tables that a first one names, each once; `Err` holds one that is named twice.
+/// The second tables named in a first one, each once; `Err` has one that is named twice.
 fn second_tables(
     file: &dyn ReadAt,
     size: u64,
@@ -90,7 +91,7 @@ fn second_tables(
     Ok(Ok(tables.len() as u64))
 }
 
-/// Offset and entries of the first table of each snapshot in the list.
+/// Offset and number of entries of the first table of each snapshot in the list.
 fn first_tables(list: &[u8], count: u32) -> Vec<(u64, u32)> {
     let (mut rest, mut found) = (list, Vec::new());
     for _ in 0..count {
@@ -105,8 +106,8 @@ fn first_tables(list: &[u8], count: u32) -> Vec<(u64, u32)> {
     found
 }
 
-/// The bytes of the reference counts of every cluster, which `qemu-img check` has in memory; 0 of another
-/// format.
+/// The size of the reference counts of all clusters, which `qemu-img check` keeps in memory; 0 for
+/// another format.
 pub fn reference_counts(file: &dyn ReadAt, size: u64) -> io::Result<u64> {
     let head = read_up_to(file, 0, Header::LEN, size)?;
     let Some(header) = Header::of(&head) else {
@@ -116,7 +117,7 @@ pub fn reference_counts(file: &dyn ReadAt, size: u64) -> io::Result<u64> {
     Ok((clusters << header.count_order.0.min(6)) / 8)
 }
 
-/// The first fault of a qcow2's tables. What makes no sense otherwise is left to QEMU.
+/// The first fault of a qcow2's tables. Other invalid contents are left to QEMU.
 pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<Fault>> {
     let head = read_up_to(file, 0, Header::LEN, size)?;
     let Some(header) = Header::of(&head) else {
@@ -139,7 +140,7 @@ pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<Fault>> {
         if count == 0 { 0 } else { size },
     )?;
     let first_tables = first_tables(&list, count);
-    // Before any is read: in a file with holes they cost nothing to make.
+    // Checked before any is read: in a file with holes they cost nothing to make.
     let declared = (first_tables.iter())
         .map(|(_, entries)| u64::from(*entries))
         .sum();
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(of(16, 3, 4, 1 << 40), 32 << 20);
         assert_eq!(of(12, 3, 4, 1 << 40), 512 << 20);
         assert_eq!(of(9, 3, 6, 1 << 40), 16 << 30);
-        // Nonsense is what QEMU refuses.
+        // QEMU refuses invalid contents.
         assert_eq!(of(u32::MAX, u32::MAX, u32::MAX, 1 << 30), 4096);
         let (file, size) = (tempfile::tempfile().unwrap(), 0);
         assert_eq!(reference_counts(&file, size).unwrap(), 0);
@@ -265,7 +266,7 @@ mod tests {
             fault.to_string(),
             "it has 65536 internal snapshots, and at most 4096 are read"
         );
-        // Every one with all of a large table.
+        // Every one with all entries of a large table.
         let mut file = tempfile::tempfile().unwrap();
         let mut bytes = vec![0; 104];
         bytes[..4].copy_from_slice(b"QFI\xfb");

@@ -19,7 +19,7 @@ pub use links::{cowd, se_sparse};
 #[path = "../../tests/support/links.rs"]
 mod links;
 
-/// Runs a program that must succeed.
+/// Runs a program, which must succeed.
 pub fn run(program: &str, args: &[&str]) {
     run_input(program, args, b"");
 }
@@ -69,7 +69,8 @@ pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A file of this host as one on another: by NBD, one request after the other, its bytes counted.
+/// A local file that plays a remote one: by NBD, one request after the other, with a count of its
+/// bytes.
 #[derive(Debug)]
 pub struct Served {
     path: PathBuf,

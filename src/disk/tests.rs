@@ -33,7 +33,7 @@ impl Folder {
         self.folder.path().join(name)
     }
 
-    /// The pattern in another format.
+    /// Converts the pattern to another format.
     fn convert(&self, name: &str, format: &str, options: &[&str]) -> PathBuf {
         let path = self.path(name);
         let target = format!("file:{}", text(&path));
@@ -309,10 +309,10 @@ fn in_use() {
         assert!(matches!(e, ImageError::InUse { .. }), "{e}");
         assert!(Error::from(e).hints[0].contains("shut"));
         writer.close().unwrap();
-        // Held as long as the image is, whatever its daemon does.
+        // Locked as long as the image exists, whatever its daemon does.
         assert!(Image::open_info(path, None, &[]).is_err());
         drop(image);
-        // Readers do not exclude each other, but those who want to write.
+        // Readers do not exclude each other, but they exclude writers.
         let (one, two) = (open(path), open(path));
         assert!(matches!(
             Export::open_writable(&one),
@@ -402,14 +402,14 @@ fn bad_input() {
     let secret = write(f.folder.path(), "secret.img", &f.data);
     let nobody = std::os::unix::fs::PermissionsExt::from_mode(0o000);
     std::fs::set_permissions(&secret, nobody).unwrap();
-    // Root reads every file; tests/refusals/ has another user.
+    // Root reads every file; tests/refusals/ uses another user.
     if std::fs::File::open(&secret).is_err() {
         let e = kind("secret.img");
         assert!(matches!(e, ImageError::Permission { .. }), "{e}");
         assert_eq!(Error::from(e).kind, ErrorKind::MissingTool);
     }
 
-    // Cut short at several places: told at once, or by the check.
+    // Truncated at several places: detected on opening, or by the check.
     for (name, format, options) in [
         ("m.vmdk", "vmdk", &[][..]),
         ("s.vmdk", "vmdk", &["-o", "subformat=streamOptimized"]),
@@ -426,7 +426,7 @@ fn bad_input() {
             match result {
                 Err(ImageError::Damaged { reason, .. }) => assert!(!reason.contains("json:")),
                 Err(ImageError::Short { short, .. }) => assert_eq!(short.has, part as u64),
-                // Only the unused end of the last block is gone.
+                // Only the unused end of the last block is missing.
                 Ok(()) if format == "vhdx" || name == "s.vmdk" => {
                     let export = Export::open_readonly(&self::open(&path)).unwrap();
                     assert_reads(&*export.disk(), &f.data, name);

@@ -1,9 +1,10 @@
-//! VHDs whose size QEMU would take from their geometry.
+//! Handles VHDs whose size QEMU would compute from their geometry.
 //!
-//! The geometry counts in cylinders and is often smaller than the disk. QEMU believes it by the creator
-//! (Virtual PC, older QEMUs all they do not know); Hyper-V and VirtualBox use the size in the footer. There is an option for that
-//! (`force_size_calc`), which the storage daemon does not have. So a fixed VHD is read as what it is, a
-//! raw disk, and of a dynamic one QEMU gets a copy of the first sector that names a creator it knows.
+//! The geometry counts in cylinders and is often smaller than the disk. QEMU uses it depending on
+//! the creator (Virtual PC; older QEMUs for all unknown creators). Hyper-V and VirtualBox use the
+//! size in the footer. The option for that (`force_size_calc`) is missing in the storage daemon. So
+//! a fixed VHD is read as a raw disk. For a dynamic one, QEMU gets a copy of the first sector with
+//! a creator that it knows.
 
 use std::io;
 
@@ -11,21 +12,21 @@ use super::detect::{read_up_to, vhd_type};
 use super::remote::ReadAt;
 
 const SECTOR: u64 = 512;
-/// Of these QEMU takes the size, and has for long.
+/// Creators for which QEMU has long used the size.
 const KNOWN: [&[u8]; 5] = [b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS"];
-/// What the largest geometry says is the size of nothing.
+/// The size of the largest geometry, which is never the real size.
 const LARGEST: u64 = 65_535 * 16 * 255;
 
-/// How QEMU is shown a VHD.
+/// The form in which QEMU gets a VHD.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Shown {
-    /// So many bytes of the file.
+    /// That many bytes of the file, as a raw disk.
     Raw(u64),
-    /// With another first sector.
+    /// The file with another first sector.
     Head(Vec<u8>),
 }
 
-/// `None`: as it is.
+/// The form for QEMU; `None` is the unchanged file.
 pub fn shown(file: &dyn ReadAt, size: u64) -> io::Result<Option<Shown>> {
     const FIXED: u32 = 2;
     let head = read_up_to(file, 0, SECTOR as usize, size)?;
@@ -39,7 +40,7 @@ pub fn shown(file: &dyn ReadAt, size: u64) -> io::Result<Option<Shown>> {
     })
 }
 
-/// The size in a footer of which QEMU would take the geometry, when that says another.
+/// The size in a footer, if QEMU would use the geometry and that differs.
 fn by_geometry(footer: &[u8]) -> Option<u64> {
     let creator = footer.get(28..32)?;
     let size = u64::from_be_bytes(footer.get(48..56)?.try_into().ok()?);
@@ -79,8 +80,8 @@ mod tests {
     use crate::disk::testing::{have, pattern, run, text, write};
     use crate::disk::{Export, Image};
 
-    /// Names another creator in both footers, and the geometry next below the size. `force_size` writes
-    /// the largest geometry, which QEMU does not believe.
+    /// Sets another creator in both footers, and the geometry next below the size. `force_size`
+    /// writes the largest geometry, which QEMU ignores.
     fn created_by(path: &std::path::Path, creator: &[u8; 4]) {
         const BELOW: [u8; 4] = [0, 60, 12, 17];
         let file = File::options().read(true).write(true).open(path).unwrap();
@@ -116,7 +117,7 @@ mod tests {
                 "qemu-img",
                 &[&args[..], &[text(&raw), text(&path)]].concat(),
             );
-            // QEMU believes the geometry of the first two; older ones that of all but the last.
+            // QEMU uses the geometry for the first two; older versions for all but the last.
             for creator in [b"vpc ", b"qemu", b"vbox", b"win "] {
                 created_by(&path, creator);
                 let image = Image::open_info(&path, None, &[]).unwrap();

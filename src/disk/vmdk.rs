@@ -1,9 +1,9 @@
-//! The descriptor of a VMDK, which names further files: its extents and, for a snapshot or linked clone, its
-//! parent.
+//! The descriptor of a VMDK, which names further files: its extents and, for a snapshot or linked
+//! clone, its parent.
 //!
 //! Format: VMware "Virtual Disk Format 5.0". The descriptor is a text file, or is embedded in a
-//! sparse image (`KDMV`) at a sector its header gives. `encoding` names the character set of its names;
-//! a file may be called by that text or by those bytes.
+//! sparse image (`KDMV`) at a sector named in its header. `encoding` names the character set of its
+//! names; the name of a file may be that text or those bytes.
 
 use std::io;
 use std::path::Path;
@@ -16,11 +16,11 @@ use crate::files::{folder_of, open_file};
 
 /// QEMU's own limit for a descriptor file.
 const MAX_DESCRIPTOR: usize = 2 << 20;
-/// Most descriptors end in it.
+/// The size of a first read, which contains most descriptors.
 const FIRST: usize = 64 << 10;
 const MAX_EXTENTS: usize = 4096;
 
-/// Why there is no descriptor of a file that should have one.
+/// The reason why a file lacks a required descriptor.
 #[derive(Debug, thiserror::Error)]
 pub enum DescriptorError {
     #[error("{what}")]
@@ -38,9 +38,9 @@ pub struct Descriptor {
     pub extents: Vec<Name>,
     pub parent: Option<Name>,
     pub content_id: Option<u32>,
-    /// What the parent's content id was when the delta was made.
+    /// The parent's content id when the delta was made.
     pub parent_content_id: Option<u32>,
-    /// What QEMU cannot read in it: a pointer to a device, encrypted data.
+    /// A kind that QEMU cannot read: a pointer to a device, encrypted data.
     pub unreadable: Option<Unreadable>,
 }
 
@@ -52,7 +52,7 @@ pub enum Unreadable {
     Object,
 }
 
-/// Whether an extent is an object of a store of objects.
+/// Whether an extent is an object of an object store.
 fn is_object(extent: &str) -> bool {
     let schemes = ["vsan://", "vvol://"];
     let starts = |scheme: &&str| {
@@ -63,14 +63,14 @@ fn is_object(extent: &str) -> bool {
     schemes.iter().any(starts)
 }
 
-/// `key=value` of a descriptor, without regard to case; values may be quoted.
+/// Parses `key=value` of a descriptor, without regard to case; values may be quoted.
 fn setting<'t>(line: &'t str, key: &str) -> Option<&'t str> {
     let (name, value) = line.split_once('=')?;
     let value = value.trim().trim_matches('"');
     name.trim().eq_ignore_ascii_case(key).then_some(value)
 }
 
-/// The encoding a descriptor declares. Names in one nobody knows are bytes.
+/// The encoding declared by a descriptor. Names in an unknown one are bytes.
 pub fn charset(descriptor: &[u8]) -> Charset {
     let lines = || descriptor.split(|b| *b == b'\n');
     let find = |key: &str| {
@@ -124,7 +124,7 @@ impl Descriptor {
                 }
             }
         }
-        // As QEMU looks for it: anywhere, be it a comment, and whatever parentCID says.
+        // QEMU finds it anywhere, even in a comment, and whatever parentCID is.
         let hint = b"parentFileNameHint";
         let at = bytes.windows(hint.len()).position(|w| w == hint);
         let name = at.and_then(|at| bytes[at..].split(|b| *b == b'"').nth(1));
@@ -133,7 +133,7 @@ impl Descriptor {
     }
 }
 
-/// The descriptor of the image; `None` for an image without one, such as a flat extent.
+/// Reads the descriptor of the image; `None` for an image without one, such as a flat extent.
 pub fn read(path: &Path) -> Result<Option<Descriptor>, DescriptorError> {
     let error = |what| move |source| DescriptorError::Io { what, source };
     let mut file = open_file(path).map_err(error("opening"))?;
@@ -155,21 +155,21 @@ pub fn read(path: &Path) -> Result<Option<Descriptor>, DescriptorError> {
     Ok(Some(descriptor))
 }
 
-/// The parent as the descriptor of an open image has it.
+/// The parent in the descriptor of an open image.
 pub fn parent(path: &Path, file: &dyn ReadAt, size: u64) -> io::Result<Option<Name>> {
     let text = embedded(file, size)?;
     let descriptor = text.map(|t| Descriptor::parse(&t.text).unwrap_or_default());
     Ok(descriptor.and_then(|d| moved(path, &d).or(d.parent)))
 }
 
-/// The descriptor inside a sparse image that holds its data itself.
+/// The descriptor inside a sparse image that contains its data.
 pub fn own_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let text = embedded(file, size)?.filter(|found| found.holds_data);
     Ok(text.map(|found| found.text))
 }
 
-/// The file beside the image that its parent's absolute path of another host means. Not without a content
-/// id to tell whether it is the one.
+/// The local file beside the image that replaces a parent with an absolute path of another host. It
+/// requires a content id to confirm that it is the right one.
 pub(crate) fn moved(at: &Path, descriptor: &Descriptor) -> Option<Name> {
     descriptor.parent_content_id?;
     let name = descriptor.parent.as_ref()?.moved()?;
@@ -179,12 +179,12 @@ pub(crate) fn moved(at: &Path, descriptor: &Descriptor) -> Option<Name> {
 
 struct Embedded {
     text: Vec<u8>,
-    /// With a capacity of its own a sparse image holds the data, and its descriptor's one extent is
-    /// itself, often by a name it has lost since.
+    /// Whether the image contains the data, as a sparse image with its own capacity does. Its
+    /// descriptor's one extent is then the image itself, often under an outdated name.
     holds_data: bool,
 }
 
-/// Whether a file that begins like this is worth a look for a descriptor.
+/// Whether a file with this beginning may have a descriptor.
 pub fn may_be(head: &[u8]) -> bool {
     let named = |wanted: &[u8]| head.windows(wanted.len()).any(|w| w == wanted);
     head.starts_with(b"KDMV") || head.starts_with(b"#") || named(b"createType")
@@ -201,14 +201,14 @@ fn embedded(file: &dyn ReadAt, size: u64) -> io::Result<Option<Embedded>> {
     if sparse && offset == 0 {
         return Ok(None);
     }
-    // Of a disk without a descriptor no more is read than it takes to see that.
+    // Only as much of a disk without a descriptor is read as is needed to see that.
     let mut text = read_up_to(file, offset, FIRST, size)?;
     if !text.contains(&0) {
         text = read_up_to(file, offset, MAX_DESCRIPTOR, size)?;
     }
-    // QEMU takes the text up to the first zero byte, whatever size the header gives.
+    // QEMU reads the text up to the first zero byte, whatever size the header has.
     text.truncate(text.iter().position(|b| *b == 0).unwrap_or(text.len()));
-    // And when it is told that a file is VMDK, the signature line is not needed either.
+    // If QEMU is given the VMDK driver, the signature line is not needed either.
     let named = |wanted: &[u8]| text.windows(wanted.len()).any(|w| w == wanted);
     if !sparse && !named(b"# Disk DescriptorFile") && !named(b"createType") {
         return Ok(None);

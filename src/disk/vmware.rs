@@ -1,10 +1,10 @@
-//! VMware's lock files: a VM that runs on another host holds none of the locks of this one.
+//! VMware's lock files: a VM that runs on another host holds no locks on this one.
 //!
-//! Workstation, Fusion and Player keep a directory `NAME.lck` beside each file in use, with a file per
-//! holder in it; what a crash leaves of it is an empty directory, or a holder that is gone. ESXi keeps
-//! `.lck-HEX` beside the files of an NFS datastore, where HEX is the inode of the file in use, its bytes
-//! in ascending order (VMware KB 10051). Nothing tells from here whether the holder still runs, so
-//! either is a reason not to continue.
+//! Workstation, Fusion and Player keep a directory `NAME.lck` beside each file in use, with a file
+//! per holder in it. A crash leaves an empty directory, or the file of a dead holder. ESXi keeps
+//! `.lck-HEX` beside the files of an NFS datastore, where HEX is the inode of the file in use, its
+//! bytes in ascending order (VMware KB 10051). Whether the holder still runs cannot be determined
+//! from this host, so either lock is a reason to stop.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ImageError, Result};
 
-/// What VMware locks.
+/// The extensions of files that VMware locks.
 const KINDS: [&str; 4] = ["vmdk", "vmx", "vmtx", "nvram"];
 const NFS: &str = ".lck-";
 
@@ -39,13 +39,13 @@ fn folder_lock(file: &Path) -> Option<PathBuf> {
         return Some(lock);
     }
     match fs::read_dir(&lock) {
-        // One that cannot be looked into may have a holder.
+        // An inaccessible directory may contain a holder.
         Err(_) => Some(lock),
         Ok(mut entries) => entries.next().map(|_| lock),
     }
 }
 
-/// A lock of this file, or one of no other file that is there.
+/// The lock of this file, or one that belongs to no other existing file.
 fn nfs_lock(file: &Path, inode: u64) -> Option<PathBuf> {
     let folder = file.parent()?;
     let entries: Vec<_> = fs::read_dir(folder).ok()?.flatten().collect();

@@ -1,12 +1,13 @@
-//! Is a disk as long as its partition table and file systems say?
+//! Checks whether a disk is as long as its partition table and file systems require.
 //!
-//! A copy that was cut short reads well up to where it ends, and often Windows even starts from it. So
-//! the ends of all partitions, the place of the GPT's backup and the sizes of the file systems are
-//! compared with the size of the disk.
+//! A truncated copy reads well up to its end, and often Windows even starts from it. So the ends of
+//! all partitions, the position of the GPT's backup and the sizes of the file systems are compared
+//! with the size of the disk.
 //!
-//! Fine are: a table written for a smaller disk (it was enlarged; the backup is then where the primary
-//! header says), file systems smaller than their partitions, and an MBR partition rounded up to a full
-//! cylinder by an old tool, as long as the file system in it ends before the disk does.
+//! Three deviations are accepted. A table may be written for a smaller disk that was enlarged; the
+//! backup is then where the primary header records it. File systems may be smaller than their
+//! partitions. An old tool may have rounded an MBR partition up to a full cylinder, as long as the
+//! file system in it ends before the disk does.
 
 use std::io;
 
@@ -18,10 +19,10 @@ use super::{gpt, mbr};
 use crate::block::BlockRead;
 use crate::bytes::{le16, le32, le64};
 
-/// 255 heads and 63 sectors, the largest cylinder there is.
+/// The largest possible cylinder: 255 heads and 63 sectors.
 const CYLINDER: u64 = 255 * 63 * 512;
-/// What lies at the start of these partitions says nothing of their size: Microsoft's reserved one may
-/// hold what was there before, and a volume that spans disks begins in a part of it.
+/// Partition types whose contents do not show their size. Microsoft's reserved partition may have
+/// old contents, and a volume that spans disks begins in a part of it.
 const PARTS: [&str; 7] = [
     layout::GPT_MSR,
     layout::GPT_LDM_METADATA,
@@ -33,7 +34,7 @@ const PARTS: [&str; 7] = [
     "0xfd",
 ];
 
-/// What ends behind the end of the disk. `claimed` is its layout, not cut to it.
+/// Finds data behind the end of the disk. `claimed` is its layout without clipping.
 pub fn check(disk: &dyn BlockRead, claimed: &DiskLayout) -> io::Result<Option<Short>> {
     let has = disk.size();
     let short = |what: String, needs: u64| Short { what, needs, has };
@@ -79,7 +80,7 @@ fn backup(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>> {
     let at = lba.saturating_mul(sector_size);
     let needs = at.saturating_add(sector_size);
     let has = disk.size();
-    // Zeroes there: the end was lost, and the file made as long as it should be.
+    // Zeroes: the end was lost, and the file extended to its old length.
     let lost = needs <= has && !read_up_to(disk, at, 8)?.starts_with(&gpt::SIGNATURE);
     Ok((needs > has || lost).then(|| Short {
         what: if lost {
@@ -92,7 +93,7 @@ fn backup(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>> {
     }))
 }
 
-/// The extended partition, which is not in the list, and the chain in it.
+/// Checks the extended partition, which is not in the list, and the chain in it.
 fn extended(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>> {
     let sector_size = u64::from(sector_size);
     let has = disk.size();
@@ -110,7 +111,7 @@ fn extended(disk: &dyn BlockRead, sector_size: u32) -> io::Result<Option<Short>>
     Ok(None)
 }
 
-/// Name and end of a file system that says how large it is.
+/// Name and end of a file system that records its size.
 fn file_system_end(
     disk: &dyn BlockRead,
     partition: &Partition,
@@ -148,7 +149,8 @@ fn windows_size(boot: &[u8]) -> Option<(&'static str, u64)> {
     }
 }
 
-/// Windows 7 and later write the size of the volume into the first of three blocks of metadata.
+/// The size of a BitLocker volume. Windows 7 and later write it into the first of three blocks of
+/// metadata.
 fn bitlocker_size(
     disk: &dyn BlockRead,
     start: u64,
@@ -161,7 +163,7 @@ fn bitlocker_size(
     Ok(size.map(|size| ("BitLocker", size)))
 }
 
-/// `after` follows the first sector, `far` lies at 64 KiB.
+/// The size of another file system. `after` follows the first sector, `far` is at 64 KiB.
 fn other_size(boot: &[u8], after: &[u8], far: &[u8]) -> Option<(&'static str, u64)> {
     let be = |at: usize, len: usize| {
         let bytes = boot.get(at..at + len)?;
@@ -175,7 +177,7 @@ fn other_size(boot: &[u8], after: &[u8], far: &[u8]) -> Option<(&'static str, u6
         return Some(("LVM", le64(after, header.checked_add(32)?)?));
     }
     if far.get(64..72) == Some(b"_BHRfS_M") {
-        // Of this device; the whole may have several.
+        // The size of this device; the whole array may have several.
         return Some(("btrfs", le64(far, 209)?));
     }
     let ext = after.get(512..)?;

@@ -1,12 +1,13 @@
 //! [`Qcow2Writer`]: writes the qcow2 of a copy without a storage daemon.
 //!
-//! Specification: `docs/interop/qcow2.rst` of QEMU. The image is one that [`super::empty`] has created, and grows
-//! at its end: a cluster of the file is given to a cluster of the disk when that is first written. Tables are
-//! kept in memory and written by a flush, or when there are many.
+//! Specification: `docs/interop/qcow2.rst` of QEMU. The image was created by [`super::empty`] and
+//! grows at its end: a cluster of the file is assigned to a cluster of the disk when that is first
+//! written. Tables are kept in memory and written by a flush, or when there are many.
 //!
-//! A flush need not write in any order: what a killed run has written and not recorded is copied again
-//! ([`crate::transfer`]). A count of references that was not written, which would let QEMU use a cluster twice,
-//! is corrected by [`Qcow2Writer::open`]: it counts anew from the tables. `qemu-img check` verifies every result.
+//! A flush may write in any order: ranges that a killed run has written and not recorded are copied
+//! again ([`crate::transfer`]). A reference count that was not written would let QEMU use a cluster
+//! twice. [`Qcow2Writer::open`] corrects that by recounting from the tables. `qemu-img check`
+//! verifies every result.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -33,10 +34,10 @@ pub(super) struct Qcow2Writer {
 }
 
 struct Tables {
-    /// Where the tables of the second level are, as in the file.
+    /// The offsets of the second-level tables, as in the file.
     level_1: Vec<u64>,
     level_1_changed: bool,
-    /// By their place in the first level.
+    /// The second-level tables by their index in the first level.
     level_2: BTreeMap<usize, Table>,
     clusters: Clusters,
 }
@@ -47,7 +48,7 @@ struct Table {
     changed: bool,
 }
 
-/// A part of a request that lies in one piece in the file, or nowhere.
+/// A part of a request that is contiguous in the file, or unallocated.
 struct Part {
     host: Option<u64>,
     len: usize,
@@ -58,7 +59,8 @@ fn invalid(what: &str) -> io::Error {
 }
 
 impl Qcow2Writer {
-    /// `None` when the file is not an image of hyper2kvm's that a copy may continue to fill: QEMU may.
+    /// Opens an image that a copy continues to fill. `None` if hyper2kvm has not written it; QEMU
+    /// may still support it.
     pub(super) fn open(file: File, size: u64) -> io::Result<Option<Self>> {
         if !can_create(size) || size == 0 {
             return Ok(None);
@@ -87,7 +89,7 @@ impl Qcow2Writer {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of the file; its last cluster may be written in part.
+    /// Reads bytes of the file; its last cluster may be written in part.
     fn read_file(&self, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
         while !buf.is_empty() {
             match self.file.file().read_at(buf, at) {
@@ -106,7 +108,7 @@ impl Qcow2Writer {
         Ok(())
     }
 
-    /// Where the bytes of a range are; `allocate` gives a place to those that have none.
+    /// The offsets of a range in the file; `allocate` assigns clusters to the parts without one.
     fn parts(&self, offset: u64, len: usize, allocate: bool) -> io::Result<Vec<Part>> {
         check_range(offset, len as u64, self.size)?;
         let mut tables = self.lock();
@@ -190,7 +192,8 @@ impl BlockWrite for Qcow2Writer {
 }
 
 impl Tables {
-    /// Reads the tables, and counts the references of the file anew. `None`: they are not as they are written here.
+    /// Reads the tables, and recounts the references of the file. `None` if they differ from the
+    /// form written here.
     fn read(file: &File, entries: u64) -> io::Result<Option<Self>> {
         let length = file.metadata()?.len().div_ceil(CLUSTER);
         file.set_len(length * CLUSTER)?;
@@ -232,7 +235,7 @@ impl Tables {
         Ok(Some(tables))
     }
 
-    /// Writes the counts of all clusters there are.
+    /// Writes the counts of all existing clusters.
     fn count(&mut self, file: &File, used: &Used) -> io::Result<()> {
         self.level_1_changed = true;
         self.clusters.blocks_changed = true;
@@ -279,7 +282,7 @@ impl Tables {
         Ok(self.level_2.get_mut(&i))
     }
 
-    /// Where a cluster of the disk is in the file.
+    /// The offset in the file of a cluster of the disk.
     fn place(&mut self, file: &File, cluster: u64, allocate: bool) -> io::Result<Option<u64>> {
         let (i, entry) = ((cluster / ENTRIES) as usize, (cluster % ENTRIES) as usize);
         let Some(table) = self.table(file, i, allocate)? else {
@@ -297,7 +300,7 @@ impl Tables {
         Ok(Some(at))
     }
 
-    /// Writes what has changed.
+    /// Writes all changes.
     fn write(&mut self, file: &File) -> io::Result<()> {
         self.clusters.write(file)?;
         for (i, table) in self.level_2.iter_mut().filter(|(_, table)| table.changed) {
@@ -320,7 +323,7 @@ impl Used {
         word.unwrap_or_default() >> (cluster % 64) & 1 == 1
     }
 
-    /// Whether it is new.
+    /// Marks a cluster. Returns whether it is new.
     fn set(&mut self, cluster: u64) -> bool {
         let new = !self.has(cluster);
         if let Some(word) = self.0.get_mut((cluster / 64) as usize) {
@@ -329,8 +332,8 @@ impl Used {
         new
     }
 
-    /// Takes the clusters the entries lead to. An entry that leads past the end is dropped: no flush has ended
-    /// since it was written. `false`: the entries are not as they are written here.
+    /// Marks the clusters of the entries. An entry that leads past the end is dropped: no flush has
+    /// ended since it was written. `false` if the entries differ from the form written here.
     fn take(&mut self, entries: &mut [u64], flags: u64, length: u64) -> bool {
         entries.iter_mut().filter(|e| **e != 0).all(|entry| {
             let at = *entry & !flags;

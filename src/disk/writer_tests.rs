@@ -9,7 +9,7 @@ use crate::tool::qemu_img;
 
 const GIB: u64 = 1 << 30;
 
-/// A new image, and a raw file of that size that gets the same writes.
+/// A new image, and a raw file of that size that receives the same writes.
 struct Pair {
     folder: tempfile::TempDir,
     raw: FileDisk,
@@ -46,7 +46,7 @@ impl Pair {
         self.raw.write_at(at, &bytes).unwrap();
     }
 
-    /// QEMU finds neither errors nor leaks, and the same bytes.
+    /// Fails unless QEMU finds neither errors nor leaks, and the same bytes.
     fn verify(&self) {
         let (path, raw) = (self.path(), self.folder.path().join("x.raw"));
         let (path, raw) = (of_path(&path), of_path(&raw));
@@ -61,7 +61,7 @@ fn qemu_reads_what_was_written() {
     if !have(&[qemu_img::TOOL]) {
         return;
     }
-    // The second in more tables than are kept in memory.
+    // The second one in more tables than are kept in memory.
     for size in [(6 << 20) + 4096, 200 * GIB] {
         let pair = Pair::new(size);
         let writer = pair.open();
@@ -92,7 +92,7 @@ fn qemu_reads_what_was_written() {
     }
 }
 
-/// What was flushed stays, whatever a kill or a loss of power leaves of the rest.
+/// Flushed data stays, whatever a kill or a loss of power leaves of the rest.
 #[test]
 fn an_image_is_continued_after_a_kill() {
     if !have(&[qemu_img::TOOL]) {
@@ -124,7 +124,7 @@ fn an_image_is_continued_after_a_kill() {
         pair.write(&writer, 0, 1 << 20);
         pair.write(&writer, GIB, 100_000);
         writer.flush().unwrap();
-        // Written and not recorded: its tables get to the file, no flush ends.
+        // Written and not recorded: its tables get to the file, but no flush ends.
         let lost = [(4 << 20, 3 << 20), (GIB + (1 << 20), 70_000)];
         for (at, len) in lost {
             pair.write(&writer, at, len);
@@ -139,7 +139,7 @@ fn an_image_is_continued_after_a_kill() {
         pair.write(&writer, 1 << 30, 3 << 20);
         writer.flush().unwrap();
         drop(writer);
-        // Leaks of what a kill left are no errors, but there are none either.
+        // Leaks after a kill would be no errors, but there are none either.
         pair.verify();
     }
 }
@@ -162,7 +162,7 @@ fn a_file_grows_over_the_end_of_a_block_of_counts() {
         writer.flush().unwrap();
         drop(writer);
         pair.verify();
-        // Counted anew, nothing changes.
+        // Recounting changes nothing.
         drop(pair.open());
         pair.verify();
     }
@@ -191,7 +191,8 @@ fn other_images_are_left_to_qemu() {
         run(qemu_img::TOOL, &create);
         assert!(!opened(&path), "{options}");
     }
-    // Tables that no writer of this program leaves: one cluster twice, a cluster that reads as zeroes.
+    // Tables that no writer of this program produces: one cluster twice, a cluster that reads as
+    // zeroes.
     for entry in [COPIED | LEVEL_1, COPIED | (5 * CLUSTER) | 1] {
         std::fs::remove_file(&path).unwrap();
         create_qcow2(&path, 1 << 20).unwrap();

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A set of bytes, kept as ranges that neither overlap nor touch.
+/// A set of bytes, stored as ranges that neither overlap nor touch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Extents {
-    /// End by start.
+    /// The end of each range by its start.
     ranges: BTreeMap<u64, u64>,
     bytes: u64,
 }
@@ -91,19 +91,19 @@ impl Extents {
         other.iter().for_each(|range| self.insert(range));
     }
 
-    /// What is in `self` and not in `other`.
+    /// The bytes in `self` that are not in `other`.
     pub(crate) fn minus(&self, other: &Self) -> Self {
         let mut rest = self.clone();
         other.iter().for_each(|range| rest.remove(range));
         rest
     }
 
-    /// What is in both.
+    /// The bytes in both sets.
     pub(crate) fn within(&self, other: &Self) -> Self {
         self.minus(&self.minus(other))
     }
 
-    /// The same bytes and those beside them, up to borders of `grain` and the end of the disk.
+    /// The set extended to borders of `grain` and the end of the disk.
     pub(crate) fn on_grains(&self, grain: u64, size: u64) -> Self {
         let rounded = self.iter().map(|r| {
             let end = r.end.checked_next_multiple_of(grain).unwrap_or(u64::MAX);
@@ -125,7 +125,7 @@ impl FromIterator<Range<u64>> for Extents {
 mod tests {
     use super::*;
 
-    /// Checked against one bool for each byte.
+    /// Verified against one bool for each byte.
     #[test]
     fn sets_do_what_sets_of_bytes_do() {
         const SIZE: usize = 200;

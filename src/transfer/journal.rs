@@ -1,11 +1,11 @@
-//! [`ExtentJournal`]: which ranges of a disk are durable on the target of a copy.
+//! [`ExtentJournal`]: the ranges of a disk that are durable on the target of a copy.
 //!
-//! A text file that only grows. Each line is the CRC-32 of what follows it, and a JSON value: first
-//! what is copied where, then one array of `[start, length]` pairs for each batch. A line is written
-//! after the target was flushed, so that no line is ever durable before what it names. The lines are synced
-//! together ([`SYNC_EVERY`]): a process that is killed loses none, a host without power those of the last moment.
-//! Whatever ends the process, the file holds whole lines and at most torn ones at its end, which are cut off
-//! when it is opened.
+//! A text file that only grows. Each line is the CRC-32 of the rest, and a JSON value: first the
+//! identity of source and target, then one array of `[start, length]` pairs for each batch. A line
+//! is written after the target was flushed, so no line is ever durable before its ranges. The lines
+//! are synced together ([`SYNC_EVERY`]): a killed process loses none, a host without power those of
+//! the last moment. However the process ends, the file has whole lines and at most torn ones at its
+//! end, which are cut off when it is opened.
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
@@ -20,9 +20,9 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::extents::Extents;
 
-/// The longest line: a batch has a few thousand ranges at most.
+/// The longest line: a batch has at most a few thousand ranges.
 const MAX_LINE: u64 = 16 << 20;
-/// How long a line may wait to be durable. Each sync takes the time of a flush from the copy.
+/// The time after which a line is made durable. Each sync costs the copy the time of a flush.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ impl JournalFault {
         }
     }
 
-    /// What the operating system said.
+    /// The error of the operating system.
     pub(crate) fn cause(&self) -> &io::Error {
         match self {
             Self::Write { source, .. } | Self::Read { source, .. } => source,
@@ -65,7 +65,7 @@ pub(crate) struct ExtentJournal {
     synced: Instant,
 }
 
-/// A journal that an earlier run left, and what it says is copied where.
+/// The journal of an earlier run, and its identity of source and target.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) what: Value,
@@ -73,12 +73,12 @@ pub(crate) struct Opened {
 }
 
 impl ExtentJournal {
-    /// Starts a new journal in the place of an old one. `what` names source and target.
+    /// Starts a new journal in place of an old one. `what` names source and target.
     pub(crate) fn create(path: &Path, what: &Value) -> Result<Self, JournalFault> {
         Self::restart(path, what, Extents::default())
     }
 
-    /// Starts a new journal that has this already.
+    /// Starts a new journal that already contains these ranges.
     pub(crate) fn restart(path: &Path, what: &Value, done: Extents) -> Result<Self, JournalFault> {
         Self::start(path, what, done).map_err(|source| JournalFault::Write {
             path: path.to_owned(),
@@ -86,7 +86,7 @@ impl ExtentJournal {
         })
     }
 
-    /// Written beside its place and renamed: there is always a whole one.
+    /// Writes a temporary file and renames it: there is always a complete one.
     fn start(path: &Path, what: &Value, done: Extents) -> io::Result<Self> {
         let mut beside = path.as_os_str().to_owned();
         beside.push(".new");
@@ -119,7 +119,8 @@ impl ExtentJournal {
         })
     }
 
-    /// Opens what an earlier run left. `None`: there is none, or not one line of it is whole.
+    /// Opens the journal of an earlier run. `None` if there is none, or if not even one line is
+    /// complete.
     pub(crate) fn open(path: &Path) -> Result<Option<Opened>, JournalFault> {
         let failed = |source| JournalFault::Read {
             path: path.to_owned(),
@@ -163,13 +164,13 @@ impl ExtentJournal {
         Ok(Some(Opened { what, journal }))
     }
 
-    /// What is durable on the target.
+    /// The durable ranges of the target.
     pub(crate) fn done(&self) -> &Extents {
         &self.done
     }
 
-    /// Records ranges after the target was flushed. The `last` batch is durable when this returns, and those
-    /// before it.
+    /// Records ranges after the target was flushed. When this returns, the `last` batch is durable,
+    /// and so are those before it.
     pub(crate) fn append(&mut self, ranges: &[Range<u64>], last: bool) -> Result<(), JournalFault> {
         if !ranges.is_empty() {
             self.add(ranges)?;
@@ -235,7 +236,7 @@ fn line(value: &Value) -> String {
 struct Lines<R>(R);
 
 impl<R: BufRead> Lines<R> {
-    /// The next line that is whole, with its length. `None` at the end and at a torn line.
+    /// The next complete line, with its length. `None` at the end and at a torn line.
     fn next(&mut self) -> io::Result<Option<(Value, u64)>> {
         let mut text = Vec::new();
         let len = io::Read::take(&mut self.0, MAX_LINE).read_until(b'\n', &mut text)?;
@@ -275,13 +276,13 @@ mod tests {
         }
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        // A new one forgets it.
+        // A new one discards it.
         ExtentJournal::create(&path, &what).unwrap();
         assert!(open(&path).journal.done().is_empty());
     }
 
-    /// Cut anywhere, and with any byte changed: never more than was recorded, never less than the lines
-    /// before the damage, and whatever is recorded next is found.
+    /// Truncated anywhere, and with any byte changed: the result is never more than was recorded,
+    /// and never less than the lines before the damage. Everything recorded next is found.
     #[test]
     fn a_torn_or_damaged_line_loses_only_itself() {
         let dir = tempfile::tempdir().unwrap();
@@ -301,7 +302,7 @@ mod tests {
                     false => damaged[at] ^= 1,
                 }
                 std::fs::write(&path, &damaged).unwrap();
-                // A line is whole when its newline is there.
+                // A line is complete if its newline exists.
                 let lines = ends.iter().filter(|end| **end <= at as u64).count() as u64;
                 let opened = ExtentJournal::open(&path).unwrap();
                 if lines == 0 {

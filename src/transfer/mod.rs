@@ -1,7 +1,7 @@
-//! Copies ranges of a disk, so that the copy survives whatever ends it.
+//! Copies ranges of a disk in a form that survives any end of the process.
 //!
-//! [`Transfer`] reads in parallel, leaves zeroes out, keeps to a [`Pace`] and records in an
-//! [`ExtentJournal`] what is durable on the target. A copy that was killed reads the journal and copies
+//! [`Transfer`] reads in parallel, skips zeroes, observes a [`Pace`] and records the durable ranges
+//! of the target in an [`ExtentJournal`]. After a kill, the next run reads the journal and copies
 //! the rest. [`Extents`] is the arithmetic of ranges.
 
 mod extents;

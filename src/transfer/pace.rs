@@ -1,9 +1,9 @@
-//! [`Pace`]: a limit of bytes per second that threads and processes keep together.
+//! [`Pace`]: a limit of bytes per second that threads and processes share.
 //!
-//! What is shared is one number: when the line is free again, in nanoseconds of the monotonic clock.
-//! Whoever wants to move bytes adds their time to it and waits for its turn. A process that dies while it
-//! waits costs no more than its turn. Between processes the number lies in an unnamed file that they
-//! inherit, under a record lock.
+//! They share one number: the time at which the line is free again, in nanoseconds of the monotonic
+//! clock. A thread that wants to move bytes adds their time to it and waits for its turn. A process
+//! that dies while it waits costs no more than its turn. Between processes the number is in an
+//! unnamed file that they inherit, protected by a record lock.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::time::{ClockId, clock_gettime};
 
-/// How often a wait looks at the flags that end it.
+/// The interval at which a wait checks the flags that end it.
 const TICK: Duration = Duration::from_millis(50);
 /// The most that is moved at once after a pause.
 const BURST: Duration = Duration::from_millis(100);
@@ -24,12 +24,12 @@ const BURST: Duration = Duration::from_millis(100);
 pub(crate) struct Pace {
     rate: u64,
     free_at: Arc<Mutex<u64>>,
-    /// With other processes.
+    /// The number shared with other processes.
     shared: Option<Arc<File>>,
 }
 
 impl Pace {
-    /// Names the file that a process shares its pace by.
+    /// The environment variable that names the file of a shared pace.
     pub(crate) const VARIABLE: &str = "HYPER2KVM_PACE";
 
     pub(crate) fn new(bytes_per_second: u64) -> Self {
@@ -40,19 +40,19 @@ impl Pace {
         }
     }
 
-    /// In bytes a second.
+    /// Bytes per second.
     pub(crate) fn rate(&self) -> u64 {
         self.rate
     }
 
-    /// The same limit, kept together with every process that has this file open: one made by
+    /// The same limit, shared with every process that has this file open; it is made by
     /// [`Pace::shareable`].
     pub(crate) fn with(mut self, shared: File) -> Self {
         self.shared = Some(Arc::new(shared));
         self
     }
 
-    /// The limit of this process, kept together with those that have inherited [`Pace::VARIABLE`].
+    /// The limit of this process, shared with all that have inherited [`Pace::VARIABLE`].
     pub(crate) fn of_this_process(bytes_per_second: u64) -> io::Result<Self> {
         let pace = Self::new(bytes_per_second);
         let Some(name) = std::env::var_os(Self::VARIABLE) else {
@@ -61,7 +61,7 @@ impl Pace {
         Ok(pace.with(File::options().read(true).write(true).open(name)?))
     }
 
-    /// A file without a name for processes to share a pace by.
+    /// A file without a name through which processes share a pace.
     pub(crate) fn shareable() -> io::Result<File> {
         let file = rustix::fs::memfd_create("pace", rustix::fs::MemfdFlags::CLOEXEC)?;
         let file = File::from(file);
@@ -69,7 +69,7 @@ impl Pace {
         Ok(file)
     }
 
-    /// Waits until `bytes` more may be moved. `false`: `ended` said so before.
+    /// Waits until `bytes` more may be moved. `false` if `ended` returned true before.
     pub(crate) fn take(&self, bytes: u64, ended: &dyn Fn() -> bool) -> io::Result<bool> {
         let turn = self.turn(bytes)?;
         loop {
@@ -84,7 +84,7 @@ impl Pace {
         }
     }
 
-    /// When so many bytes may be moved.
+    /// The time at which so many bytes may be moved.
     fn turn(&self, bytes: u64) -> io::Result<u64> {
         let cost = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate);
         let cost = u64::try_from(cost).unwrap_or(u64::MAX);
@@ -94,7 +94,7 @@ impl Pace {
             *free_at = turn.saturating_add(cost);
             return Ok(turn);
         };
-        // A lock of this process: threads are kept apart by the mutex.
+        // A lock of this process: the mutex separates its threads.
         fcntl_lock(file, FlockOperation::LockExclusive)?;
         let mut bytes = [0; 8];
         let turn = file.read_exact_at(&mut bytes, 0).and_then(|()| {
@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes 40 MiB in pieces on several threads, and returns the seconds that took.
+    /// Takes 40 MiB in pieces on several threads, and returns the seconds.
     fn take(paces: &[Pace]) -> f64 {
         let start = Instant::now();
         std::thread::scope(|scope| {
@@ -151,7 +151,7 @@ mod tests {
         for paces in [
             vec![one.clone(), one.clone(), one.clone(), one],
             vec![Pace::new(100 << 20)],
-            // As one process: its threads share the mutex.
+            // As in one process, whose threads share the mutex.
             {
                 let shared = other();
                 vec![shared.clone(), shared]

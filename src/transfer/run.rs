@@ -1,10 +1,10 @@
 //! [`Transfer`]: the copy loop.
 //!
-//! Workers take pieces of the ranges, each reads its piece and writes what of it is not zero. The calling
-//! thread keeps the journal: it takes the pieces that were written since, flushes the target and records
-//! them. Workers wait when too much is written and not recorded yet ([`Transfer::window`]), so that a
-//! kill costs no more than that. Each piece is written to the device at once, by direct I/O or because the kernel is
-//! asked to: a flush then finds little to do.
+//! Workers take pieces of the ranges; each reads its piece and writes the parts that are not zero.
+//! The calling thread keeps the journal: it collects the pieces written since, flushes the target
+//! and records them. Workers wait when too much is written and not recorded yet
+//! ([`Transfer::window`]), so a kill costs no more than that. Each piece is sent to the device
+//! immediately, by direct I/O or at the kernel's request: a flush then has little to do.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,35 +23,36 @@ use crate::failpoint;
 use crate::memory::{self, LARGE_PAGE};
 use crate::stop;
 
-/// What a worker reads at once. Its source sends that in several requests.
+/// The size of a worker's read. Its source sends that in several requests.
 const PIECE: u64 = 4 << 20;
-/// Zeroes are looked for in units of this size: a cluster of a qcow2.
+/// The unit in which zeroes are detected: a cluster of a qcow2.
 const GRAIN: usize = 64 << 10;
-/// Pieces under way: one is read while another is written.
+/// Pieces in progress: one is read while another is written.
 const WORKERS: usize = 3;
-/// Bounds of [`Transfer::window`].
+/// Limits of [`Transfer::window`].
 const LEAST_WINDOW: u64 = 32 << 20;
 const MOST_WINDOW: u64 = 512 << 20;
-/// How often progress is told.
+/// The interval of progress reports.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What is done with zeroes.
+/// The handling of zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Zeroes {
-    /// The target has them.
+    /// The target already reads as zeroes.
     Leave,
-    /// The target may hold anything.
+    /// The target may contain anything.
     Write,
 }
 
-/// What says after a kill which ranges need not be copied again.
+/// The record that shows after a kill which ranges need not be copied again.
 #[derive(Debug)]
 pub(crate) enum Checkpoint<'a> {
     /// Nothing: the target is flushed once, at the end.
     Never,
-    /// The target's own map of what it holds: it is flushed as often as a journal would be written.
+    /// The target's own allocation map; the target is flushed as often as a journal would be
+    /// written.
     Target,
-    /// A journal, written after each flush. What it has is left out.
+    /// A journal, written after each flush. Its ranges are skipped.
     Journal(&'a mut ExtentJournal),
 }
 
@@ -88,7 +89,7 @@ pub enum TransferError {
 }
 
 impl TransferError {
-    /// What the operating system said.
+    /// The error of the operating system.
     pub(crate) fn cause(&self) -> Option<&io::Error> {
         match self {
             Self::Read { source, .. } | Self::Write { source, .. } => Some(source),
@@ -98,34 +99,34 @@ impl TransferError {
         }
     }
 
-    /// Whether there is no room for the copy.
+    /// Whether the target has no room for the copy.
     pub(crate) fn is_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         let full = |e: &io::Error| matches!(e.kind(), StorageFull | QuotaExceeded);
         !self.of_source() && self.cause().is_some_and(full)
     }
 
-    /// Whether it was the source that failed.
+    /// Whether the source failed.
     fn of_source(&self) -> bool {
         matches!(self, Self::Read { .. })
     }
 }
 
-/// What a copy amounted to, in bytes.
+/// The result of a copy, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Moved {
     /// Read from the source.
     pub(crate) read: u64,
-    /// Written, without zeroes.
+    /// Written bytes, without zeroes.
     pub(crate) written: u64,
-    /// Not read: an earlier run has copied them.
+    /// Skipped bytes that an earlier run has copied.
     pub(crate) resumed: u64,
 }
 
-/// How far a copy is.
+/// The progress of a copy.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Step {
-    /// Of the ranges, what an earlier run copied included.
+    /// Finished bytes of the ranges, including those of an earlier run.
     pub(crate) done: u64,
 }
 
@@ -133,16 +134,16 @@ pub(crate) struct Step {
 pub(crate) struct Transfer<'a> {
     pub(crate) source: Arc<dyn BlockRead>,
     pub(crate) target: Arc<dyn BlockWrite>,
-    /// What is to be copied.
+    /// The ranges to copy.
     pub(crate) ranges: &'a Extents,
     pub(crate) zeroes: Zeroes,
     pub(crate) checkpoint: Checkpoint<'a>,
     pub(crate) pace: Option<&'a Pace>,
-    /// Ends the copy when raised.
+    /// A flag that ends the copy.
     pub(crate) cancel: Option<Arc<AtomicBool>>,
 }
 
-/// What workers and the calling thread share.
+/// The state shared by workers and the calling thread.
 struct Shared {
     state: Mutex<State>,
     /// A piece was written, or a worker ended.
@@ -153,17 +154,17 @@ struct Shared {
 
 struct State {
     queue: Pieces,
-    /// Written and not recorded.
+    /// Ranges written and not recorded.
     pending: Vec<Range<u64>>,
     pending_bytes: u64,
-    /// Given to workers and not recorded.
+    /// Bytes assigned to workers and not recorded.
     open_bytes: u64,
     moved: Moved,
     workers: usize,
     error: Option<TransferError>,
 }
 
-/// The ranges, piece by piece.
+/// The ranges, divided into pieces.
 struct Pieces {
     ranges: VecDeque<Range<u64>>,
 }
@@ -171,7 +172,7 @@ struct Pieces {
 impl Pieces {
     fn next(&mut self) -> Option<Range<u64>> {
         let first = self.ranges.front_mut()?;
-        // Pieces end where those of another run would: what zeroes are in one grain is seen alike.
+        // Pieces end at fixed borders, so that another run detects the same zeroes in a grain.
         let border = (first.start / PIECE + 1).saturating_mul(PIECE);
         let end = first.end.min(border);
         let piece = first.start..end;
@@ -184,12 +185,12 @@ impl Pieces {
 }
 
 impl Transfer<'_> {
-    /// Given to workers and not recorded at most: 1/128 of the disk.
+    /// The limit of bytes assigned to workers and not recorded: 1/128 of the disk.
     fn window(&self) -> u64 {
         (self.target.size() / 128).clamp(LEAST_WINDOW, MOST_WINDOW)
     }
 
-    /// Copies, and makes the copy durable. What was copied before an error is recorded too.
+    /// Copies, and makes the copy durable. Ranges copied before an error are recorded too.
     pub(crate) fn run(mut self, progress: &mut dyn FnMut(Step)) -> Result<Moved, TransferError> {
         let left = match &self.checkpoint {
             Checkpoint::Journal(journal) => self.ranges.minus(journal.done()),
@@ -245,9 +246,9 @@ impl Transfer<'_> {
         stop::requested() || self.cancel.as_ref().is_some_and(raised)
     }
 
-    /// Copies pieces until there are none, or something failed.
+    /// Copies pieces until there are none left, or something failed.
     fn work(&self, shared: &Shared, limit: u64) {
-        // Also when this panics: the thread that keeps the journal waits for the last worker.
+        // Also after a panic: the thread that keeps the journal waits for the last worker.
         let _leaving = Leaving(shared);
         let mut buffer = Buffer::new().map_err(TransferError::Memory);
         while let Some(piece) = shared.take(limit) {
@@ -269,7 +270,7 @@ impl Transfer<'_> {
             }
             drop(state);
             shared.written.notify_all();
-            // After an error nobody waits for room any more.
+            // After an error no worker waits for room any more.
             shared.recorded.notify_all();
         }
         if let Err(error) = buffer {
@@ -278,7 +279,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// Copies one piece and returns how much of it was not zero.
+    /// Copies one piece and returns the number of bytes that were not zero.
     fn copy(&self, piece: Range<u64>, buffer: &mut Buffer) -> Result<u64, TransferError> {
         let buffer = buffer.of(&piece);
         if let Some(pace) = self.pace {
@@ -307,9 +308,9 @@ impl Transfer<'_> {
         Ok(written)
     }
 
-    /// Flushes and records what was written, `batch` bytes at a time, until the last worker has ended. Meanwhile
-    /// the workers have the rest of the window: as much again, so that they do not wait for a flush that takes no
-    /// longer than they do.
+    /// Flushes and records written pieces, `batch` bytes at a time, until the last worker has
+    /// ended. Meanwhile the workers have the rest of the window, which is as large. So they do not
+    /// wait for a flush that takes no longer than they do.
     fn keep(
         &self,
         shared: &Shared,
@@ -334,7 +335,7 @@ impl Transfer<'_> {
             drop(state);
             progress(read);
             let flushed = self.target.flush().map_err(TransferError::Flush);
-            // Nothing to return an error to: here one can only wait or die.
+            // No error can be returned from here: the only choices are to wait or to abort.
             let _ = failpoint::hit("copy-flushed");
             let recorded = flushed.and_then(|()| match checkpoint {
                 Checkpoint::Journal(journal) => Ok(journal.append(&pieces, last)?),
@@ -356,7 +357,7 @@ impl Transfer<'_> {
 }
 
 impl State {
-    /// The first error counts. No further piece is given out.
+    /// Records the first error. No further piece is assigned.
     fn fail(&mut self, error: TransferError) {
         self.queue.ranges.clear();
         self.error.get_or_insert(error);
@@ -368,7 +369,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next piece, once no more than `limit` bytes are given out and not recorded.
+    /// The next piece, as soon as at most `limit` bytes are assigned and not recorded.
     fn take(&self, limit: u64) -> Option<Range<u64>> {
         let mut state = self.lock();
         while state.open_bytes >= limit && state.error.is_none() {
@@ -381,8 +382,8 @@ impl Shared {
     }
 }
 
-/// Where a worker keeps its piece. The target may take it past the page cache: then it is sent to the device from
-/// here, in few requests when it lies in few pages.
+/// The buffer of a worker. If the target writes past the page cache, data is sent to the device
+/// from here; fewer pages mean fewer requests.
 struct Buffer(MmapMut);
 
 impl Buffer {
@@ -390,7 +391,7 @@ impl Buffer {
         memory::zeroed(PIECE as usize + LARGE_PAGE + ALIGN).map(Self)
     }
 
-    /// Room for a piece, aligned in memory as it is on the disk.
+    /// Space for a piece, with the alignment that it has on the disk.
     fn of(&mut self, piece: &Range<u64>) -> &mut [u8] {
         let inside = (piece.start % ALIGN as u64) as usize;
         let start = self.0.as_ptr().align_offset(LARGE_PAGE).min(LARGE_PAGE) + inside;
@@ -407,7 +408,7 @@ impl Drop for Leaving<'_> {
     }
 }
 
-/// Cuts bytes that lie at `offset` of a disk into runs of grains that are all zero or not.
+/// Splits bytes at `offset` of a disk into runs of grains that are all zero or not.
 fn runs(offset: u64, bytes: &[u8]) -> Vec<(Range<usize>, bool)> {
     let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
     let mut start = 0;
@@ -424,7 +425,7 @@ fn runs(offset: u64, bytes: &[u8]) -> Vec<(Range<usize>, bool)> {
     runs
 }
 
-/// Compared block by block, which `memcmp` does.
+/// Whether all bytes are zero. Compares block by block, which uses `memcmp`.
 fn is_zero(bytes: &[u8]) -> bool {
     const ZEROES: [u8; 4096] = [0; 4096];
     let blocks = bytes.chunks(ZEROES.len());

@@ -6,13 +6,13 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
-/// A disk in memory. What was not flushed when it "loses power" is gone.
+/// A disk in memory. A simulated loss of power discards everything that was not flushed.
 struct Memory {
     now: Mutex<Vec<u8>>,
     durable: Mutex<Vec<u8>>,
     writes: AtomicU64,
     zeroes: AtomicU64,
-    /// Fails from this write on.
+    /// The number of the first failing write.
     fails_at: AtomicU64,
 }
 
@@ -72,7 +72,7 @@ impl BlockWrite for Memory {
     }
 }
 
-/// Data with grains of zeroes between.
+/// Data interspersed with grains of zeroes.
 fn pattern(len: u64, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = vec![0; len as usize];
@@ -121,7 +121,7 @@ fn copies_what_the_ranges_hold_and_no_zeroes() {
     assert_eq!(target.zeroes.load(Ordering::SeqCst), 0);
     assert!(*target.durable.lock().unwrap() == source.bytes(), "flushed");
 
-    // Only the ranges, and zeroes where the target may hold something.
+    // Only the ranges, and zeroes if the target may contain something.
     let target = Memory::new(vec![7; size as usize]);
     let ranges: Extents = [MIB + 5..9 * MIB, 20 * MIB..size].into_iter().collect();
     let mut some = transfer(&source, &target, &ranges, None);
@@ -136,8 +136,8 @@ fn copies_what_the_ranges_hold_and_no_zeroes() {
     assert!(target.zeroes.load(Ordering::SeqCst) > 0);
 }
 
-/// The power fails at any write: what the journal says is there, the rest is copied, and no more than
-/// the window is copied again.
+/// The power fails at any write: the ranges in the journal are present, the rest is copied, and no
+/// more than the window is copied again.
 #[test]
 fn a_copy_that_lost_power_goes_on() {
     let dir = tempfile::tempdir().unwrap();
@@ -169,7 +169,7 @@ fn a_copy_that_lost_power_goes_on() {
     }
 }
 
-/// Whenever it stops, little of what was written is not recorded.
+/// Little of the written data is unrecorded, whenever the copy stops.
 #[test]
 fn the_window_bounds_what_is_copied_again() {
     struct Watched {
@@ -236,7 +236,7 @@ fn the_window_bounds_what_is_copied_again() {
     }
 }
 
-/// Else the target could not take it past the page cache.
+/// Otherwise the target could not write it past the page cache.
 #[test]
 fn bytes_lie_in_memory_as_on_the_disk() {
     struct Aligned(u64);
@@ -292,7 +292,7 @@ fn a_copy_that_is_cancelled_records_what_it_has() {
     let mut journal = ExtentJournal::create(&dir.path().join("j"), &json!(0)).unwrap();
     let ranges = Extents::whole(size);
     let cancel = Arc::new(AtomicBool::new(false));
-    // So slow that the first look at the progress comes before the end.
+    // So slow that the first progress report comes before the end.
     let pace = Pace::new(40 * MIB);
     let mut copy = transfer(&source, &target, &ranges, Some(&mut journal));
     copy.cancel = Some(cancel.clone());
@@ -322,8 +322,8 @@ fn a_bandwidth_is_kept() {
     assert!((0.3..1.5).contains(&seconds), "{seconds}");
 }
 
-/// What the journal names was flushed before, whenever one looks; and each piece has begun to be written
-/// before it is flushed.
+/// The ranges in the journal were flushed before, at any time; and each piece has begun to be
+/// written before it is flushed.
 #[test]
 fn a_line_names_only_what_was_flushed() {
     struct Noted {
@@ -336,7 +336,7 @@ fn a_line_names_only_what_was_flushed() {
     }
     impl Noted {
         fn look(&self) {
-            // Before the journal, so that it cannot name more than this.
+            // Read before the journal, so that the journal cannot name more than this.
             let text = std::fs::read_to_string(&self.journal).unwrap();
             let flushed = self.flushed.lock().unwrap();
             let mut lines = 0;
