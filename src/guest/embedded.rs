@@ -1,9 +1,10 @@
-//! The embedded reading engine: NTFS and FAT inside this process, no root, no mount, no appliance.
+//! The embedded reading engine: NTFS and FAT inside this process, without root, mount or appliance.
 //!
-//! A BitLocker volume that a key opens, or that is suspended, is read like any other: see [`super::fve`].
+//! A BitLocker volume that a key opens, or that is suspended, is read like any other: see
+//! [`super::fve`].
 //!
-//! Every volume is opened once to learn its state; one that cannot be opened is still listed, with
-//! the reason in its state. Opening reads a few dozen blocks per volume.
+//! Every volume is opened once to determine its state. One that cannot be opened is still listed,
+//! with the reason in its state. Opening reads a few dozen blocks per volume.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,19 +29,19 @@ enum Engine {
 
 /// A disk whose volumes can be read.
 pub struct EmbeddedReader {
-    /// With the unlocked volumes in clear.
+    /// The disk with the unlocked volumes in clear.
     disk: Arc<dyn BlockRead>,
     unlocked: Unlocked,
     volumes: Vec<Volume>,
     engines: BTreeMap<VolumeId, Engine>,
 }
 
-/// Opens the volumes of a disk for which no key was given. A damaged volume does not fail the disk.
+/// Opens the volumes of a disk without keys. A damaged volume does not fail the disk.
 pub fn open(disk: Arc<dyn BlockRead>, layout: &DiskLayout) -> Result<EmbeddedReader> {
     open_with(disk, layout, &Keys::default())
 }
 
-/// The same, with keys for volumes in BitLocker.
+/// Opens the volumes of a disk with keys for those in BitLocker.
 pub fn open_with(
     disk: Arc<dyn BlockRead>,
     layout: &DiskLayout,
@@ -90,7 +91,7 @@ pub fn open_with(
     Ok(reader)
 }
 
-/// The BitLocker volumes of a disk: those that are unlocked, and what is to be said of each.
+/// The BitLocker volumes of a disk: the unlocked ones, and the state of each.
 fn unlock(
     disk: &dyn BlockRead,
     layout: &DiskLayout,
@@ -149,7 +150,7 @@ pub(super) fn partitions(disk: &dyn BlockRead, layout: &DiskLayout) -> Vec<Parti
     }]
 }
 
-/// What a partition holds: its type where that decides, else its content.
+/// The contents of a partition, from its type if that decides, otherwise from its first bytes.
 pub(super) fn kind(disk: &dyn BlockRead, partition: &Partition) -> Result<FsKind> {
     if let Some(kind) = kind_of_type(partition) {
         return Ok(kind);
@@ -200,7 +201,7 @@ fn reason(error: GuestError) -> String {
 }
 
 impl EmbeddedReader {
-    /// The BitLocker volumes that are read here, for who writes to the same disk.
+    /// The BitLocker volumes that are read here, for a writer to the same disk.
     pub fn unlocked(&self) -> &Unlocked {
         &self.unlocked
     }
@@ -211,15 +212,15 @@ impl EmbeddedReader {
             .ok_or(GuestError::NoVolume(volume))
     }
 
-    /// Tells the free ranges of a volume, in bytes of the disk. `Ok(false)`: its kind has a map that
-    /// is not looked at.
+    /// Passes the free ranges of a volume, in bytes of the disk, to `found`. `Ok(false)` if the map
+    /// of its kind is not supported.
     pub fn free_ranges(
         &self,
         volume: VolumeId,
         wanted: Wanted<'_>,
         found: Found<'_>,
     ) -> Result<bool> {
-        // Whatever the map of the file system says of BitLocker's own places, they are not free.
+        // BitLocker's own places are never free, whatever the map of the file system shows.
         let found: Found<'_> = &mut |range| {
             let mut free = self.unlocked.without_reserved(range).into_iter();
             free.try_for_each(&mut *found)
@@ -239,7 +240,7 @@ impl EmbeddedReader {
         }
     }
 
-    /// The clusters of a file whose contents Windows makes anew at every start.
+    /// The clusters of a file whose contents Windows creates anew at every start.
     pub fn scratch(&self, volume: VolumeId, path: &GuestPath) -> Result<Scratch> {
         match self.engine_of(volume)? {
             Engine::Ntfs(v) => v.scratch(path).map_err(|e| e.at(path)),

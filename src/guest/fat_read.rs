@@ -1,8 +1,8 @@
 //! Reads FAT volumes (the EFI system partition) through the crate `fatfs`.
 //!
-//! `fatfs` wants a disk it can write. [`FatDisk`] over a [`BlockRead`] refuses that, caches blocks
-//! (the crate reads the table four bytes at a time) and limits how much one operation may read, which
-//! is what ends a cyclic cluster chain. Panics of the crate on hostile volumes become errors.
+//! `fatfs` requires a writable disk. [`FatDisk`] over a [`BlockRead`] refuses writes, caches blocks
+//! (the crate reads the table four bytes at a time) and limits how much one operation may read,
+//! which ends a cyclic cluster chain. Panics of the crate on hostile volumes become errors.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -18,12 +18,12 @@ use crate::error::Errno;
 
 const BLOCK: u64 = 16 << 10;
 const BLOCKS_KEPT: usize = 256;
-/// What one operation may read besides the data it is asked for.
+/// The most bytes that one operation may read besides the requested data.
 const BUDGET: u64 = 64 << 20;
-/// The least a read counts, so that many small ones come to an end too.
+/// The least cost of a read, so that many small ones end too.
 const MIN_COST: u64 = 64;
 
-/// The difference between a disk that may be written and one that may not.
+/// A disk, with the difference between a writable one and a read-only one.
 pub(super) trait Store: BlockRead {
     fn put(&self, at: u64, data: &[u8]) -> io::Result<()>;
     fn sync(&self) -> io::Result<()>;
@@ -59,17 +59,17 @@ pub(super) struct FatDisk<D: ?Sized> {
     shared: Arc<Shared>,
 }
 
-/// What the volume tells its cursor, which `fatfs` keeps to itself, and the other way round.
+/// State shared by the volume and its cursor, to which `fatfs` gives no access.
 #[derive(Default)]
 struct Shared {
     budget: AtomicU64,
-    /// Where writes of this operation ended, as far as a new directory may have ended there.
+    /// Ends of this operation's writes at which a new directory may have ended.
     ends: Mutex<Vec<u64>>,
-    /// The disk was changed past the cursor: its cache is out of date.
+    /// Whether the disk was changed past the cursor, so that its cache is outdated.
     stale: AtomicBool,
 }
 
-/// The size of what `fatfs` puts into a new directory.
+/// The size of the first entries that `fatfs` writes to a new directory.
 const DOTS: u64 = 128;
 const ENDS_KEPT: usize = 256;
 
@@ -158,7 +158,7 @@ impl<D: Store + ?Sized> Write for FatDisk<D> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // fatfs flushes after every file; what counts is the flush when the volume is closed.
+        // fatfs flushes after every file; the flush on closing the volume is sufficient.
         Ok(())
     }
 }
@@ -178,7 +178,7 @@ impl<D: Store + ?Sized> Seek for FatDisk<D> {
 pub(super) type Fs<D> = FileSystem<FatDisk<D>>;
 type Entry<'f, D> = DirEntry<'f, FatDisk<D>>;
 
-/// A FAT volume: over `dyn BlockRead` to look, over `dyn BlockWrite` to change.
+/// A FAT volume: over `dyn BlockRead` to read, over `dyn BlockWrite` to change.
 pub(super) struct FatVolume<D: Store + ?Sized> {
     fs: Option<Fs<D>>,
     disk: Arc<D>,
@@ -209,7 +209,7 @@ impl<D: Store + ?Sized> FatVolume<D> {
         })
     }
 
-    /// Runs one operation with a fresh budget; its error is put to `path`.
+    /// Runs one operation with a fresh budget, and adds `path` to its error.
     pub fn run<T>(
         &self,
         path: &GuestPath,
@@ -232,9 +232,10 @@ impl<D: Store + ?Sized> FatVolume<D> {
         })
     }
 
-    /// Puts right what `create_dir` has just written: fatfs 0.3 gives the entries `.` and `..` long
-    /// names too, and in FAT32 a `..` that leads to the root directory the root's cluster, not 0
-    /// (rafalh/rust-fatfs#117, fixed only in the unreleased 0.4). `fsck.fat` calls both damage.
+    /// Corrects the entries that `create_dir` has just written. fatfs 0.3 also gives `.` and `..`
+    /// long names. In FAT32, its `..` to the root directory has the root's cluster instead of 0
+    /// (rafalh/rust-fatfs#117, fixed only in the unreleased 0.4). `fsck.fat` reports both as
+    /// damage.
     pub fn repair_dots(&self, parent_is_root: bool) -> io::Result<()> {
         const LONG_NAME: u8 = 0x0f;
         let ends = std::mem::take(&mut *self.shared.ends());
@@ -388,7 +389,8 @@ fn guarded<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         .unwrap_or_else(|_| Err(io::Error::other("the FAT volume is damaged")))
 }
 
-/// Walks the path entry by entry: `fatfs` cannot look up an entry without opening it.
+/// Finds an entry by reading one directory after another: `fatfs` cannot look up an entry without
+/// opening it.
 pub(super) fn find<'f, T: ReadWriteSeek>(
     fs: &'f FileSystem<T>,
     path: &GuestPath,

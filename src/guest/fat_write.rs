@@ -9,7 +9,7 @@ use super::fat_read::{FatError, FatVolume, Fs, find};
 use super::{Extent, GuestError, GuestPath, Result, check_extents};
 use crate::block::BlockWrite;
 
-/// FAT stores the size of a file in 32 bits.
+/// The largest file: FAT stores the size in 32 bits.
 const MAX_FILE: u64 = u32::MAX as u64;
 
 pub struct FatWriter {
@@ -44,7 +44,7 @@ impl FatWriter {
             if find(fs, path)?.is_some() {
                 return Err(taken(OP, path).into());
             }
-            // A FAT directory takes a cluster at once, and its parent may need one more.
+            // A FAT directory takes a cluster immediately, and its parent may need one more.
             need_space(fs, path, 0, 2 * u64::from(fs.cluster_size()))?;
             let (parent, name) = parent(fs, path)?;
             parent.create_dir(name)?;
@@ -67,7 +67,7 @@ impl FatWriter {
         }
         self.change(OP, path, size, |old| {
             let mut parts: Vec<(u64, &[u8])> = Vec::new();
-            // A file grows only by writing: what the extents leave out of its new end is zeroes.
+            // A file grows only by writing: gaps before its new end are zeroed.
             let mut at = old;
             while at < size {
                 let n = (size - at).min(ZEROES.len() as u64);
@@ -96,7 +96,7 @@ impl FatWriter {
                 None => None,
             };
             let old_size = old.as_ref().map_or(0, DirEntry::len);
-            // Before the first byte: running out in the middle would leave half a file.
+            // Checked before the first byte: a full volume would otherwise leave half a file.
             need_space(fs, path, old_size, size)?;
             let mut file = match old {
                 Some(entry) => entry.to_file(),
@@ -122,7 +122,7 @@ impl FatWriter {
         self.remove("removing", path, false)
     }
 
-    /// The directory must be empty.
+    /// Removes an empty directory.
     pub fn remove_dir(&mut self, path: &GuestPath) -> Result<()> {
         self.remove("removing the directory", path, true)
     }

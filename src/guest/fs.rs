@@ -1,21 +1,23 @@
-//! Tells what a partition holds from its first bytes.
+//! Determines the contents of a partition from its first bytes.
 //!
-//! Pure: bytes in, facts out. Signatures follow the on-disk formats of the file systems named below
-//! (NTFS and FAT boot sectors, `blkid`'s offsets for the Linux ones). LDM and Storage Spaces cannot
-//! be told from content, so the partition type decides there, and it comes first: a dynamic disk
-//! often has a valid NTFS boot sector at the start of its partition, and writing to it would still
-//! be wrong.
+//! A pure function from bytes to facts. Signatures follow the on-disk formats of the file systems
+//! named below (NTFS and FAT boot sectors, `blkid`'s offsets for the Linux ones). LDM and Storage
+//! Spaces cannot be detected from the contents, so the partition type decides there, and it comes
+//! first. A dynamic disk often has a valid NTFS boot sector at the start of its partition, and
+//! writing to it would still be wrong.
 
 use super::FsKind;
 use crate::bytes;
 use crate::disk::bpb::{self, FatBoot, FatLabel, NtfsBoot};
 use crate::disk::layout::{GPT_LDM_DATA, GPT_LDM_METADATA, GPT_STORAGE_SPACES, Partition};
 
-/// How many bytes from the start of a volume [`identify`] looks at: up to the btrfs superblock.
+/// The number of bytes at the start of a volume that [`identify`] reads: up to the btrfs
+/// superblock.
 pub const IDENTIFY_BYTES: usize = 0x1_0000 + 0x1000;
 
 const MBR_LDM: &str = "0x42";
-/// BitLocker To Go wears a FAT32 boot sector; this GUID (4967d63b-2e29-4ad8-8399-f6a339e3d001) tells.
+/// The GUID of BitLocker To Go (4967d63b-2e29-4ad8-8399-f6a339e3d001), whose boot sector otherwise
+/// resembles FAT32.
 const BITLOCKER_TO_GO: &[u8] = &[
     0x3b, 0xd6, 0x67, 0x49, 0x29, 0x2e, 0xd8, 0x4a, 0x83, 0x99, 0xf6, 0xa3, 0x39, 0xe3, 0xd0, 0x01,
 ];
@@ -30,7 +32,7 @@ pub fn kind_of_type(partition: &Partition) -> Option<FsKind> {
     }
 }
 
-/// What the first bytes of a volume ([`IDENTIFY_BYTES`], fewer on a small one) say it is.
+/// The kind of a volume according to its first bytes ([`IDENTIFY_BYTES`], fewer on a small one).
 pub fn identify(head: &[u8]) -> FsKind {
     let at = |offset: usize, magic: &[u8]| {
         head.get(offset..)
@@ -60,7 +62,7 @@ pub fn identify(head: &[u8]) -> FsKind {
     if at(0x1_0040, b"_BHRfS_M") {
         return FsKind::Btrfs;
     }
-    // The signature stands at the end of the first page, and pages may be larger than 4 KiB.
+    // The signature is at the end of the first page, and pages may be larger than 4 KiB.
     if [4096, 8192, 16384, 65536]
         .iter()
         .any(|page| at(page - 10, b"SWAPSPACE2") || at(page - 10, b"SWAP-SPACE"))
@@ -77,7 +79,7 @@ pub fn identify(head: &[u8]) -> FsKind {
     FsKind::Unknown
 }
 
-/// Which FAT, by the Microsoft rule: the number of clusters decides and nothing else.
+/// The width of a FAT, by the Microsoft rule: the number of clusters alone decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FatWidth {
     Fat12,
@@ -93,7 +95,7 @@ pub struct FatFacts {
     pub cluster_size: u32,
     pub hidden_sectors: u32,
     pub serial: u32,
-    /// The label in the boot sector; the one in the root directory is the newer of the two.
+    /// The label in the boot sector; the one in the root directory is newer.
     pub label: Option<String>,
 }
 
@@ -102,7 +104,7 @@ pub struct FatFacts {
 pub struct NtfsFacts {
     pub bytes_per_sector: u32,
     pub cluster_size: u32,
-    /// LBA of the volume as the boot code sees it.
+    /// The LBA of the volume for the boot code.
     pub hidden_sectors: u32,
     pub total_sectors: u64,
     pub mft_lcn: u64,
@@ -113,7 +115,7 @@ pub struct NtfsFacts {
 const MAX_CLUSTER: u32 = 2 << 20;
 const MAX_RECORD: u32 = 64 << 10;
 
-/// Reads an NTFS boot sector; the error says which field is out of its range.
+/// Parses an NTFS boot sector; the error names the field that is out of its range.
 pub fn ntfs(head: &[u8]) -> Result<NtfsFacts, &'static str> {
     let boot = NtfsBoot::read(head).ok_or("the boot sector is cut off")?;
     if boot.oem_id != *b"NTFS    " {
@@ -155,7 +157,7 @@ pub fn ntfs(head: &[u8]) -> Result<NtfsFacts, &'static str> {
     })
 }
 
-/// Reads a FAT boot sector, `None` when it is not a credible one.
+/// Parses a FAT boot sector; `None` if it is not plausible.
 pub fn fat(head: &[u8]) -> Option<FatFacts> {
     let boot = FatBoot::read(head)?;
     let bytes_per_sector = u32::from(boot.bytes_per_sector);
@@ -200,7 +202,7 @@ pub fn fat(head: &[u8]) -> Option<FatFacts> {
     })
 }
 
-/// Little-endian reads for parsers that already know the bytes are there; 0 where they are not.
+/// Little-endian reads for parsers that have already checked the length; 0 for missing bytes.
 pub(super) fn le16(bytes: &[u8], at: usize) -> u16 {
     bytes::le16(bytes, at).unwrap_or_default()
 }

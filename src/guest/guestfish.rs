@@ -1,12 +1,13 @@
 //! The guestfish engine: the guest's file systems are mounted in libguestfs' appliance, a small VM,
 //! and never on this host.
 //!
-//! One appliance serves one disk, for reading and then for writing; it is attached to our storage
-//! daemon over NBD, so it sees the same overlay as everything else and opens no image file itself. What a volume says about its state is read
-//! by the same code as in the embedded engine, from the disk itself, or from the device behind which
-//! the appliance shows what is in it ([`super::guestfish_mapped`]).
+//! One appliance serves one disk, for reading and then for writing. It is attached to hyper2kvm's
+//! storage daemon over NBD, so it sees the same overlay as everything else and opens no image file
+//! itself. The state of a volume is read by the same code as in the embedded engine, from the disk
+//! itself, or from the device on which the appliance exposes its contents
+//! ([`super::guestfish_mapped`]).
 //!
-//! ntfs-3g does not show `$Boot`, which is therefore read from the disk.
+//! ntfs-3g hides `$Boot`, which is therefore read from the disk.
 
 use std::sync::Arc;
 
@@ -30,8 +31,8 @@ pub struct GuestfishReader {
     volumes: Vec<Volume>,
 }
 
-/// Mounts every NTFS and FAT volume read-only in the appliance, those that a key or the appliance itself
-/// opens included. A volume that cannot be mounted does not fail the disk.
+/// Mounts every NTFS and FAT volume read-only in the appliance, including those that a key or the
+/// appliance itself opens. A volume that cannot be mounted does not fail the disk.
 pub fn open(
     appliance: Appliance,
     disk: Arc<dyn BlockRead>,
@@ -71,12 +72,12 @@ pub fn open(
     })
 }
 
-/// The boot sectors of an NTFS volume, as [`GuestPath::key`] spells their file.
+/// The boot sectors of an NTFS volume, under the name that [`GuestPath::key`] returns.
 const BOOT: &str = "\\$boot";
 const BOOT_LEN: u64 = 8192;
 
 impl GuestfishReader {
-    /// The bytes of a volume: a disk, and where the volume starts on it.
+    /// The bytes of a volume: a disk, and the offset of the volume on it.
     fn block(&self, volume: VolumeId) -> Result<(Arc<dyn BlockRead>, u64)> {
         if let Some(block) = mapped::block(&self.appliance, volume)? {
             return Ok((block, 0));

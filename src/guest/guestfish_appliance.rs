@@ -1,8 +1,9 @@
-//! libguestfs' appliance with one disk attached: commands, mounted volumes, and the directories it has listed.
+//! libguestfs' appliance with one disk attached: commands, mounted volumes, and the listed
+//! directories.
 //!
-//! A directory is listed once and remembered; lookups are answered from that, as is the guest's own spelling of
-//! a name, because ntfs-3g is case-sensitive. ntfs-3g shows every reparse point as a symbolic link, which is
-//! never followed here.
+//! A directory is listed once and cached. Lookups use the cache, which also has the guest's own
+//! spelling of a name, because ntfs-3g is case-sensitive. ntfs-3g presents every reparse point as a
+//! symbolic link, which is never followed here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -15,12 +16,12 @@ use super::{FileInfo, FileKind, FsKind, GuestError, GuestPath, Result, VolumeId}
 use crate::files::Scratch;
 use crate::tool::guestfish::{Line, MAX_LINE, Reply, Shell};
 
-/// For one command; the longest ones move a hive.
+/// The time limit for one command; the longest ones transfer a hive.
 const LIMIT: Duration = Duration::from_secs(300);
-/// Entries of a directory; Windows has directories of some ten thousand.
+/// The most entries of a directory; Windows has directories of some ten thousand.
 const MAX_ENTRIES: usize = 1_000_000;
 
-/// The Windows attributes of a file, big endian.
+/// The extended attribute with the Windows attributes of a file, big endian.
 pub(super) const ATTRIBUTES: &str = "system.ntfs_attrib_be";
 pub(super) const HIDDEN_OR_SYSTEM: u32 = 0x6;
 const DIRECTORY: u32 = 0x10;
@@ -38,7 +39,7 @@ impl Appliance {
         Ok(Self(Arc::new(Mutex::new(Inner::start(attach)?))))
     }
 
-    /// `work` must not come back here.
+    /// Runs `work` on the appliance; it must not call this method again.
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut Inner) -> Result<T>) -> Result<T> {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -47,30 +48,30 @@ impl Appliance {
 /// A name in a directory.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    /// In the guest's own case.
+    /// The name in the guest's own case.
     pub name: String,
     pub kind: FileKind,
     pub size: u64,
-    /// A reparse point.
+    /// Whether it is a reparse point.
     pub link: bool,
 }
 
 /// Entries by lower-case name.
 pub(super) type Folder = BTreeMap<String, Entry>;
 
-/// Where a path leads to.
+/// The result of resolving a path.
 pub(super) struct Place {
     /// The path of the parent inside the appliance.
     pub parent: String,
     /// `None`: the parent exists and has no such name.
     pub entry: Option<Entry>,
-    /// The path inside the appliance, in the guest's own case where it exists.
+    /// The path inside the appliance, in the guest's own case as far as it exists.
     pub real: String,
 }
 
 pub(super) struct Inner {
     shell: Option<Shell>,
-    /// Private; what goes in and out of the appliance.
+    /// A private directory for files that go to and from the appliance.
     work: Scratch,
     files: u64,
     pub mounts: BTreeMap<VolumeId, FsKind>,
@@ -126,7 +127,8 @@ impl Inner {
         self.one_within(line, LIMIT)
     }
 
-    /// One that may take as long as the start of the appliance: a key is stretched by a million hashes.
+    /// Runs a command that may take as long as the start of the appliance: a key is stretched by a
+    /// million hashes.
     pub fn slow(&mut self, line: Line) -> Result<Reply> {
         self.one_within(line, launch_limit())
     }
@@ -164,7 +166,7 @@ impl Inner {
         }
     }
 
-    /// Mounts a volume at its place. `Err` inside: what mount said.
+    /// Mounts a volume at its mount point. The inner `Err` has the output of mount.
     pub fn mount(&mut self, volume: VolumeId, kind: FsKind, options: &str) -> Result<Reply> {
         let line = Line::new("mount-options")
             .arg(options)
@@ -177,7 +179,7 @@ impl Inner {
         Ok(reply)
     }
 
-    /// A name of a file on this host that nothing uses yet.
+    /// An unused file name on this host.
     pub fn file(&mut self) -> PathBuf {
         self.files += 1;
         self.work.path().join(self.files.to_string())
@@ -189,7 +191,7 @@ impl Inner {
         Ok(bytes)
     }
 
-    /// `None` when the path or one of its parents does not exist.
+    /// Resolves a path; `None` if it or one of its parents does not exist.
     pub fn find(&mut self, volume: VolumeId, path: &GuestPath) -> Result<Option<Place>> {
         if !self.mounts.contains_key(&volume) {
             return Err(GuestError::NoVolume(volume));
@@ -221,7 +223,7 @@ impl Inner {
         Ok(Some(place))
     }
 
-    /// What is in a directory of the appliance.
+    /// The contents of a directory of the appliance.
     pub fn folder(&mut self, real: &str) -> Result<&Folder> {
         if !self.folders.contains_key(real) {
             let folder = self.read_folder(real)?;
@@ -232,7 +234,7 @@ impl Inner {
             .ok_or_else(|| std::io::Error::other("a listing is lost").into())
     }
 
-    /// What [`Self::folder`] is to say from now on, where it was asked before.
+    /// Updates the cache of [`Self::folder`] after a change.
     pub fn remember(&mut self, place: &Place, entry: Option<Entry>) {
         let Some(folder) = self.folders.get_mut(&place.parent) else {
             return;
@@ -255,7 +257,7 @@ impl Inner {
         let line = Line::new("ls0").arg(real).arg(text(&file)?);
         self.one(line)?.map_err(|reason| unreadable(real, reason))?;
         let bytes = Self::take_file(&file)?;
-        // A path cannot name what is not text or has control characters.
+        // A path cannot name entries that are not text or have control characters.
         let names: Vec<&str> = bytes
             .split(|b| *b == 0)
             .filter_map(|name| std::str::from_utf8(name).ok())
@@ -323,7 +325,7 @@ impl Inner {
         Ok(folder)
     }
 
-    /// Adds what only NTFS knows about files.
+    /// Adds attributes that only NTFS has.
     pub(super) fn describe(
         &mut self,
         volume: VolumeId,
@@ -398,7 +400,7 @@ impl Inner {
             })
     }
 
-    /// Exactly `len` bytes of a file or a device of the appliance.
+    /// Reads exactly `len` bytes of a file or a device of the appliance.
     pub fn fetch(&mut self, real: &str, offset: u64, len: u64) -> Result<Reply> {
         if len == 0 {
             return Ok(Ok(Vec::new()));
@@ -430,12 +432,12 @@ impl Drop for Inner {
     }
 }
 
-/// Reads what ntfs-3g offers as an extended attribute of a file.
+/// Reads an extended attribute of a file from ntfs-3g.
 pub(super) fn attribute(real: &str, name: &str) -> Line {
     Line::new("lgetxattr").arg(real).arg(name)
 }
 
-/// guestfish takes text; the names of our temporary files are that.
+/// Requires UTF-8, which guestfish needs; the names of hyper2kvm's temporary files are.
 pub fn text(path: &Path) -> Result<&str> {
     path.to_str()
         .ok_or_else(|| std::io::Error::other("TMPDIR is not valid text").into())
@@ -454,7 +456,7 @@ struct Stat {
     size: u64,
 }
 
-/// The records in what `lstatns` and `lstatnslist` print: one value a line, numbers only.
+/// Parses the records of `lstatns` and `lstatnslist`: one value a line, numbers only.
 fn stats(output: &str) -> Vec<Stat> {
     let mut stats = Vec::new();
     for line in output.lines() {

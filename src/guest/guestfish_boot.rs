@@ -1,7 +1,7 @@
-//! The start of libguestfs' appliance, and why it does not.
+//! Starts libguestfs' appliance, and explains why it does not start.
 //!
-//! The usual reasons are told from what supermin, QEMU and guestfish print; the whole log is kept in a
-//! file that the error names.
+//! The usual reasons are recognised in the output of supermin, QEMU and guestfish. The whole log is
+//! kept in a file named by the error.
 
 use std::fs;
 use std::path::Path;
@@ -11,9 +11,9 @@ use super::{GuestError, Result};
 use crate::tool::ToolError;
 use crate::tool::guestfish::{Line, Shell};
 
-/// Without KVM, on a busy machine, a start takes minutes.
+/// The time limit. Without KVM, on a busy host, a start takes minutes.
 const LAUNCH_SECONDS: u64 = 1200;
-/// Another limit, in seconds.
+/// The variable with another limit, in seconds.
 const LIMIT_ENV: &str = "HYPER2KVM_APPLIANCE_LIMIT";
 
 pub(super) fn launch_limit() -> Duration {
@@ -21,7 +21,7 @@ pub(super) fn launch_limit() -> Duration {
     Duration::from_secs(wanted.unwrap_or(LAUNCH_SECONDS))
 }
 
-/// Where the disk is served over NBD.
+/// The NBD server of the disk.
 pub struct Attach<'a> {
     pub socket: &'a Path,
     pub export: &'a str,
@@ -29,16 +29,17 @@ pub struct Attach<'a> {
     pub sector_size: u32,
 }
 
-/// A guestfish whose appliance is up and sees the disks, as `/dev/sda`, `/dev/sdb`, ...
+/// Starts a guestfish whose appliance is running and sees the disks as `/dev/sda`, `/dev/sdb`, ...
 pub fn start(disks: &[Attach<'_>]) -> Result<Shell> {
     match boot(disks, false)? {
         Ok(shell) => Ok(shell),
-        // Again for a full log: writing one doubles the time of a start, so a good one has none.
+        // Again for a full log: writing one doubles the time of a start, so the first attempt
+        // writes none.
         Err(_) => boot(disks, true)?.map_err(|(log, reason)| not_started(&log, &reason, "")),
     }
 }
 
-/// What an appliance that did not start printed, and the reason it gave.
+/// The output of an appliance that did not start, and its reason.
 type BootFailure = (Vec<u8>, String);
 
 fn boot(disks: &[Attach<'_>], verbose: bool) -> Result<std::result::Result<Shell, BootFailure>> {
@@ -48,7 +49,7 @@ fn boot(disks: &[Attach<'_>], verbose: bool) -> Result<std::result::Result<Shell
         Line::new("set-verbose").arg(verbose.to_string()),
         Line::new("run"),
         Line::new("set-verbose").arg("false"),
-        // What the start was for.
+        // The purpose of the start.
         Line::new("list-devices"),
     ]);
     let mut log = Vec::new();
@@ -98,7 +99,7 @@ fn add(disk: &Attach<'_>) -> Line {
     add.arg(format!("blocksize:{}", disk.sector_size))
 }
 
-/// Keeps the log and says what it means, `otherwise` what is known without.
+/// Keeps the log and explains it; `otherwise` is the reason known without it.
 fn not_started(log: &[u8], error: &str, otherwise: &str) -> GuestError {
     let said = String::from_utf8_lossy(log);
     let (reason, mut hint) = diagnose(&said).map_or_else(
@@ -122,10 +123,10 @@ fn not_started(log: &[u8], error: &str, otherwise: &str) -> GuestError {
     GuestError::Appliance { reason, hint }
 }
 
-/// The usual reasons why an appliance does not start, the first that fits.
+/// The usual reasons why an appliance does not start; the first match counts.
 fn diagnose(log: &str) -> Option<(&'static str, &'static str)> {
     let has = |words: &[&str]| words.iter().all(|word| log.contains(word));
-    // In one line: a log names the kernel, and files supermin may not read and does without.
+    // In one line: a log names the kernel, and files that supermin may not read and does not need.
     let in_line = |words: &[&str]| {
         let mut lines = log.lines();
         lines.any(|line| words.iter().all(|word| line.contains(word)))

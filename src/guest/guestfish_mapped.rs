@@ -1,10 +1,11 @@
 //! Volumes that are not simply a partition: in BitLocker and LUKS, in LVM, on dynamic disks (LDM).
 //!
-//! The appliance opens the containers - BitLocker and LUKS with a key of `--key`, LVM and LDM on its own
-//! when it starts - and shows what is in each as a block device. The file system on it is told, and its
-//! state read, by the same code as on a partition, through [`Remote`]. The volume of an opened
-//! BitLocker or LUKS partition keeps the partition's number; logical volumes are numbered from
-//! [`FIRST_MAPPED`] on. Only one disk is attached: a dynamic or logical volume that spans disks stays closed.
+//! The appliance opens the containers - BitLocker and LUKS with a key of `--key`, LVM and LDM
+//! automatically at its start - and exposes the contents of each as a block device. The same code
+//! as for a partition identifies the file system and reads its state, through [`Remote`]. The
+//! volume of an opened BitLocker or LUKS partition keeps the partition's number; logical volumes
+//! are numbered from [`FIRST_MAPPED`] on. Only one disk is attached: a dynamic or logical volume
+//! that spans disks stays closed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,15 +25,17 @@ use crate::disk::layout::{DiskLayout, Partition, Scheme};
 use crate::text::guest_text;
 use crate::tool::guestfish::{Line, Reply, Secret};
 
-/// More volumes than that are not looked at.
+/// The most volumes examined.
 const MAX_VOLUMES: usize = 256;
 const WRONG_KEY: &str = "No key available with this passphrase";
-/// What cryptsetup 2.6 says of a BitLocker volume whose key also lies open, even with a key that fits.
+/// The message of cryptsetup 2.6 for a BitLocker volume with a key in clear, even if a given key is
+/// right.
 const SUSPENDED: &str = "Activation of partially decrypted BITLK device is not supported";
-/// Of a LUKS header, versions 1 and 2.
+/// The UUID in a LUKS header, versions 1 and 2.
 const LUKS_UUID: std::ops::Range<usize> = 168..208;
 
-/// A block device of the appliance, to read. Must not live longer than its user needs: it keeps the appliance running.
+/// A block device of the appliance, for reading. It keeps the appliance running, so it must not
+/// live longer than needed.
 struct Remote {
     appliance: Appliance,
     device: Device,
@@ -55,7 +58,7 @@ impl BlockRead for Remote {
     }
 }
 
-/// What is behind a mapped volume; `None` for a partition.
+/// The device of a mapped volume; `None` for a partition.
 pub(super) fn block(appliance: &Appliance, volume: VolumeId) -> Result<Option<Arc<dyn BlockRead>>> {
     let device = appliance.with(|inner| Ok(inner.mapped.get(&volume).cloned()))?;
     Ok(device.map(|device| remote(appliance, device)))
@@ -68,7 +71,7 @@ fn remote(appliance: &Appliance, device: Device) -> Arc<dyn BlockRead> {
     }))
 }
 
-/// A device is a disk without a partition table.
+/// The layout of a device: a disk without a partition table.
 const BARE: DiskLayout = DiskLayout {
     scheme: Scheme::None,
     sector_size: 512,
@@ -76,7 +79,7 @@ const BARE: DiskLayout = DiskLayout {
     partitions: Vec::new(),
 };
 
-/// Opens what can be opened and puts it among the volumes.
+/// Opens all containers and adds their contents to the volumes.
 pub(super) fn open(appliance: &Appliance, volumes: &mut Vec<Volume>, keys: &Keys) -> Result<()> {
     let mut lvm = volumes.iter().any(|v| v.kind == FsKind::Lvm);
     for volume in volumes.iter_mut() {
@@ -97,7 +100,7 @@ pub(super) fn open(appliance: &Appliance, volumes: &mut Vec<Volume>, keys: &Keys
     }
     let mut inside = Vec::new();
     if lvm {
-        // What lies in a volume that was opened just now was not seen when the appliance started.
+        // The appliance did not see the contents of a volume opened just now when it started.
         ask(appliance, Line::new("lvm-scan").arg("true"))?.map_err(unlisted("logical volumes"))?;
         let found = ask(appliance, Line::new("lvs"))?.map_err(unlisted("logical volumes"))?;
         inside.extend(lines(&found).map(|path| (path, FsKind::Lvm)));
@@ -150,14 +153,15 @@ fn unlisted(what: &'static str) -> impl Fn(String) -> GuestError {
     }
 }
 
-/// One path a line.
+/// Splits output with one path a line.
 fn lines(output: &[u8]) -> impl Iterator<Item = String> {
     let text = String::from_utf8_lossy(output).into_owned();
     let lines: Vec<String> = text.lines().map(|line| line.trim().to_string()).collect();
     lines.into_iter().filter(|line| line.starts_with("/dev/"))
 }
 
-/// Tries the keys for a volume. `None`: there are none. `Err` inside: why none opens it.
+/// Tries the keys for a volume. `None` if there are none. The inner `Err` has the reason why none
+/// opens it.
 fn unlock(
     appliance: &Appliance,
     volume: VolumeId,
@@ -176,7 +180,7 @@ fn unlock(
     if keys.is_empty() {
         return Ok(None);
     }
-    // The line with the key must not come to one that does not know the command.
+    // The line with the key must not reach a guestfish that does not support the command.
     let help = ask(appliance, Line::new("help").arg("cryptsetup-open"))?;
     if !help.is_ok_and(|text| text.starts_with(b"NAME")) {
         let reason = "this libguestfs does not open encrypted volumes: 1.44 or later is needed";
@@ -222,7 +226,7 @@ fn sized(appliance: &Appliance, path: String) -> Result<Device> {
     Ok(Device { path, size })
 }
 
-/// What is on a device, which becomes that volume.
+/// Adds the contents of a device as that volume.
 fn look(
     appliance: &Appliance,
     id: VolumeId,
@@ -241,8 +245,8 @@ fn look(
     )
 }
 
-/// Reads with our own code what another program opened: the reader that proves what was written to a
-/// volume in a container.
+/// Reads with hyper2kvm's own code a volume that another program opened: the second reader for
+/// volumes in a container.
 pub struct MappedReader {
     disk: EmbeddedReader,
     volumes: Vec<Volume>,

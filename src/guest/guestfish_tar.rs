@@ -1,8 +1,8 @@
-//! A tar archive with one new file or directory, its security descriptor and its attributes, for guestfish's
-//! `tar-in`.
+//! Builds a tar archive with one new file or directory, its security descriptor and its attributes,
+//! for guestfish's `tar-in`.
 //!
-//! guestfish has no other way to hand over an extended attribute with NUL bytes in it, and without the
-//! attribute `system.ntfs_acl` ntfs-3g gives full control of a new file to everyone. The format is
+//! guestfish cannot otherwise transfer an extended attribute with NUL bytes in it, and without the
+//! attribute `system.ntfs_acl` ntfs-3g gives everyone full control of a new file. The format is
 //! POSIX pax: name and attributes are records of an extended header.
 
 use std::io;
@@ -12,7 +12,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::FileKind;
 
-/// `security`: a self-relative security descriptor.
+/// Builds the archive; `security` is a self-relative security descriptor.
 pub fn archive(
     name: &str,
     kind: FileKind,
@@ -23,7 +23,7 @@ pub fn archive(
     if let Some(security) = security {
         records.push(("SCHILY.xattr.system.ntfs_acl", security));
         if kind == FileKind::Dir {
-            // Else it has the archive flag, which no directory has that Windows made.
+            // Otherwise it gets the archive flag, which Windows never sets on a directory.
             records.push(("SCHILY.xattr.system.ntfs_attrib_be", &[0; 4]));
         }
     }

@@ -1,9 +1,10 @@
-//! Writing through guestfish: the appliance that read the disk writes it too.
+//! Writing through guestfish, in the appliance that read the disk.
 //!
 //! A volume is mounted for writing at its first change, after the same check of its metadata as in
-//! the embedded engine. Contents go in with `upload`, which keeps the record, the security descriptor
-//! and the attributes of a file that exists. New files and directories go in as a tar archive of one
-//! member, because they need a security descriptor: that of a sibling, else of their directory.
+//! the embedded engine. Contents are written with `upload`, which keeps the record, the security
+//! descriptor and the attributes of an existing file. New files and directories need a security
+//! descriptor: that of a sibling, or else of their directory. So they are written as a tar archive
+//! of one member.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -25,7 +26,7 @@ use crate::block::{BlockRead, BlockWrite};
 use crate::disk::layout::{DiskLayout, Partition};
 use crate::tool::guestfish::Line;
 
-/// Writes to the volumes of a disk. The disk must be attached writable to the appliance.
+/// Writes to the volumes of a disk, which must be attached writable to the appliance.
 pub struct GuestfishWriter {
     appliance: Appliance,
     disk: Arc<dyn BlockWrite>,
@@ -38,7 +39,7 @@ pub struct GuestfishWriter {
 /// The security descriptor for new files (`false`) and directories (`true`), by parent.
 type Models = HashMap<(String, bool), Vec<u8>>;
 
-/// How many siblings are asked for their security descriptor.
+/// The most siblings whose security descriptors are read.
 const MAX_SIBLINGS: usize = 64;
 
 impl GuestfishWriter {
@@ -58,7 +59,7 @@ impl GuestfishWriter {
         }
     }
 
-    /// Mounts for writing what is mounted for reading.
+    /// Remounts a volume for writing.
     fn ready(&mut self, volume: VolumeId) -> Result<()> {
         if self.writable.contains(&volume) {
             return Ok(());
@@ -91,7 +92,7 @@ impl GuestfishWriter {
         Ok(())
     }
 
-    /// Where the bytes of a volume are.
+    /// The location of a volume's bytes.
     fn place(&self, volume: VolumeId) -> Result<(Arc<dyn BlockRead>, u64, u64)> {
         if let Some(block) = mapped::block(&self.appliance, volume)? {
             let len = block.size();
@@ -106,7 +107,7 @@ impl GuestfishWriter {
         ))
     }
 
-    /// Finds the path on a writable volume and works there.
+    /// Finds the path on a writable volume and runs `change` on it.
     fn change<T>(
         &mut self,
         op: &'static str,
@@ -154,7 +155,7 @@ impl Failure<'_> {
     }
 }
 
-/// Runs the commands; the first failure is the result.
+/// Runs the commands; fails at the first failure.
 fn all(inner: &mut Inner, failure: &Failure<'_>, lines: &[Line]) -> Result<()> {
     for reply in inner.run(lines)? {
         reply.map_err(|reason| failure.because(reason))?;
@@ -162,7 +163,7 @@ fn all(inner: &mut Inner, failure: &Failure<'_>, lines: &[Line]) -> Result<()> {
     Ok(())
 }
 
-/// The security descriptor a new file or directory gets; `None` on FAT, which has none.
+/// The security descriptor for a new file or directory; `None` on FAT, which has none.
 fn model<'m>(
     inner: &mut Inner,
     models: &'m mut Models,
@@ -291,7 +292,7 @@ impl GuestWrite for GuestfishWriter {
                 .arg(&place.real)
                 .arg(size.to_string());
             let mut lines = Vec::new();
-            // First, so that running out of space is known before the first byte is written.
+            // First, so that a lack of space shows before the first byte is written.
             if size > old {
                 lines.push(resize.clone());
             }
@@ -379,7 +380,7 @@ impl GuestWrite for GuestfishWriter {
         )
     }
 
-    /// Unmounts everything and shuts the appliance down: its reader ends with it.
+    /// Unmounts everything and shuts the appliance down, which ends its reader too.
     fn close(self: Box<Self>) -> Result<()> {
         self.appliance.with(Inner::close)?;
         self.disk.flush().map_err(GuestError::Io)

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::memory::FileBytes;
 
-/// A file whose contents are in memory, as they were written.
+/// A file whose written contents are in memory.
 #[derive(Debug, Clone)]
 pub struct KnownFile {
     pub volume: VolumeId,
@@ -19,7 +19,7 @@ pub struct KnownFile {
     pub bytes: Arc<FileBytes>,
 }
 
-/// What is compared with a known file at once.
+/// The number of bytes compared with a known file at a time.
 const PIECE: usize = 4 << 20;
 
 /// Reads the disks of a VM.
@@ -45,7 +45,7 @@ impl<'g> JoinedReader<'g> {
         }
     }
 
-    /// Reads these files without memory of their own, as long as the disk has the same bytes.
+    /// Reads these files without extra memory, as long as the disk has the same bytes.
     pub fn knowing(mut self, known: &'g [KnownFile]) -> Self {
         self.known = known;
         self
@@ -115,7 +115,7 @@ impl GuestRead for JoinedReader<'_> {
     ) -> Result<Arc<FileBytes>> {
         let is_it = |k: &&KnownFile| k.volume == volume && k.path.key() == path.key();
         match self.known.iter().find(is_it) {
-            // Where it cannot be compared, reading it as a whole tells why.
+            // If it cannot be compared, reading it as a whole reports the reason.
             Some(known) if self.is_on_disk(known, limit).unwrap_or(false) => {
                 Ok(known.bytes.clone())
             }
@@ -179,7 +179,7 @@ impl GuestWrite for JoinedWriter {
         self.of(volume)?.remove_dir(volume.within(), path)
     }
 
-    /// Closes every disk, also after one could not be.
+    /// Closes every disk, even if one of them fails.
     fn close(self: Box<Self>) -> Result<()> {
         let mut outcome = Ok(());
         for (_, writer) in self.disks {
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::inspect::fake::FakeGuest;
 
-    /// The bytes in memory are given only when the disk has the very same.
+    /// The bytes in memory are returned only if the disk has exactly the same.
     #[test]
     fn a_known_file_is_compared_with_the_disk() {
         let same = vec![7; PIECE + 5];

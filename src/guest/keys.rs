@@ -1,9 +1,9 @@
-//! Keys for encrypted volumes, as `--key SELECTOR:TYPE:VALUE` names them (the syntax of virt-v2v).
+//! Keys for encrypted volumes, in the form `--key SELECTOR:TYPE:VALUE` (the syntax of virt-v2v).
 //!
-//! A key is in memory only: it goes to guestfish through a pipe, is never an argument of a program,
-//! and no `Debug` or error shows it. It is erased when it is dropped, and a process that holds one
-//! leaves no core dump. virt-v2v's `clevis` is not here: its server cannot be asked, the
-//! appliance has no network.
+//! A key is in memory only. It is passed to guestfish through a pipe, is never an argument of a
+//! program, and no `Debug` or error shows it. It is erased when it is dropped, and a process with a
+//! key leaves no core dump. virt-v2v's `clevis` is not supported: its server is unreachable,
+//! because the appliance has no network.
 
 use std::io::Read;
 use std::path::Path;
@@ -19,17 +19,17 @@ use super::{DiskId, VolumeId};
 use crate::tool::cmd::keep_from_tools;
 use crate::tool::guestfish::Secret;
 
-/// LUKS takes 512 bytes, and guestfish a line.
+/// The longest key: LUKS accepts 512 bytes, and guestfish a line.
 const MAX_KEY: usize = 512;
 /// The largest key file. A `.BEK` file has 156 bytes or a few more.
 const MAX_FILE: u64 = 64 << 10;
 
-/// All keys given. None by default.
+/// All given keys. None by default.
 #[derive(Debug, Clone, Default)]
 pub struct Keys {
     keys: Arc<Vec<Key>>,
     stretched: Arc<Stretched>,
-    /// The disk they are for.
+    /// The disk for which they are.
     disk: DiskId,
 }
 
@@ -42,7 +42,7 @@ struct Key {
 #[derive(Debug)]
 enum Value {
     Text(Secret),
-    /// Of BitLocker; no appliance takes it.
+    /// For BitLocker; the appliance does not support it.
     StartupKey(StartupKey),
 }
 
@@ -50,17 +50,17 @@ enum Value {
 enum Selector {
     All,
     Volume {
-        /// `None`: on whichever disk has such a partition.
+        /// `None`: any disk with such a partition.
         disk: Option<u32>,
         partition: u32,
     },
-    /// Of a LUKS header, lower case.
+    /// The UUID of a LUKS header, lower case.
     Uuid(String),
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Not with the text: it may hold a key.
+    /// Without the text, which may contain a key.
     #[error("--key is not of the form SELECTOR:key:KEY, SELECTOR:file:PATH or SELECTOR:env:NAME")]
     Form,
     #[error("keeping keys out of core dumps")]
@@ -84,7 +84,7 @@ pub enum KeyError {
 }
 
 impl Keys {
-    /// The keys of the command line. The second value: whether one was given in clear.
+    /// Parses the keys of the command line. The second value is true if one was given in clear.
     pub fn parse(args: &[String]) -> Result<(Self, bool), KeyError> {
         let mut keys = Vec::new();
         let mut in_clear = false;
@@ -123,7 +123,7 @@ impl Keys {
         Ok((keys, in_clear))
     }
 
-    /// The same keys, for the volumes of one disk of a VM.
+    /// The same keys for the volumes of one disk of a VM.
     pub fn of_disk(&self, disk: DiskId) -> Self {
         Self {
             keys: self.keys.clone(),
@@ -144,7 +144,7 @@ impl Keys {
         disk.is_none_or(|number| number == self.disk.number())
     }
 
-    /// The keys to try on a volume, in the order given.
+    /// The keys to try on a volume, in the given order.
     pub fn matching(&self, volume: VolumeId, uuid: Option<&str>) -> Vec<Secret> {
         let fitting = self.fitting(volume, uuid);
         let texts = fitting.filter_map(|key| match &key.value {
@@ -154,7 +154,7 @@ impl Keys {
         texts.collect()
     }
 
-    /// The same for BitLocker, which also takes startup keys.
+    /// The keys to try on a BitLocker volume, which also accepts startup keys.
     pub fn for_bitlocker(&self, volume: VolumeId) -> Vec<Credential<'_>> {
         let credentials = self.fitting(volume, None).map(|key| match &key.value {
             Value::Text(secret) => Credential::Text(secret.expose()),
@@ -163,7 +163,7 @@ impl Keys {
         credentials.collect()
     }
 
-    /// The passwords that were stretched with these keys.
+    /// The passwords already stretched with these keys.
     pub fn stretched(&self) -> &Stretched {
         &self.stretched
     }
@@ -180,8 +180,8 @@ impl Keys {
     }
 }
 
-/// A crash must not put keys on the disk of the host. Programs that are started get their own limit back from
-/// nobody: a child of a process with keys leaves no core file either.
+/// Disables core dumps: a crash must not put keys on the disk of the host. Started programs inherit
+/// the limit: a child of a process with keys leaves no core file either.
 fn leave_no_core_dump() -> std::io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let limit = getrlimit(Resource::Core);
@@ -232,7 +232,8 @@ fn text_key(name: &str, text: Zeroizing<String>) -> Result<Value, KeyError> {
     }
 }
 
-/// A key file is a `.BEK` file, or text; the end of its line does not belong to the key. Windows saves UTF-16.
+/// Reads a key file: a `.BEK` file, or text. The end of its line is not part of the key. Windows
+/// saves UTF-16.
 fn read_file(name: &str, file: &str) -> Result<Value, KeyError> {
     let failed = |source| KeyError::File {
         file: file.to_string(),
@@ -303,7 +304,7 @@ mod tests {
         assert_eq!(of(2, None), ["a:b c", "wide"]);
         assert_eq!(of(3, None), ["from: a file", "wide"]);
         assert_eq!(of(0, Some(uuid)), ["wide", "of uuid"]);
-        // Of one disk: the only one counts as the first.
+        // For one disk: the only one counts as the first.
         let (keys, _) = parse(&["2/3:key:second", "1/3:key:first", "3:key:any"]).unwrap();
         let of = |disk: DiskId| {
             let keys = keys.of_disk(disk).matching(VolumeId::new(3), None);
@@ -318,7 +319,7 @@ mod tests {
         let (keys, _) = parse(&["2/3:key:second"]).unwrap();
         assert!(keys.is_empty() && !keys.of_disk(DiskId::nth(1, 2)).is_empty());
         assert!(!format!("{keys:?}").contains("wide"));
-        // Set for every test by cargo.
+        // cargo sets it for every test.
         let (_, in_clear) = parse(&["all:env:CARGO_PKG_NAME"]).unwrap();
         assert!(!in_clear);
     }

@@ -1,13 +1,15 @@
-//! Reads the restart pages of an NTFS `$LogFile`: was the volume closed properly?
+//! Reads the restart pages of an NTFS `$LogFile` to determine whether the volume was closed
+//! properly.
 //!
-//! The rule is that of ntfs-3g (`ntfs_check_logfile`, `ntfs_is_logfile_clean`): the newer of the two
-//! restart pages counts; the log is dirty when it has a client in use and the "volume is clean" bit
-//! is not set; an all-`0xFF` log was emptied after a clean close. A page of version 2.0 means that
-//! Windows 8+ may keep metadata elsewhere (Fast Startup) until it closes the volume and writes 1.1.
+//! The rule is that of ntfs-3g (`ntfs_check_logfile`, `ntfs_is_logfile_clean`). The newer of the
+//! two restart pages counts. The log is dirty if it has a client in use and the "volume is clean"
+//! bit is not set. An all-`0xFF` log was emptied after a clean close. A page of version 2.0 means
+//! that Windows 8+ may keep metadata elsewhere (Fast Startup) until it closes the volume and writes
+//! 1.1.
 
 use super::ntfs_layout::{RestartArea, RestartPage};
 
-/// How much of the log [`state`] looks at; both restart pages lie within it for every page size.
+/// The number of bytes that [`state`] reads; both restart pages lie within it for every page size.
 pub const HEAD_BYTES: usize = 128 << 10;
 
 const SECTOR: usize = 512;
@@ -16,12 +18,12 @@ const VOLUME_IS_CLEAN: u16 = 0x0002;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogState {
-    /// Emptied: nothing to replay.
+    /// Emptied: there is nothing to replay.
     Empty,
     Clean,
     /// Not closed: Windows would replay it.
     Dirty,
-    /// Log version 2.0: Windows may hold cached metadata for a fast start.
+    /// Log version 2.0: Windows may keep cached metadata for a fast start.
     Cached,
     /// Neither empty nor with a valid restart page.
     Damaged,
@@ -79,7 +81,7 @@ pub fn state(head: &[u8]) -> LogState {
     }
 }
 
-/// One restart page, `None` when it is not a valid one.
+/// Parses one restart page; `None` if it is invalid.
 fn restart(page: &[u8]) -> Option<Restart> {
     let head = RestartPage::read(page)?;
     let checked = head.signature == *b"CHKD";
@@ -115,7 +117,7 @@ fn restart(page: &[u8]) -> Option<Restart> {
     })
 }
 
-/// A restart page as Windows writes it, for tests that need a log in a given state.
+/// A restart page as Windows writes it, for tests with a log in a given state.
 #[cfg(test)]
 pub(super) fn restart_page(lsn: u64, version: (u16, u16), in_use: u16, flags: u16) -> Vec<u8> {
     const AREA: u16 = 48;

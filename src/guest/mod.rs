@@ -1,6 +1,6 @@
-//! Access to the file systems inside a disk: [`GuestRead`] to look, [`GuestWrite`] to change.
+//! Access to the file systems inside a disk: [`GuestRead`] to read, [`GuestWrite`] to change.
 //!
-//! The rest of the program does not know which engine stands behind these traits.
+//! The rest of the program is independent of the engine behind these traits.
 
 pub mod confined;
 pub mod embedded;
@@ -65,7 +65,7 @@ impl DiskId {
         }
     }
 
-    /// The number people and scripts know it by.
+    /// The number for people and scripts.
     pub fn number(self) -> u32 {
         self.0.max(1)
     }
@@ -75,8 +75,8 @@ impl DiskId {
     }
 }
 
-/// Names a volume of a VM: its disk, and its partition index there (0 for a disk without a partition
-/// table). A reader of one disk leaves the disk out.
+/// The name of a volume of a VM: its disk, and its partition index there (0 for a disk without a
+/// partition table). A reader of one disk ignores the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct VolumeId {
     #[serde(skip_serializing_if = "DiskId::is_only")]
@@ -94,7 +94,7 @@ impl VolumeId {
         Self { disk, partition }
     }
 
-    /// The same volume to a reader of its disk alone.
+    /// The same volume for a reader of its disk alone.
     pub const fn within(self) -> Self {
         Self::new(self.partition)
     }
@@ -109,10 +109,10 @@ impl fmt::Display for VolumeId {
     }
 }
 
-/// Volumes that are no partitions (LVM, dynamic disks) are numbered from here on.
+/// The first number of volumes that are not partitions (LVM, dynamic disks).
 pub const FIRST_MAPPED: u32 = 10_001;
 
-/// What a partition holds, told from its first sectors and not from its partition type.
+/// The contents of a partition, determined from its first sectors and not from its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FsKind {
@@ -132,31 +132,31 @@ pub enum FsKind {
     Unknown,
 }
 
-/// Whether a volume may be written, as far as its own metadata says.
+/// The facts in a volume's metadata that determine whether it may be written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct VolumeState {
-    /// `$Volume` dirty flag, or a `$LogFile` that was not closed.
+    /// The `$Volume` dirty flag is set, or the `$LogFile` was not closed.
     pub dirty: bool,
-    /// `hiberfil.sys` holds a hibernated session (Fast Startup included).
+    /// `hiberfil.sys` has a hibernated session (Fast Startup included).
     pub hibernated: bool,
-    /// `$LogFile` is of version 2.0: Windows 8 and later may hold parts of the volume in memory. So it is
-    /// after Fast Startup, and while Windows runs; a clean shutdown writes version 1.1.
+    /// `$LogFile` is of version 2.0: Windows 8 and later may keep parts of the volume in memory.
+    /// This is so after Fast Startup, and while Windows runs; a clean shutdown writes version 1.1.
     pub cached: bool,
-    /// `\System Volume Information` holds shadow-copy stores.
+    /// `\System Volume Information` has shadow-copy stores.
     pub vss_snapshots: bool,
-    /// The cluster size in bytes, 0 when unknown.
+    /// The cluster size in bytes, 0 if unknown.
     pub cluster_size: u32,
-    /// Bytes free according to the file system's own allocation map, when known.
+    /// Free bytes according to the file system's own allocation map, if known.
     pub free_bytes: Option<u64>,
-    /// What unlocks a BitLocker volume, when its metadata says so.
+    /// The protectors of a BitLocker volume, if its metadata is readable.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub protectors: Vec<String>,
-    /// Why the volume could not be opened although its kind is known.
+    /// The reason why a volume of a known kind could not be opened.
     pub unreadable: Option<String>,
-    /// Why a BitLocker volume stays closed.
+    /// The reason why a BitLocker volume stays closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<fve::Closed>,
-    /// What the file system lies in, when that was opened: BitLocker, LUKS, LVM, a dynamic disk.
+    /// The opened container of the file system: BitLocker, LUKS, LVM, a dynamic disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<FsKind>,
 }
@@ -183,11 +183,11 @@ pub struct FileInfo {
     pub name: String,
     pub kind: FileKind,
     pub size: u64,
-    /// Reparse tag (`IO_REPARSE_TAG_*`) when the file is a reparse point.
+    /// Reparse tag (`IO_REPARSE_TAG_*`) if the file is a reparse point.
     pub reparse_tag: Option<u32>,
-    /// LZNT1-compressed data attribute.
+    /// Whether the data attribute is compressed with LZNT1.
     pub compressed: bool,
-    /// EFS-encrypted data attribute.
+    /// Whether the data attribute is encrypted with EFS.
     pub encrypted: bool,
 }
 
@@ -218,7 +218,7 @@ pub enum GuestError {
         path: String,
         reason: String,
     },
-    /// The same, where this host refused something.
+    /// The same, refused by this host.
     #[error("{op} {path}: {reason}")]
     Host {
         op: &'static str,
@@ -282,14 +282,15 @@ pub type Result<T, E = GuestError> = std::result::Result<T, E>;
 
 /// Read access to the volumes of a disk. Lookups are case-insensitive, by index, never by scanning.
 pub trait GuestRead {
-    /// Which engine this is, for the report: `embedded` or `guestfish`.
+    /// The name of this engine for the report: `embedded` or `guestfish`.
     fn engine(&self) -> &'static str;
     fn volumes(&self) -> &[Volume];
-    /// `None` when the file or one of its parents does not exist. Does not follow reparse points.
+    /// The facts of a file; `None` if it or one of its parents does not exist. Does not follow
+    /// reparse points.
     fn stat(&self, volume: VolumeId, path: &GuestPath) -> Result<Option<FileInfo>>;
-    /// Entries of a directory without `.`, `..`, NTFS metafiles and 8.3 duplicates.
+    /// The entries of a directory without `.`, `..`, NTFS metafiles and 8.3 duplicates.
     fn list(&self, volume: VolumeId, path: &GuestPath) -> Result<Vec<FileInfo>>;
-    /// Up to `len` bytes from `offset`; shorter only at the end of the file.
+    /// Reads up to `len` bytes from `offset`; fewer only at the end of the file.
     fn read_at(
         &self,
         volume: VolumeId,
@@ -297,16 +298,17 @@ pub trait GuestRead {
         offset: u64,
         len: usize,
     ) -> Result<Vec<u8>>;
-    /// The whole file, or [`GuestError::TooLarge`].
+    /// Reads the whole file, or fails with [`GuestError::TooLarge`].
     fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>>;
 
-    /// Bytes free on a volume by its own allocation map, which is read until they are `enough`. `None` where
-    /// this engine cannot tell.
+    /// The free bytes on a volume by its own allocation map, which is read until there are
+    /// `enough`. `None` if this engine cannot determine them.
     fn free_bytes(&self, _volume: VolumeId, _enough: u64) -> Result<Option<u64>> {
         Ok(None)
     }
 
-    /// The same to be kept: in large pages, and without a copy where it is in memory already.
+    /// Reads a whole file that will be kept: into huge pages, and without a copy if it is already
+    /// in memory.
     fn read_shared(
         &self,
         volume: VolumeId,
@@ -324,15 +326,16 @@ pub struct Extent {
     pub data: Vec<u8>,
 }
 
-/// Write access to the volumes of a disk: plain requests and replies, so that an engine may run in
-/// another process. Nothing is durable before [`GuestWrite::close`] returns `Ok`.
+/// Write access to the volumes of a disk. It consists of plain requests and replies, so that an
+/// engine may run in another process. Nothing is durable before [`GuestWrite::close`] returns `Ok`.
 pub trait GuestWrite {
-    /// The parent must exist. Fails when the name is taken. The security descriptor is that of a
-    /// sibling directory, or of the parent when there is none.
+    /// Creates a directory; its parent must exist. Fails if the name exists. The security
+    /// descriptor is that of a sibling directory, or of the parent if there is none.
     fn create_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
-    /// Creates the file (security descriptor of a sibling file) or replaces the contents of the
-    /// existing one, which keeps its MFT record, security descriptor, short name and attributes; one
-    /// that NTFS compresses (LZNT1) keeps its security descriptor and becomes a plain file.
+    /// Creates the file (with the security descriptor of a sibling file) or replaces the contents
+    /// of the existing one. That one keeps its MFT record, security descriptor, short name and
+    /// attributes. One that NTFS compresses (LZNT1) keeps its security descriptor and becomes a
+    /// plain file.
     fn write_file(&mut self, volume: VolumeId, path: &GuestPath, contents: &[u8]) -> Result<()>;
     /// Changes parts of an existing file and sets its size.
     fn patch_file(
@@ -345,16 +348,16 @@ pub trait GuestWrite {
     /// Changes bytes of the volume's first sector, which no file system driver writes.
     fn patch_boot_sector(&mut self, volume: VolumeId, extents: &[Extent]) -> Result<()>;
     fn remove_file(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
-    /// The directory must be empty.
+    /// Removes an empty directory.
     fn remove_dir(&mut self, volume: VolumeId, path: &GuestPath) -> Result<()>;
     /// Unmounts every volume and flushes the disk.
     fn close(self: Box<Self>) -> Result<()>;
 }
 
-/// The part of a boot sector that is the same on disks of every sector size.
+/// The part of a boot sector that is common to all sector sizes.
 const BOOT_SECTOR: u64 = 512;
 
-/// Refuses extents that reach past the size the file is to have.
+/// Refuses extents that reach past the future size of the file.
 fn check_extents(op: &'static str, path: &GuestPath, size: u64, extents: &[Extent]) -> Result<()> {
     let fits = |extent: &Extent| {
         extent

@@ -1,8 +1,9 @@
 //! The contents of NTFS files: plain, compressed by NTFS (LZNT1) or by CompactOS (WOF).
 //!
-//! Does not decrypt and does not follow other reparse points: reading such a file is an error, never
-//! its raw clusters. A piece of a compressed file is read by unpacking the units it touches; nothing
-//! is kept, since drivers and hives are read whole or only at their start.
+//! Encrypted files and other reparse points are not supported: reading such a file is an error, and
+//! never returns its raw clusters. A piece of a compressed file is read by unpacking the units it
+//! touches. Nothing is cached, because drivers and hives are read as a whole or only at their
+//! start.
 
 use super::ntfs_read::{Fallible, NtfsVolume, Stream, StreamData, unreadable};
 use super::ntfs_record::{self as rec, Run};
@@ -12,15 +13,15 @@ use super::{GuestError, GuestPath, IO_REPARSE_TAG_WOF};
 use crate::memory::FileBytes;
 
 const MAX_REPARSE: u64 = 16 << 10;
-/// Windows makes units of 16 clusters of up to 4 KiB.
+/// The largest unit: Windows makes units of 16 clusters of up to 4 KiB.
 const MAX_UNIT: u64 = 1 << 20;
 const LZNT1: u16 = 1;
 
 enum Contents {
     Plain(Stream),
-    /// By NTFS, in units of so many bytes.
+    /// Compressed by NTFS, in units of so many bytes.
     Units(Stream, u64),
-    /// By CompactOS.
+    /// Compressed by CompactOS.
     Chunks(Stream, Chunks),
 }
 
@@ -32,7 +33,7 @@ impl Contents {
         }
     }
 
-    /// What is unpacked at once.
+    /// The number of bytes unpacked at a time.
     fn step(&self) -> u64 {
         match self {
             Self::Plain(_) => u64::MAX,
@@ -90,7 +91,7 @@ impl NtfsVolume {
             }
         }
         match (data.flags & rec::COMPRESSED, &data.data) {
-            // The flag of a resident attribute only says what it is to become.
+            // The flag of a resident attribute applies only to its future contents.
             (0, _) | (_, StreamData::Resident(_)) => Ok(Contents::Plain(data)),
             (LZNT1, StreamData::Runs { unit, .. }) => {
                 let unit = u64::from(self.facts.cluster_size)
@@ -115,7 +116,7 @@ impl NtfsVolume {
             self.read_stream(stream, offset, &mut bytes)?;
             return Ok(bytes);
         }
-        // Grows with what is there: sizes in a damaged volume are only claims.
+        // Grows with the available data: sizes in a damaged volume cannot be trusted.
         let mut bytes = Vec::new();
         let step = contents.step();
         let end = offset + len as u64;
@@ -149,8 +150,8 @@ impl NtfsVolume {
         Ok(chunks.algorithm.unpack(packed, size)?)
     }
 
-    /// A compression unit: all its clusters (then it is not compressed), some and then a hole, or
-    /// only a hole, which is zeroes.
+    /// Reads a compression unit. It has all its clusters (then it is uncompressed), some followed
+    /// by a hole, or only a hole, which is zeroes.
     fn unit(&self, stream: &Stream, unit: u64, index: u64) -> Fallible<Vec<u8>> {
         let StreamData::Runs {
             runs,
@@ -215,7 +216,7 @@ impl NtfsVolume {
             .map_err(|e| e.at(path))
     }
 
-    /// The same to be kept.
+    /// Reads a whole file into memory that will be kept.
     pub fn read_kept(&self, path: &GuestPath, limit: u64) -> Result<FileBytes, GuestError> {
         let (contents, len) = self.within(path, limit)?;
         let read = match &contents {
@@ -228,7 +229,7 @@ impl NtfsVolume {
         read.map_err(|e| e.at(path))
     }
 
-    /// A file of no more than `limit` bytes, and how many it has.
+    /// The contents of a file of at most `limit` bytes, and their size.
     fn within(&self, path: &GuestPath, limit: u64) -> Result<(Contents, usize), GuestError> {
         let contents = self.contents(path)?;
         let size = contents.size();

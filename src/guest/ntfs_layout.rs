@@ -6,14 +6,15 @@
 use crate::bytes::layout;
 
 layout! {
-    /// The start of a `FILE`, `INDX` or `RSTR` record (`NTFS_RECORD`): the last word of each 512 bytes is replaced by
-    /// a number that is raised at each write, and kept in an array.
+    /// The start of a `FILE`, `INDX` or `RSTR` record (`NTFS_RECORD`). The last word of each 512
+    /// bytes is replaced by a number that is incremented at each write; the original words are in
+    /// an array.
     Protected[8] {
         /// `FILE`, `INDX`, `RSTR` or `CHKD`.
         0 => signature: [u8; 4],
-        /// Where the array is: the number, then the words.
+        /// Offset of the array: the number, then the words.
         4 => array: u16,
-        /// How many words the array has, the number included.
+        /// Number of words in the array, including the number.
         6 => array_len: u16,
     }
 }
@@ -21,15 +22,15 @@ layout! {
 layout! {
     /// A record of the MFT (`MFT_RECORD`); attributes follow.
     FileRecord[42] {
-        /// Raised each time the record is used for another file.
+        /// Incremented each time the record is used for another file.
         16 => sequence: u16,
-        /// Where the first attribute is.
+        /// Offset of the first attribute.
         20 => attributes: u16,
         /// 1 in use, 2 a directory.
         22 => flags: u16,
-        /// Bytes that are used.
+        /// Number of used bytes.
         24 => used: u32,
-        /// Bytes of the record.
+        /// Size of the record in bytes.
         28 => allocated: u32,
         /// Reference of the record that this one extends, 0 in a base record.
         32 => base: u64,
@@ -37,21 +38,21 @@ layout! {
 }
 
 layout! {
-    /// What every attribute begins with (`ATTR_RECORD`).
+    /// The start of every attribute (`ATTR_RECORD`).
     AttributeHeader[16] {
-        /// What the attribute is, 0xffffffff after the last one.
+        /// The type of the attribute; 0xffffffff after the last one.
         0 => kind: u32,
-        /// Bytes of the attribute with its header.
+        /// Size of the attribute with its header in bytes.
         4 => len: u32,
-        /// 0: the value is here; else in clusters.
+        /// 0: the value is in the record; otherwise in clusters.
         8 => non_resident: u8,
-        /// UTF-16 units of its name.
+        /// Length of its name in UTF-16 units.
         9 => name_len: u8,
-        /// Where the name is.
+        /// Offset of the name.
         10 => name: u16,
         /// 0x00ff compressed, 0x4000 encrypted, 0x8000 sparse.
         12 => flags: u16,
-        /// Tells it from others of its kind in the record.
+        /// Distinguishes it from others of its kind in the record.
         14 => instance: u16,
     }
 }
@@ -59,9 +60,9 @@ layout! {
 layout! {
     /// An attribute whose value is in the record (`ATTR_RECORD`).
     Resident[24] {
-        /// Bytes of the value.
+        /// Length of the value in bytes.
         16 => len: u32,
-        /// Where the value is.
+        /// Offset of the value.
         20 => value: u16,
     }
 }
@@ -73,35 +74,35 @@ layout! {
         16 => lowest_vcn: u64,
         /// The last one.
         24 => highest_vcn: u64,
-        /// Where the list of runs is.
+        /// Offset of the list of runs.
         32 => mapping: u16,
-        /// Clusters of a compression unit, as a power of two; 0 where nothing is compressed.
+        /// Clusters of a compression unit, as a power of two; 0 if nothing is compressed.
         34 => unit: u8,
-        /// Bytes of its clusters.
+        /// Size of its clusters in bytes.
         40 => allocated: u64,
-        /// Bytes of the value.
+        /// Length of the value in bytes.
         48 => size: u64,
-        /// Bytes that were written; zeroes follow.
+        /// Number of bytes that were written; zeroes follow.
         56 => initialized: u64,
     }
 }
 
 layout! {
-    /// An entry of an attribute list (`ATTR_LIST_ENTRY`): where a part of an attribute is.
+    /// An entry of an attribute list (`ATTR_LIST_ENTRY`), which locates a part of an attribute.
     ListEntryHeader[26] {
-        /// What the attribute is.
+        /// The type of the attribute.
         0 => kind: u32,
-        /// Bytes of the entry.
+        /// Size of the entry in bytes.
         4 => len: u16,
-        /// UTF-16 units of the attribute's name.
+        /// Length of the attribute's name in UTF-16 units.
         6 => name_len: u8,
-        /// Where the name is.
+        /// Offset of the name.
         7 => name: u8,
         /// The first cluster of the value that the part maps.
         8 => lowest_vcn: u64,
-        /// Reference of the record the part is in.
+        /// Reference of the record with the part.
         16 => record: u64,
-        /// Which attribute of that record.
+        /// The instance of the attribute in that record.
         24 => instance: u16,
     }
 }
@@ -109,11 +110,11 @@ layout! {
 layout! {
     /// The start of the value of `$INDEX_ROOT` (`INDEX_ROOT`); a node follows.
     IndexRoot[16] {
-        /// The attribute that is indexed: file names.
+        /// The type of the indexed attribute: file names.
         0 => kind: u32,
-        /// How entries are sorted.
+        /// The sort order of entries.
         4 => collation: u32,
-        /// Bytes of an `INDX` block.
+        /// Size of an `INDX` block in bytes.
         8 => block_size: u32,
     }
 }
@@ -123,7 +124,7 @@ layout! {
     IndexBlock[24] {
         /// `INDX`.
         0 => signature: [u8; 4],
-        /// Its own place in the index.
+        /// Its own position in the index.
         16 => vcn: u64,
     }
 }
@@ -131,26 +132,26 @@ layout! {
 layout! {
     /// The start of a node (`INDEX_HEADER`), from which its offsets count.
     IndexNode[16] {
-        /// Where the first entry is.
+        /// Offset of the first entry.
         0 => first: u32,
-        /// Where the entries end.
+        /// End of the entries.
         4 => end: u32,
-        /// Bytes there are for entries.
+        /// Number of bytes for entries.
         8 => allocated: u32,
     }
 }
 
 layout! {
-    /// An entry of a directory (`INDEX_ENTRY`); its key follows, and the place of the node below it is in its last
-    /// eight bytes.
+    /// An entry of a directory (`INDEX_ENTRY`). Its key follows, and its last eight bytes locate
+    /// the node below it.
     IndexEntryHeader[16] {
         /// Reference of the file's record.
         0 => reference: u64,
-        /// Bytes of the entry.
+        /// Size of the entry in bytes.
         8 => len: u16,
-        /// Bytes of the key.
+        /// Length of the key in bytes.
         10 => key_len: u16,
-        /// 1 a node is below it, 2 the last one, which has no key.
+        /// 1 if a node is below it, 2 for the last one, which has no key.
         12 => flags: u16,
     }
 }
@@ -160,13 +161,13 @@ layout! {
     FileNameHeader[66] {
         /// Reference of the directory's record.
         0 => parent: u64,
-        /// Bytes of the file.
+        /// Size of the file in bytes.
         48 => size: u64,
-        /// As Windows shows them, and 0x10000000 for a directory.
+        /// The attributes as Windows displays them, and 0x10000000 for a directory.
         56 => attributes: u32,
-        /// What a reparse point is.
+        /// The kind of a reparse point.
         60 => reparse_tag: u32,
-        /// UTF-16 units of the name.
+        /// Length of the name in UTF-16 units.
         64 => name_len: u8,
         /// 0 POSIX, 1 long, 2 the 8.3 name beside a long one, 3 both.
         65 => namespace: u8,
@@ -180,7 +181,7 @@ layout! {
         8 => major: u8,
         /// 1 since Windows XP.
         9 => minor: u8,
-        /// 1: chkdsk is asked for.
+        /// 1: chkdsk is requested.
         10 => flags: u16,
     }
 }
@@ -191,31 +192,31 @@ layout! {
     RestartPage[30] {
         /// `RSTR`, or `CHKD` after chkdsk.
         0 => signature: [u8; 4],
-        /// Where the update sequence array is.
+        /// Offset of the update sequence array.
         4 => array: u16,
-        /// How many words it has; chkdsk leaves none.
+        /// Number of its words; chkdsk leaves none.
         6 => array_len: u16,
-        /// The newest record that chkdsk has seen.
+        /// The newest record that chkdsk has processed.
         8 => checked_lsn: u64,
-        /// Bytes of a restart page.
+        /// Size of a restart page in bytes.
         16 => page_size: u32,
-        /// Bytes of a page of records.
+        /// Size of a page of records in bytes.
         20 => record_page_size: u32,
-        /// Where the [`RestartArea`] is.
+        /// Offset of the [`RestartArea`].
         24 => area: u16,
-        /// 1 or 0; after the dot of the version.
+        /// The minor version, 1 or 0.
         26 => minor: u16,
-        /// 1, or 2 with the fast start of Windows 8.
+        /// The major version, 1, or 2 with the fast start of Windows 8.
         28 => major: u16,
     }
 }
 
 layout! {
-    /// What a restart page says (`RESTART_AREA`); the clients of the log follow.
+    /// The area of a restart page (`RESTART_AREA`); the clients of the log follow.
     RestartArea[48] {
         /// The newest record of the log.
         0 => lsn: u64,
-        /// How many clients there are: NTFS alone.
+        /// Number of clients: NTFS alone.
         8 => clients: u16,
         /// The first client that is not in use, 0xffff for none.
         10 => free: u16,
@@ -227,17 +228,17 @@ layout! {
 }
 
 layout! {
-    /// What a run of clusters begins with in a list of runs (`mapping pairs`): its length and then its place follow, as
-    /// signed numbers of so many bytes. The place counts from that of the run before it; one of no bytes is a hole,
-    /// and a byte of 0 ends the list.
+    /// The start of a run of clusters in a list of runs (`mapping pairs`). Its length and then its
+    /// position follow, as signed numbers of so many bytes. The position is relative to that of the
+    /// previous run. One of no bytes is a hole, and a byte of 0 ends the list.
     RunHeader[1] {
-        /// Bytes of the length in the lower half, bytes of the place in the upper half.
+        /// Number of bytes of the length in the lower half, of the position in the upper half.
         0 => lens: u8,
     }
 }
 
 impl RunHeader {
-    /// Bytes of the length and of the place; `None` at the end of the list.
+    /// The numbers of bytes of length and position; `None` at the end of the list.
     pub fn lengths(&self) -> Option<(usize, usize)> {
         let half = |bits: u8| usize::from(bits & 15);
         (self.lens != 0).then(|| (half(self.lens), half(self.lens >> 4)))

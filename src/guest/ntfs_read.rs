@@ -1,13 +1,15 @@
 //! Reads an NTFS volume: index lookups, directories, file data by runs, volume state
 //! (`ntfs_state`).
 //!
-//! Why not the crate `ntfs` (0.4): it takes the first extent of a fragmented attribute for all of it
-//! when that extent stays in the base record or the extents differ in their instance numbers (both
-//! usual on Windows), gives out stale clusters behind the initialized size, cannot go past the first
-//! extent of a fragmented `$MFT`, reads record 0 again for every record, follows cyclic indexes and
-//! allocates index blocks of any size. The tests use it as a second opinion.
+//! The crate `ntfs` (0.4) is not used for several reasons. It takes the first extent of a
+//! fragmented attribute for all of it if that extent stays in the base record or the extents differ
+//! in their instance numbers (both are usual on Windows). It returns stale clusters behind the
+//! initialized size. It cannot read past the first extent of a fragmented `$MFT`, reads record 0
+//! again for every record, follows cyclic indexes and allocates index blocks of any size. The tests
+//! use it as a second reader.
 //!
-//! What a file holds, compressed or not, is read by `ntfs_data`. Lookups compare with the volume's own `$UpCase` table.
+//! The contents of files, compressed or not, are read by `ntfs_data`. Lookups compare with the
+//! volume's own `$UpCase` table.
 
 use std::cell::{OnceCell, RefCell};
 use std::cmp::Ordering;
@@ -23,25 +25,25 @@ use crate::block::BlockRead;
 
 const FILE_ROOT: u64 = 5;
 const FILE_UPCASE: u64 = 10;
-/// Records below this one belong to NTFS itself.
+/// The first record of user files; those below belong to NTFS itself.
 const FIRST_USER_RECORD: u64 = 16;
 
 const UPCASE_BYTES: usize = 128 << 10;
-/// The MFT is read in pieces of this size, since neighbours are often wanted together.
+/// The size of the pieces in which the MFT is read, because neighbours are often needed together.
 const MFT_CHUNK: u64 = 16 << 10;
 const MFT_CHUNKS_KEPT: usize = 128;
 const PATHS_KEPT: usize = 4096;
 const MAX_INDEX_DEPTH: usize = 32;
 const MAX_INDEX_BLOCK: u32 = 64 << 10;
 const MAX_INDEX_BYTES: u64 = 256 << 20;
-/// Of a directory that is listed whole: WinSxS has some ten thousands.
+/// The most entries of a directory that is listed as a whole: WinSxS has some ten thousand.
 const MAX_ENTRIES: usize = 500_000;
 const MAX_LIST_BYTES: u64 = 1 << 20;
 pub(super) const BULK: usize = 1 << 20;
 
 const I30: &[u16] = &[b'$' as u16, b'I' as u16, b'3' as u16, b'0' as u16];
 
-/// What went wrong, before a path is put to it.
+/// A fault without the path.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadFault {
     #[error("{0}")]
@@ -80,7 +82,7 @@ pub(super) fn unreadable(path: &GuestPath, reason: impl Into<String>) -> GuestEr
 
 pub(super) type Fallible<T> = Result<T, ReadFault>;
 
-/// An attribute put together from all the records it is spread over.
+/// An attribute assembled from all records over which it is spread.
 pub(super) struct Stream {
     pub flags: u16,
     pub data: StreamData,
@@ -105,7 +107,7 @@ impl Stream {
         }
     }
 
-    /// The clusters it lies in; none when it lies in its MFT record.
+    /// The clusters of the attribute; none if it lies in its MFT record.
     pub fn runs(&self) -> &[Run] {
         match &self.data {
             StreamData::Resident(_) => &[],
@@ -113,7 +115,7 @@ impl Stream {
         }
     }
 
-    /// Neither compressed nor encrypted nor sparse.
+    /// Whether it is neither compressed nor encrypted nor sparse.
     pub fn is_plain(&self) -> bool {
         self.flags == 0
     }
@@ -126,7 +128,7 @@ pub(super) struct Found {
     name: String,
 }
 
-/// Where the clusters of a volume are, for reads on any thread.
+/// The location of a volume's clusters, for reads on any thread.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     disk: &'a dyn BlockRead,
@@ -158,7 +160,7 @@ impl Place<'_> {
                 initialized, runs, ..
             } => (*initialized, runs),
         };
-        // What was never written reads as zeroes, whatever its clusters hold.
+        // Ranges that were never written read as zeroes, whatever their clusters contain.
         let valid = initialized.saturating_sub(offset).min(buf.len() as u64) as usize;
         let (mut buf, tail) = buf.split_at_mut(valid);
         tail.fill(0);
@@ -220,7 +222,7 @@ impl NtfsVolume {
         Ok(volume)
     }
 
-    /// Where on the disk the volume starts.
+    /// The offset of the volume on the disk.
     pub(super) fn start(&self) -> u64 {
         self.start
     }
@@ -230,7 +232,8 @@ impl NtfsVolume {
         bytes / u64::from(self.facts.cluster_size)
     }
 
-    /// The map of the MFT is in the MFT: its later parts are found through the earlier ones.
+    /// Reads the map of the MFT. It is in the MFT itself: its later parts are found through the
+    /// earlier ones.
     fn open_mft(&mut self) -> Fallible<()> {
         let at = self
             .facts
@@ -276,7 +279,7 @@ impl NtfsVolume {
         }
     }
 
-    /// Appends a part of an attribute to those before it.
+    /// Appends a part of an attribute to the previous ones.
     fn extent(&self, body: &Body<'_>, before: Option<StreamData>) -> Fallible<StreamData> {
         match (*body, before) {
             (Body::Resident(value), None) => Ok(StreamData::Resident(value.to_vec())),
@@ -329,7 +332,7 @@ impl NtfsVolume {
         )?))
     }
 
-    /// The part of an attribute that a list entry names, in the record it names.
+    /// The part of an attribute that a list entry names, in the named record.
     fn list_part<'r>(
         &self,
         record: &'r Record,
@@ -352,7 +355,7 @@ impl NtfsVolume {
         Err("a part of an attribute is missing".into())
     }
 
-    /// The record of a file, from the cache when it is there.
+    /// The record of a file, from the cache if it is there.
     fn record(&self, number: u64) -> Fallible<Record> {
         let size = u64::from(self.facts.record_size);
         let at = number
@@ -373,7 +376,7 @@ impl NtfsVolume {
             let mut bytes = vec![0; chunk_size.min(self.mft.size() - first) as usize];
             match self.read_stream(&self.mft, first, &mut bytes) {
                 Ok(()) => {}
-                // While the map of the MFT is still growing a piece may not be known to its end.
+                // While the map of the MFT is still growing, the end of a piece may be unknown.
                 Err(ReadFault::Fault(_)) => {
                     bytes.truncate(size as usize);
                     self.read_stream(&self.mft, at, &mut bytes)?;
@@ -391,7 +394,7 @@ impl NtfsVolume {
         Ok(Record::parse(bytes.to_vec())?)
     }
 
-    /// The base record a directory entry or a path leads to.
+    /// The base record to which a directory entry or a path leads.
     pub(super) fn file_record(&self, number: u64) -> Fallible<Record> {
         let record = self.record(number)?;
         if !record.in_use() || record.base() != 0 {
@@ -439,7 +442,7 @@ impl NtfsVolume {
         self.place().read_stream(stream, offset, buf)
     }
 
-    /// Tells the disk that parts of a stream are going to be read.
+    /// Announces to the disk that parts of a stream will be read.
     pub(super) fn expect(&self, stream: &Stream, parts: &[std::ops::Range<u64>]) {
         let cluster = u64::from(self.facts.cluster_size);
         let mut places = Vec::new();
@@ -507,7 +510,7 @@ impl NtfsVolume {
         Ok((self.index_block_size(root)?, node))
     }
 
-    /// Looks a name up in a directory by walking down its B-tree.
+    /// Finds a name in a directory by descending its B-tree.
     fn lookup(&self, number: u64, dir: &Record, name: &str) -> Fallible<Option<Found>> {
         let wanted: Vec<u16> = name.encode_utf16().collect();
         let (block_size, root) = self.index_root(number, dir)?;
@@ -562,7 +565,7 @@ impl NtfsVolume {
         Err("an index node has no end".into())
     }
 
-    /// A directory entry carries the sequence number of the file it was made for.
+    /// Checks the sequence number in a directory entry, which is that of the file at its creation.
     fn check_sequence(&self, reference: u64) -> Fallible<()> {
         let sequence = (reference >> 48) as u16;
         let record = self.file_record(rec::record_number(reference))?;
@@ -584,7 +587,7 @@ impl NtfsVolume {
         Ok(size)
     }
 
-    /// Index blocks are counted in clusters, or in 512-byte units where clusters are larger.
+    /// The unit of index block numbers: clusters, or 512 bytes if clusters are larger.
     fn index_vcn_unit(&self, block_size: u32) -> u64 {
         if self.facts.cluster_size <= block_size {
             u64::from(self.facts.cluster_size)
@@ -593,7 +596,7 @@ impl NtfsVolume {
         }
     }
 
-    /// Finds a file; `None` when it or one of its parents does not exist.
+    /// Finds a file; `None` if it or one of its parents does not exist.
     pub(super) fn find(&self, path: &GuestPath) -> Fallible<Option<Found>> {
         if path.is_root() {
             return Ok(Some(Found {
@@ -664,7 +667,7 @@ impl NtfsVolume {
         Ok(Some(u32::from_le_bytes(tag)))
     }
 
-    /// What must be at `path`, with its record.
+    /// The file that must exist at `path`, with its record.
     pub(super) fn existing(&self, path: &GuestPath) -> Result<(Found, Record), GuestError> {
         let found = self.find(path).map_err(|e| e.at(path))?;
         let found = found.ok_or_else(|| GuestError::not_found(path))?;
@@ -673,7 +676,7 @@ impl NtfsVolume {
     }
 
     /// Entries of a directory, sorted by name. Sizes and flags are those in the directory index,
-    /// which Windows refreshes when a file is closed through this name; `stat` looks at the file.
+    /// which Windows updates when a file is closed through this name; `stat` reads the file itself.
     pub fn list(&self, path: &GuestPath) -> Result<Vec<FileInfo>, GuestError> {
         let (found, record) = self.existing(path)?;
         if !record.is_dir() {
@@ -686,7 +689,7 @@ impl NtfsVolume {
         Ok(entries)
     }
 
-    /// Goes through the blocks in disk order and not down the tree: large reads, and no loops.
+    /// Reads the blocks in disk order and not down the tree: large reads, and no loops.
     pub(super) fn entries(&self, number: u64, dir: &Record) -> Fallible<Vec<FileInfo>> {
         let (block_size, root) = self.index_root(number, dir)?;
         let mut entries = Vec::new();
@@ -727,7 +730,7 @@ enum Search {
     Below(u64),
 }
 
-/// Adds the entries of a node to a listing, without what is not a file of the user.
+/// Adds the entries of a node to a listing, except those that are not files of the user.
 fn collect_entries(node: &[u8], entries: &mut Vec<FileInfo>) -> Fallible<()> {
     for entry in index_entries(node)? {
         let entry = entry?;

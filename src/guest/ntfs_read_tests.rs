@@ -1,4 +1,4 @@
-//! A volume in memory, made byte by byte as the layouts of NTFS say.
+//! A volume in memory, made byte by byte according to the layouts of NTFS.
 
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ fn record(sequence: u16, flags: u16, attribute: &[u8]) -> Vec<u8> {
     }
     put(&mut bytes, 56, attribute);
     put(&mut bytes, 56 + attribute.len(), &u32::MAX.to_le_bytes());
-    // The update sequence number, over ends of sectors that hold zeroes.
+    // The update sequence number, at ends of sectors with zeroes.
     for at in [48, 510, 1022] {
         put(&mut bytes, at, &1u16.to_le_bytes());
     }
@@ -94,7 +94,7 @@ fn root(name: &str, reference: u64) -> Vec<u8> {
     bytes
 }
 
-/// The file `a` has this sequence number, the directory names it with the other one.
+/// A volume with the file `a`; its record and its directory entry have these sequence numbers.
 fn volume(sequence: u16, named: u16) -> NtfsVolume {
     let mut disk = vec![0; 64 << 10];
     put(&mut disk, 3, b"NTFS    ");
@@ -142,7 +142,7 @@ fn a_directory_entry_of_a_deleted_file_is_not_followed() {
         found.map(|found| found.map(|found| found.record))
     };
     assert_eq!(found(7, 7).unwrap(), Some(FILE));
-    // An entry without a number is one of an old volume.
+    // An entry without a number is from an old volume.
     assert_eq!(found(7, 0).unwrap(), Some(FILE));
     for (sequence, named) in [(8, 7), (7, 8), (1, 0xffff)] {
         let error = found(sequence, named).unwrap_err().to_string();

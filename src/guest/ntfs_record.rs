@@ -1,7 +1,7 @@
 //! The structures inside an NTFS MFT record and index block, as pure functions over bytes.
 //!
-//! The layouts are in [`super::ntfs_layout`]. Nothing here reads a disk. Every offset and length comes from
-//! the guest and is checked; all loops advance or end.
+//! The layouts are in [`super::ntfs_layout`]. No code here reads a disk. Every offset and length is
+//! from the guest and is checked; all loops advance or end.
 
 use std::fmt;
 
@@ -35,14 +35,14 @@ const RECORD_IN_USE: u16 = 0x0001;
 const RECORD_IS_DIRECTORY: u16 = 0x0002;
 const FIXUP_SECTOR: usize = 512;
 
-/// What is wrong with a structure. Fixed texts and numbers: the guest has no part in it.
+/// A fault in a structure. Texts are fixed and values are numbers: no text is from the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     pub what: &'static str,
     field: Option<Found>,
 }
 
-/// A field that is not as it must be.
+/// A field with an invalid value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Found {
     structure: &'static str,
@@ -52,7 +52,7 @@ struct Found {
 }
 
 impl Fault {
-    /// In a field of this structure, which must be `expected`, or up to it.
+    /// Creates a fault in a field of this structure, which must be `expected`, or up to it.
     fn field(
         what: &'static str,
         (structure, offset): (&'static str, usize),
@@ -96,12 +96,12 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Checks and undoes the multi-sector protection of a `FILE`, `INDX` or `RSTR` record.
+/// Checks and removes the multi-sector protection of a `FILE`, `INDX` or `RSTR` record.
 pub fn fix_up(record: &mut [u8]) -> Result<(), Fault> {
     let head = Protected::read(record).ok_or("a record is too short")?;
     let (offset, count) = (usize::from(head.array), usize::from(head.array_len));
     let sectors = record.len() / FIXUP_SECTOR;
-    // 512-byte strides whatever the sector size of the volume.
+    // In steps of 512 bytes, whatever the sector size of the volume.
     if count != sectors + 1 || offset % 2 != 0 || offset + count * 2 > FIXUP_SECTOR - 2 {
         let what = "the update sequence array is invalid";
         return Err(Fault::field(what, ("record", 6), sectors + 1, count));
@@ -162,7 +162,7 @@ impl Record {
         self.head.sequence
     }
 
-    /// Number of the record this one extends, 0 for a base record.
+    /// Number of the record that this one extends, 0 for a base record.
     pub fn base(&self) -> u64 {
         record_number(self.head.base)
     }
@@ -211,7 +211,7 @@ impl<'r> Iterator for Attributes<'r> {
                 Err(Fault::field(what, ("attribute", 4), rest.len(), len))
             }
         };
-        // After a fault the position means nothing: end here.
+        // After a fault the position is undefined: end here.
         self.at = match parsed {
             Ok(_) => self.at + len,
             Err(_) => self.record.len(),
@@ -235,10 +235,10 @@ pub enum Body<'r> {
     Resident(&'r [u8]),
     NonResident {
         lowest_vcn: u64,
-        /// Sizes in bytes; they count only where `lowest_vcn` is 0.
+        /// Sizes in bytes; valid only if `lowest_vcn` is 0.
         size: u64,
         initialized: u64,
-        /// Clusters of a compression unit, as a power of two; 0 where nothing is compressed.
+        /// Clusters of a compression unit, as a power of two; 0 if nothing is compressed.
         unit: u8,
         mapping: &'r [u8],
     },
@@ -323,11 +323,11 @@ impl Run {
     }
 }
 
-/// A file may have many runs, but not so many that its map fills the memory.
+/// The most runs of a file, so that its map cannot fill the memory.
 const MAX_RUNS: usize = 1 << 20;
 
-/// Decodes mapping pairs and appends them to `runs`, which must end where they begin.
-/// `clusters` is the size of the volume.
+/// Decodes mapping pairs and appends them to `runs`, which must end where they begin. `clusters` is
+/// the size of the volume.
 pub fn decode_runs(
     mut pairs: &[u8],
     lowest_vcn: u64,
@@ -403,7 +403,7 @@ fn int(bytes: &[u8]) -> Option<i64> {
     Some(i64::from_le_bytes(wide))
 }
 
-/// An entry of an `$ATTRIBUTE_LIST`: where a part of an attribute is.
+/// An entry of an `$ATTRIBUTE_LIST`, which locates a part of an attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListEntry {
     pub lowest_vcn: u64,
@@ -411,7 +411,7 @@ pub struct ListEntry {
     pub instance: u16,
 }
 
-/// The entries of an attribute list for one attribute, by position in it.
+/// The entries of an attribute list for one attribute, in order of position.
 pub fn list_entries(mut list: &[u8], kind: u32, name: &[u16]) -> Result<Vec<ListEntry>, Fault> {
     let mut found = Vec::new();
     let damaged = "the attribute list is damaged";
@@ -478,7 +478,7 @@ impl<'n> Iterator for IndexEntries<'n> {
 }
 
 impl<'n> IndexEntry<'n> {
-    /// The entry at the start of `all`, and those behind it.
+    /// Parses the entry at the start of `all`, and returns the rest.
     fn parse(all: &'n [u8]) -> Result<(Self, &'n [u8]), Fault> {
         let damaged = "an index entry is damaged";
         let fault = |offset, expected: usize, actual: usize| {
@@ -545,13 +545,13 @@ impl<'n> FileName<'n> {
         (self.attributes() & FILE_ATTR_REPARSE_POINT != 0).then_some(self.head.reparse_tag)
     }
 
-    /// An 8.3 name that stands beside a long one.
+    /// Whether this is an 8.3 name beside a long one.
     pub fn is_dos(&self) -> bool {
         self.head.namespace == 2
     }
 }
 
-/// The node inside an `INDX` block, after checking and fixing the block.
+/// The node inside an `INDX` block, after checking and restoring the block.
 pub fn index_block(block: &mut [u8], vcn: u64) -> Result<&[u8], Fault> {
     if !block.starts_with(b"INDX") {
         let (expected, actual) = (le32(b"INDX", 0), le32(block, 0));

@@ -1,4 +1,4 @@
-//! What an NTFS volume says about itself: label, dirty, hibernated, shadow copies, free space.
+//! The state of an NTFS volume: label, dirty, hibernated, shadow copies, free space.
 
 use super::fs::le16;
 use super::logfile::{self, LogState};
@@ -14,7 +14,7 @@ const VOLUME_IS_DIRTY: u16 = 0x0001;
 /// The store of shadow copies: `{GUID}{3808876b-c176-4e48-b7ae-04046e6cc752}`.
 const VSS_STORE: &str = "}{3808876b-c176-4e48-b7ae-04046e6cc752}";
 
-/// Counts the bits that are set. Most of the map of a large volume is all free or all used.
+/// Counts the set bits. Most of the map of a large volume is all free or all used.
 fn ones(bytes: &[u8]) -> u64 {
     const UNIT: usize = 4096;
     static FREE: [u8; UNIT] = [0; UNIT];
@@ -42,7 +42,7 @@ impl NtfsVolume {
         Ok((!label.is_empty()).then_some(label))
     }
 
-    /// The `$Volume` flag that asks for a chkdsk.
+    /// The `$Volume` flag that requests a chkdsk.
     pub fn dirty_flag(&self) -> Fallible<bool> {
         let record = self.file_record(FILE_VOLUME)?;
         let info = record
@@ -62,8 +62,8 @@ impl NtfsVolume {
         Ok(logfile::state(&head))
     }
 
-    /// Whether `\hiberfil.sys` holds a session. One too short to tell belongs to a volume that was
-    /// mounted when Windows hibernated (the rule of ntfs-3g).
+    /// Whether `\hiberfil.sys` has a session. A file that is too short to determine it belongs to a
+    /// volume that was mounted when Windows hibernated (the rule of ntfs-3g).
     pub fn hibernated(&self) -> Fallible<bool> {
         let path = GuestPath::parse("hiberfil.sys").unwrap_or_default();
         let Some(found) = self.find(&path)? else {
@@ -96,8 +96,8 @@ impl NtfsVolume {
             .any(|e| e.name.to_ascii_lowercase().ends_with(VSS_STORE)))
     }
 
-    /// What decides whether the volume may be written. `free_bytes` is left out: it costs a read of
-    /// the whole `$Bitmap`, see [`Self::free_bytes`].
+    /// The facts that determine whether the volume may be written. `free_bytes` is left out: it
+    /// requires reading the whole `$Bitmap`, see [`Self::free_bytes`].
     pub fn state(&self) -> Fallible<VolumeState> {
         let log = self.log_state()?;
         Ok(VolumeState {
@@ -129,7 +129,7 @@ impl NtfsVolume {
             self.read_stream(&stream, at, &mut chunk)?;
             let mut used = ones(&chunk);
             let end = at + chunk.len() as u64;
-            // Bits past the last cluster are set by some tools and clear by others.
+            // Some tools set bits past the last cluster, others clear them.
             if end == bytes && !clusters.is_multiple_of(8) {
                 let past = chunk.last().map_or(0, |b| b >> (clusters % 8));
                 used -= u64::from(past.count_ones());

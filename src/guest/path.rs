@@ -4,7 +4,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 /// An absolute, normalised path on one volume: no drive letter, no `.`/`..`, no control characters.
-/// Compares case-insensitively, as Windows does.
+/// Compares case-insensitively, like in Windows.
 #[derive(Debug, Clone, Default)]
 pub struct GuestPath {
     parts: Vec<String>,
@@ -25,7 +25,8 @@ impl GuestPath {
         Self::default()
     }
 
-    /// Accepts `\` and `/` as separators and ignores leading, trailing and doubled ones.
+    /// Parses a path. Accepts `\` and `/` as separators and ignores leading, trailing and doubled
+    /// ones.
     pub fn parse(text: &str) -> Result<Self, PathError> {
         Self::root().join(text)
     }
@@ -70,12 +71,12 @@ impl GuestPath {
         })
     }
 
-    /// The form that is equal for paths that are equal: lower case, `\` between components.
+    /// The normal form of equal paths: lower case, `\` between components.
     pub fn key(&self) -> String {
         self.to_string().to_lowercase()
     }
 
-    /// `\Windows\System32` as `Windows/System32`, for tools that want slashes.
+    /// Converts `\Windows\System32` to `Windows/System32`, for tools that require slashes.
     pub fn to_slashes(&self) -> String {
         self.parts.join("/")
     }

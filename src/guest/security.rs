@@ -1,7 +1,8 @@
-//! The security descriptor of the one directory in a guest that is hyper2kvm's own.
+//! The security descriptor of the one directory in a guest that belongs to hyper2kvm.
 //!
-//! What is in it runs as SYSTEM, and its log may hold what is nobody's business. Like any other new directory it
-//! would get its sibling's descriptor, and below `\Windows` everybody may read, and on some installations write.
+//! Its contents run as SYSTEM, and its log may contain private data. Any other new directory gets
+//! its sibling's descriptor. Below `\Windows` that lets everybody read, and on some installations
+//! write.
 //!
 //! Specification: [MS-DTYP] 2.4.6, `SECURITY_DESCRIPTOR`.
 
@@ -10,11 +11,12 @@ use super::GuestPath;
 /// The directory's name, below that of Windows.
 pub const OWN_FOLDER: &str = "hyper2kvm";
 
-/// `O:BAG:SYD:PAI(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)`: SYSTEM and Administrators, and nothing is inherited.
+/// `O:BAG:SYD:PAI(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)`: access for SYSTEM and Administrators, and no
+/// inheritance.
 const PRIVATE: [u8; 100] = {
     let mut bytes = [0; 100];
-    // Revision; self-relative, DACL present, protected and inherited automatically; where owner, group and
-    // DACL are.
+    // Revision; self-relative, DACL present, protected and inherited automatically; offsets of
+    // owner, group and DACL.
     let head = [
         1, 0, 0x04, 0x94, 72, 0, 0, 0, 88, 0, 0, 0, 0, 0, 0, 0, 20, 0, 0, 0,
     ];
@@ -49,7 +51,7 @@ const PRIVATE: [u8; 100] = {
     bytes
 };
 
-/// The descriptor of a new directory, where it is not to have its sibling's.
+/// The descriptor of a new directory, if it must not get its sibling's.
 pub fn of_new_folder(path: &GuestPath) -> Option<&'static [u8]> {
     let below_windows = path.parent().is_some_and(|parent| parent.name().is_some());
     let own = path.name()?.eq_ignore_ascii_case(OWN_FOLDER) && below_windows;

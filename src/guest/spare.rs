@@ -1,11 +1,11 @@
-//! Which bytes of a volume Windows does not need: free clusters, and the clusters of files that it
-//! fills anew at every start.
+//! Finds the bytes of a volume that Windows does not need: free clusters, and the clusters of files
+//! that it fills anew at every start.
 //!
-//! Ranges are in bytes of the disk. Free is what the file system's own map calls free (NTFS
+//! Ranges are in bytes of the disk. Free clusters are those in the file system's own map (NTFS
 //! `$Bitmap`, the FAT of FAT16 and FAT32), so nothing outside the clusters of the volume - boot
-//! sectors, their copies, the end of the partition - is ever in a range. A map that calls clusters of
-//! NTFS's own metadata free is not believed at all. Whether the volume as a whole may be trusted
-//! (dirty, shadow copies) is for the caller to ask.
+//! sectors, their copies, the end of the partition - is ever in a range. A map that calls clusters
+//! of NTFS's own metadata free is rejected as a whole. The caller has to check whether the volume
+//! as a whole can be trusted (dirty, shadow copies).
 
 use std::io;
 use std::ops::Range;
@@ -23,21 +23,21 @@ use crate::disk::bpb::FatBoot;
 /// $Boot, $Secure, $UpCase.
 const METADATA: [u64; 8] = [0, 1, 2, 4, 6, 7, 9, 10];
 const FILE_BITMAP: u64 = 6;
-/// Bytes of a map looked at in one go.
+/// The number of bytes of a map processed at a time.
 const PIECE: u64 = 64 << 10;
 
 const WORD: usize = 8;
 
-/// Takes ranges as they are found.
+/// Receives the found ranges.
 pub type Found<'a> = &'a mut dyn FnMut(Range<u64>) -> io::Result<()>;
-/// Whether anything in a range is of interest; pieces of the map that are not are not read.
+/// Whether a range is of interest; pieces of the map that are not are skipped.
 pub type Wanted<'a> = &'a dyn Fn(Range<u64>) -> bool;
 
-/// A file whose contents are worth nothing.
+/// A file whose contents are worthless.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Scratch {
     Absent,
-    /// It has to stay, and why.
+    /// The file has to stay, for this reason.
     Kept(&'static str),
     Clusters(Vec<Range<u64>>),
 }
@@ -59,7 +59,8 @@ impl Joiner<'_> {
         Ok(())
     }
 
-    /// Adds the free clusters of a part of a map, up to cluster `end`. `at`: where a cluster is.
+    /// Adds the free clusters of a part of a map, up to cluster `end`. `at` returns the offset of a
+    /// cluster.
     fn add_unused(
         &mut self,
         first_byte: u64,
@@ -71,7 +72,7 @@ impl Joiner<'_> {
         for word in map.chunks(WORD) {
             let next = first + word.len() as u64 * 8;
             match word {
-                // Most of a map is one or the other.
+                // Most of a map is uniform.
                 [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => {}
                 [0, 0, 0, 0, 0, 0, 0, 0] if next <= end => self.add(at(first)..at(next))?,
                 _ => {
@@ -114,7 +115,7 @@ impl NtfsVolume {
             .peekable();
         let mut parts = Vec::new();
         while let Some(first_byte) = pieces.next() {
-            // Neighbours are read in one go: each read may be a round trip to another host.
+            // Neighbours are read together: each read may be a round trip to another host.
             let mut end_byte = (first_byte + PIECE).min(bytes);
             while end_byte - first_byte < BULK as u64 && pieces.next_if_eq(&end_byte).is_some() {
                 end_byte = (end_byte + PIECE).min(bytes);
@@ -122,7 +123,7 @@ impl NtfsVolume {
             parts.push(first_byte..end_byte);
         }
         self.expect(&bitmap, &parts);
-        // The next part is read while one is looked at, and what is free in it is zeroed.
+        // The next part is read while one is processed and its free clusters are zeroed.
         let (sender, receiver) = sync_channel(1);
         let (place, map) = (self.place(), &bitmap);
         thread::scope(|scope| {
@@ -131,7 +132,7 @@ impl NtfsVolume {
                     let mut piece = vec![0; (part.end - part.start) as usize];
                     let read = place.read_stream(map, part.start, &mut piece);
                     let failed = read.is_err();
-                    // Nobody listens any more after an error of theirs.
+                    // The receiver is gone after an error on its side.
                     if sender.send(read.map(|()| (part, piece))).is_err() || failed {
                         return;
                     }
@@ -157,7 +158,7 @@ impl NtfsVolume {
         Ok(bitmap)
     }
 
-    /// A map that calls the MFT free is damaged, whatever the dirty flag says.
+    /// Rejects a map that calls the MFT free: it is damaged, whatever the dirty flag is.
     fn check_metadata(&self, bitmap: &Stream) -> Fallible<()> {
         for number in METADATA {
             let record = self.file_record(number)?;
@@ -183,7 +184,7 @@ impl NtfsVolume {
         Ok(())
     }
 
-    /// The clusters of a file whose contents Windows makes anew. One that holds a crash dump has to
+    /// The clusters of a file whose contents Windows creates anew. One with a crash dump has to
     /// stay: the next start of Windows saves it from there.
     pub(super) fn scratch(&self, path: &GuestPath) -> Fallible<Scratch> {
         let Some(found) = self.find(path)? else {
@@ -210,8 +211,8 @@ impl NtfsVolume {
             })
             .collect();
         if let Some(first) = clusters.first() {
-            // From the disk and not through the file: dumps are written below the file system, which
-            // then may not know that the file was ever written.
+            // Read from the disk and not through the file: dumps are written below the file system,
+            // which then may treat the file as never written.
             let mut magic = [0; 8];
             self.read_volume(first.start - start, &mut magic)?;
             if matches!(&magic, b"PAGEDUMP" | b"PAGEDU64") {
@@ -224,7 +225,8 @@ impl NtfsVolume {
     }
 }
 
-/// The free clusters of a FAT16 or FAT32 volume. `Ok(false)`: FAT12, too small to be worth it.
+/// The free clusters of a FAT16 or FAT32 volume. `Ok(false)` for FAT12, which is too small to
+/// matter.
 pub(super) fn fat_free_ranges(
     disk: &dyn BlockRead,
     start: u64,
@@ -252,7 +254,7 @@ pub(super) fn fat_free_ranges(
     let data = table + u64::from(boot.tables) * table_len + root;
     let total = u64::from(boot.sectors()) * sector;
     let cluster = u64::from(facts.cluster_size);
-    // Entries 0 and 1 are no clusters.
+    // Entries 0 and 1 are not clusters.
     let end = 2 + total
         .checked_sub(data)
         .ok_or_else(|| damaged("its sizes do not fit"))?

@@ -1,16 +1,16 @@
-//! Files compressed by CompactOS (the Windows Overlay Filter, file provider): a reparse point names
-//! the algorithm, the stream `WofCompressedData` holds the chunks, and the unnamed stream is a hole
+//! Files compressed by CompactOS (the Windows Overlay Filter, file provider). A reparse point names
+//! the algorithm, the stream `WofCompressedData` has the chunks, and the unnamed stream is a hole
 //! of the file's size.
 //!
-//! The stream is laid out like a resource of a WIM archive: a table with the end of every chunk but
-//! the last, counted from the end of the table, then the chunks. A chunk that would not shrink is
-//! stored as it is. Layout: `wofapi.h`, and wimlib for the stream.
+//! The stream has the layout of a resource of a WIM archive: a table with the end of every chunk
+//! except the last, counted from the end of the table, then the chunks. A chunk that would not
+//! shrink is stored uncompressed. Layout: `wofapi.h`, and wimlib for the stream.
 
 use super::IO_REPARSE_TAG_WOF;
 use super::fs::le32;
 use super::unpack::{lzx, xpress};
 
-/// What is wrong. A fixed text: the guest has no part in it.
+/// A fault. The text is fixed: no part of it is from the guest.
 type Fault = &'static str;
 
 pub const STREAM: &str = "WofCompressedData";
@@ -44,7 +44,7 @@ impl Algorithm {
         }
     }
 
-    /// A chunk of `size` bytes.
+    /// Unpacks a chunk of `size` bytes.
     pub fn unpack(self, packed: Vec<u8>, size: usize) -> Result<Vec<u8>, Fault> {
         if packed.len() == size {
             return Ok(packed);
@@ -57,7 +57,7 @@ impl Algorithm {
     }
 }
 
-/// The algorithm in the reparse point of a file, with the tag it starts with.
+/// The algorithm in the reparse point of a file, which starts with its tag.
 pub fn algorithm(reparse: &[u8]) -> Result<Algorithm, Fault> {
     const PROVIDER_WIM: u32 = 1;
     const PROVIDER_FILE: u32 = 2;
@@ -78,7 +78,7 @@ pub fn reparse_point(algorithm: Algorithm) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-/// Where the chunks of a stream are.
+/// The location of the chunks of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunks {
     pub algorithm: Algorithm,
@@ -93,7 +93,7 @@ impl Chunks {
         self.size.div_ceil(self.algorithm.chunk_size())
     }
 
-    /// Bytes of an entry of the table.
+    /// Size of a table entry in bytes.
     fn entry(&self) -> u64 {
         if self.size > u64::from(u32::MAX) {
             8
@@ -109,7 +109,7 @@ impl Chunks {
             .ok_or("its compressed data (CompactOS) is shorter than its table")
     }
 
-    /// The bytes of the table that tell where chunk `index` is: offset and length in the stream.
+    /// The range of the table that locates chunk `index`: offset and length in the stream.
     pub fn table_part(&self, index: u64) -> Result<(u64, usize), Fault> {
         let table = self.table()?;
         let entry = self.entry();
@@ -118,7 +118,7 @@ impl Chunks {
         Ok((from, (to - from) as usize))
     }
 
-    /// Where chunk `index` is in the stream, and its size there, given that part of the table.
+    /// The offset of chunk `index` in the stream, and its size there, from that part of the table.
     pub fn place(&self, index: u64, part: &[u8]) -> Result<(u64, usize), Fault> {
         const BAD: Fault = "the table of its compressed data (CompactOS) is damaged";
         let table = self.table()?;

@@ -1,6 +1,7 @@
-//! The embedded writing engine: libntfs-3g (in a confined child) for NTFS, `fatfs` for the EFI system partition.
+//! The embedded writing engine: libntfs-3g (in a confined child) for NTFS, `fatfs` for the EFI
+//! system partition.
 //!
-//! A volume is mounted at its first change, after its own metadata has said that it may be.
+//! A volume is mounted at its first change, if its own metadata permits that.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,12 +21,12 @@ use crate::tool::launcher;
 
 enum Engine {
     Confined(Box<ConfinedNtfs>),
-    /// In our own process: only where we cannot start ourselves as a child.
+    /// In this process: only if it cannot start itself as a child.
     Ntfs(Ntfs3g),
     Fat(Box<FatWriter>),
 }
 
-/// Writes to the volumes of a disk. Nothing else may write to the disk meanwhile.
+/// Writes to the volumes of a disk, which nothing else may write to at the same time.
 pub struct EmbeddedWriter {
     disk: Arc<dyn BlockWrite>,
     partitions: Vec<Partition>,
@@ -82,8 +83,8 @@ impl EmbeddedWriter {
     }
 }
 
-/// Refuses a volume that Windows has not let go of. libntfs-3g checks the log and the hibernation
-/// file too, but not the dirty flag, and gives only a number for a reason.
+/// Refuses a volume that Windows has not released. libntfs-3g also checks the log and the
+/// hibernation file, but not the dirty flag, and returns only a number as the reason.
 pub(super) fn check_ntfs(
     disk: Arc<dyn BlockRead>,
     start: u64,
@@ -176,7 +177,7 @@ impl GuestWrite for EmbeddedWriter {
         }
     }
 
-    /// Unmounts every volume even when one of them fails, then reports the first failure.
+    /// Unmounts every volume even if one of them fails, then returns the first failure.
     fn close(mut self: Box<Self>) -> Result<()> {
         let mut result = Ok(());
         for (_, engine) in std::mem::take(&mut self.engines) {
@@ -198,7 +199,7 @@ impl GuestWrite for EmbeddedWriter {
 impl Drop for EmbeddedWriter {
     fn drop(&mut self) {
         if !self.engines.is_empty() {
-            // The engines unmount themselves when they are dropped, and log what fails.
+            // The engines unmount when they are dropped, and log failures.
             tracing::warn!("a guest volume was not closed: unmounting it now");
         }
     }

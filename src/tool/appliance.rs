@@ -1,9 +1,9 @@
-//! How libguestfs starts its appliance on this host, for every program of its that is run.
+//! The environment of libguestfs' appliance on this host, for every libguestfs program.
 //!
-//! The backend is `direct`, because the libvirt one starts QEMU as another user, who may not use our
-//! socket nor read our directory. Where KVM does not work the appliance is emulated: libguestfs itself only
-//! falls back when `/dev/kvm` is not there, and gives up where it is there and fails (a container, a nested
-//! machine). What is set in the environment stays.
+//! The backend is `direct`, because the libvirt one starts QEMU as another user, who may neither
+//! use hyper2kvm's socket nor read its directory. If KVM does not work, the appliance is emulated.
+//! libguestfs itself falls back only if `/dev/kvm` does not exist, and fails if it exists without
+//! working (a container, a nested VM). Variables set in the environment take precedence.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use super::{Cmd, find};
 
 const BACKEND: &str = "LIBGUESTFS_BACKEND";
 const SETTINGS: &str = "LIBGUESTFS_BACKEND_SETTINGS";
-/// The QEMU that libguestfs is told to take.
+/// The variable with the QEMU for libguestfs.
 const QEMU: &str = "LIBGUESTFS_HV";
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -25,21 +25,21 @@ pub fn environment() -> Vec<(&'static str, OsString)> {
     chosen(backend_set, without_kvm())
 }
 
-/// `kvm_fault`: why the appliance is emulated.
+/// The chosen settings; `kvm_fault` is the reason for emulating the appliance.
 fn chosen(backend_set: bool, kvm_fault: Option<&str>) -> Vec<(&'static str, OsString)> {
     let backend = (!backend_set).then(|| (BACKEND, "direct".into()));
     let emulated = kvm_fault.map(|_| (SETTINGS, "force_tcg".into()));
     backend.into_iter().chain(emulated).collect()
 }
 
-/// The same on a command.
+/// Applies the environment to a command.
 pub fn prepare(cmd: Cmd) -> Cmd {
     environment()
         .into_iter()
         .fold(cmd, |cmd, (name, value)| cmd.env(name, value))
 }
 
-/// Why the appliance is emulated; `None` where it has KVM, or where the user has decided.
+/// The reason for emulating the appliance; `None` if it has KVM, or if the user has decided.
 pub fn without_kvm() -> Option<&'static str> {
     static REASON: OnceLock<Option<String>> = OnceLock::new();
     let decided = std::env::var_os(SETTINGS).is_some()
@@ -64,7 +64,7 @@ fn fault_of(device: &Path, qemu: Option<PathBuf>) -> Option<String> {
         return Some(format!("{}: {error}", device.display()));
     }
     let qemu = qemu?;
-    // With the processor of the appliance: some hosts have a KVM that only refuses that.
+    // With the processor of the appliance: some hosts have a KVM that refuses only that.
     let quit = || -> io::Result<io::PipeReader> {
         let (reader, mut writer) = io::pipe()?;
         writer.write_all(b"quit\n")?;
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    /// A QEMU that says that and ends with this code.
+    /// A QEMU with this output and exit code.
     fn qemu(folder: &Path, says: &str, code: i32) -> Option<PathBuf> {
         let path = folder.join(format!("qemu-{code}"));
         let script = format!("#!/bin/sh\necho '{says}' >&2\nexit {code}\n");
@@ -115,7 +115,7 @@ mod tests {
         let refuses = qemu(dir.path(), "failed to initialize kvm: Permission denied", 1);
         let fault = fault_of(&device, refuses).unwrap();
         assert!(fault.contains("KVM does not work here"), "{fault}");
-        // Without a QEMU nothing is known: libguestfs says what it lacks.
+        // Without a QEMU nothing is known: libguestfs reports what is missing.
         assert_eq!(fault_of(&device, None), None);
     }
 

@@ -1,13 +1,13 @@
-//! The system calls of a server that was given its listening socket: `qemu-storage-daemon`.
+//! The system calls of a server that inherits its listening socket: `qemu-storage-daemon`.
 //!
-//! The filter is installed before the program is started, so it has what starting takes too: being
-//! executed, loading libraries, threads. What it does not have: sockets of its own, connections to
-//! others, processes, tracing, other users and namespaces, mounts, kernel interfaces (`bpf`, `keyctl`,
-//! `io_uring`, `perf_event_open`, `userfaultfd`), signals to others.
+//! The filter is installed before the program is started, so it includes the calls of starting:
+//! execution, loading of libraries, threads. It excludes sockets of its own, connections to others,
+//! processes, tracing, other users and namespaces, mounts, kernel interfaces (`bpf`, `keyctl`,
+//! `io_uring`, `perf_event_open`, `userfaultfd`), and signals to others.
 //!
-//! What is not listed fails with EPERM and the program continues: libraries of another release ask for
-//! this and that, and do without. `clone3` alone fails with ENOSYS: its flags cannot be looked at, and for
-//! that answer C libraries use `clone`.
+//! Calls that are not listed fail with EPERM and the program continues: libraries of another
+//! release try various calls and work without them. `clone3` alone fails with ENOSYS: its flags
+//! cannot be examined, and after that error C libraries use `clone`.
 
 use std::io;
 
@@ -16,7 +16,7 @@ use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompConditio
 use super::seccomp::{Rules, bad, filter, install};
 
 const COMMON: &[i64] = &[
-    // To become the program and load it.
+    // Becoming the program and loading it.
     libc::SYS_execve,
     libc::SYS_brk,
     libc::SYS_mmap,
@@ -37,7 +37,7 @@ const COMMON: &[i64] = &[
     libc::SYS_uname,
     libc::SYS_sysinfo,
     libc::SYS_getrusage,
-    // Files that landlock lets it reach.
+    // Files, as far as landlock permits.
     libc::SYS_openat,
     libc::SYS_close,
     libc::SYS_close_range,
@@ -81,7 +81,7 @@ const COMMON: &[i64] = &[
     libc::SYS_io_getevents,
     libc::SYS_io_cancel,
     libc::SYS_io_destroy,
-    // Its socket and who connects to it.
+    // Its socket and the clients on it.
     libc::SYS_listen,
     libc::SYS_accept,
     libc::SYS_accept4,
@@ -114,7 +114,7 @@ const COMMON: &[i64] = &[
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
     libc::SYS_restart_syscall,
-    // Itself.
+    // Its own process.
     libc::SYS_getpid,
     libc::SYS_getppid,
     libc::SYS_gettid,
@@ -134,7 +134,7 @@ const COMMON: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
-/// What newer architectures have only in the forms above.
+/// Calls that newer architectures have only in the forms above.
 #[cfg(target_arch = "x86_64")]
 const OLD: &[i64] = &[
     libc::SYS_arch_prctl,
@@ -156,7 +156,8 @@ const OLD: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLD: &[i64] = &[];
 
-/// What a script takes besides, which starts the program in the end: other processes and their ends.
+/// Additional calls of a script, which in the end starts the program: other processes and their
+/// exits.
 const SCRIPT: &[i64] = &[
     libc::SYS_wait4,
     libc::SYS_waitid,
@@ -170,7 +171,7 @@ const SCRIPT: &[i64] = &[
     libc::SYS_fork,
 ];
 
-/// Namespaces of its own.
+/// Flags that create namespaces.
 const NEW: i32 = libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWNET
@@ -179,7 +180,7 @@ const NEW: i32 = libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS;
 
-/// The one condition that argument `index`, as far as the mask has bits, is `value`.
+/// The condition that argument `index`, restricted to the mask, is `value`.
 fn masked(index: u8, mask: u64, value: u64) -> io::Result<Vec<SeccompRule>> {
     let operator = SeccompCmpOp::MaskedEq(mask);
     let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value);
@@ -187,7 +188,7 @@ fn masked(index: u8, mask: u64, value: u64) -> io::Result<Vec<SeccompRule>> {
     Ok(vec![rule])
 }
 
-/// Besides the common ones, what connecting to a host and looking up its name takes.
+/// Calls in addition to the common ones for connecting to a host and resolving its name.
 const DIAL: &[i64] = &[
     libc::SYS_connect,
     libc::SYS_bind,
@@ -195,8 +196,8 @@ const DIAL: &[i64] = &[
     libc::SYS_recvmmsg,
 ];
 
-/// Leaves this process the calls above but for starting programs, and sockets of the internet, of this host
-/// and of the kernel's table of routes.
+/// Restricts this process to the calls above except starting programs, and to sockets of the
+/// internet, of this host and of the kernel's routing table.
 pub(super) fn dials() -> io::Result<()> {
     let calls = COMMON.iter().chain(OLD).chain(DIAL);
     let calls = calls.filter(|call| **call != libc::SYS_execve);
@@ -218,8 +219,8 @@ pub(super) fn dials() -> io::Result<()> {
     install_only(rules)
 }
 
-/// Allows these calls and no others. `clone3`, whose arguments no filter sees, is said to be missing, so
-/// that the C library takes `clone`.
+/// Allows these calls and no others. `clone3`, whose arguments a filter cannot examine, is reported
+/// as missing, so that the C library uses `clone`.
 fn install_only(mut rules: Rules) -> io::Result<()> {
     rules.insert(libc::SYS_clone3, Vec::new());
     install(filter(
@@ -227,7 +228,7 @@ fn install_only(mut rules: Rules) -> io::Result<()> {
         SeccompAction::Allow,
         SeccompAction::Errno(libc::ENOSYS as u32),
     )?)?;
-    // Last: it allows no other filter.
+    // Last, because it allows no other filter.
     install(filter(
         rules,
         SeccompAction::Errno(libc::EPERM as u32),
@@ -235,8 +236,8 @@ fn install_only(mut rules: Rules) -> io::Result<()> {
     )?)
 }
 
-/// Leaves this process, which is about to become a server, the calls above, threads, and signals to
-/// itself; a script also other processes.
+/// Restricts this process, which is about to become a server, to the calls above, threads, and
+/// signals to itself; a script may also start processes.
 pub(super) fn server(script: bool) -> io::Result<()> {
     let more = if script { SCRIPT } else { &[] };
     let calls = COMMON.iter().chain(OLD).chain(more);
@@ -249,7 +250,7 @@ pub(super) fn server(script: bool) -> io::Result<()> {
         }
     };
     rules.insert(libc::SYS_clone, clone);
-    // `abort`, and what ends a thread.
+    // `abort`, and the end of a thread.
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, masked(0, u64::from(u32::MAX), own)?);
     rules.insert(libc::SYS_kill, masked(0, u64::from(u32::MAX), own)?);

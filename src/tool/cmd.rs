@@ -1,9 +1,8 @@
-//! [`Cmd`], the one way to run another program, and [`Child`], the guard of a running one.
+//! [`Cmd`], the only code that runs another program, and [`Child`], the guard of a running one.
 //!
-//! stdin is empty unless asked otherwise, the locale is fixed, stdout is bounded or handed on in
-//! chunks, and the tail of stderr ends up in the error. A child runs in a process group of its own,
-//! which is killed as a whole when the guard goes, at the time limit, and when [`stop`] is
-//! requested.
+//! By default stdin is empty. The locale is fixed, stdout is limited or passed on in chunks, and
+//! the error has the tail of stderr. A child runs in its own process group, which is killed as a
+//! whole when the guard is dropped, at the time limit, and when [`stop`] is requested.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -28,23 +27,23 @@ use crate::stop;
 
 const STDOUT_LIMIT: usize = 64 << 20;
 const STDERR_TAIL: usize = 8 << 10;
-/// How often the stop flag and the time limit are looked at while a child is silent.
+/// The interval at which the stop flag and the time limit are checked while a child is silent.
 const TICK: Duration = Duration::from_millis(20);
-/// How long output may still arrive after the child itself has ended: a grandchild may have
-/// inherited the pipe and keep it open for ever.
+/// The time for output after the child itself has ended: a grandchild may have inherited the pipe
+/// and keep it open for ever.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// How long a program that is run to its end may say nothing before it counts as hung.
+/// The time for which a program that is run to its end may be silent before it counts as hung.
 const SILENCE: Duration = Duration::from_secs(600);
-/// Another limit, in seconds: for storage that is slower than that, and for the tests.
+/// The variable with another limit, in seconds: for slower storage, and for the tests.
 const SILENCE_VARIABLE: &str = "HYPER2KVM_TOOL_SILENCE";
 
-/// How often a program is asked to end.
+/// The interval of requests to a program to end.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How long it may take to end when this run is to end: it may have to write what it holds.
+/// The time for a program to end with this run: it may have to write data.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a program, or the storage daemon's socket, may be silent.
+/// The time for which a program, or the storage daemon's socket, may be silent.
 pub fn silence() -> Duration {
     let seconds = std::env::var(SILENCE_VARIABLE)
         .ok()
@@ -59,12 +58,12 @@ fn keys() -> MutexGuard<'static, BTreeSet<OsString>> {
     KEYS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on no program inherits this environment variable, but for hyper2kvm itself.
+/// Removes this environment variable from the environment of every program except hyper2kvm itself.
 pub fn keep_from_tools(name: &str) {
     keys().insert(name.into());
 }
 
-/// The program and its arguments. Not its environment: there may be keys in it.
+/// The program and its arguments, without its environment, which may contain keys.
 fn shown(command: &std::process::Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<_> = words.map(|word| format!("{word:?}")).collect();
@@ -87,13 +86,13 @@ pub struct Cmd {
     privileges: Privileges,
     confinement: Confinement,
     passed: Vec<Passed>,
-    /// The program is this one again, in that role.
+    /// Whether the program is this one again, in another role.
     own: bool,
     stop: fn() -> bool,
     cancel: Option<Arc<AtomicBool>>,
 }
 
-/// What a program that ended as it should left behind.
+/// The output of a program that ended with an accepted code.
 #[derive(Debug)]
 pub struct Output {
     /// 0, or one of the codes given to [`Cmd::accept`].
@@ -104,7 +103,7 @@ pub struct Output {
 }
 
 impl Cmd {
-    /// A name is looked up as [`super::find`] does; a path is taken unchanged.
+    /// Creates a command. A name is looked up with [`super::find`]; a path is used unchanged.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
@@ -126,8 +125,8 @@ impl Cmd {
         }
     }
 
-    /// This program itself, in the role `verb` and with our process id as its argument. Only where
-    /// the launcher is enabled.
+    /// Creates a command for this program itself, in the role `verb` and with its process id as the
+    /// argument. Only if the launcher is enabled.
     pub(crate) fn own(verb: &str) -> Self {
         Self {
             own: true,
@@ -135,14 +134,16 @@ impl Cmd {
         }
     }
 
-    /// What the program may reach, instead of all that we do.
+    /// Restricts what the program may reach; by default it may reach everything that this process
+    /// may.
     #[must_use]
     pub fn confined(mut self, confinement: Confinement) -> Self {
         self.confinement = confinement;
         self
     }
 
-    /// Files the program gets open; in what it says they have the names people know.
+    /// Passes open files to the program. In its messages they are renamed to the paths that people
+    /// use.
     #[must_use]
     pub fn pass(mut self, files: &[Passed]) -> Self {
         self.passed.extend_from_slice(files);
@@ -169,22 +170,22 @@ impl Cmd {
         self
     }
 
-    /// The directory the program starts in.
+    /// Sets the working directory of the program.
     #[must_use]
     pub fn folder(mut self, folder: impl AsRef<Path>) -> Self {
         self.folder = Some(folder.as_ref().to_owned());
         self
     }
 
-    /// What the program gets as stdin, instead of nothing: a file, a pipe, a listening socket.
+    /// Sets the stdin of the program, instead of an empty one: a file, a pipe, a listening socket.
     #[must_use]
     pub fn stdin(mut self, fd: impl Into<OwnedFd>) -> Self {
         self.stdin = Some(fd.into());
         self
     }
 
-    /// Where stdout and stderr go, instead of to us: two handles of one pipe for a conversation in
-    /// which their order matters. For [`Cmd::spawn`].
+    /// Redirects stdout and stderr: to two handles of one pipe for a conversation in which their
+    /// order matters. For [`Cmd::spawn`].
     #[must_use]
     pub fn output(mut self, stdout: impl Into<OwnedFd>, stderr: impl Into<OwnedFd>) -> Self {
         self.output = Some((stdout.into(), stderr.into()));
@@ -197,15 +198,14 @@ impl Cmd {
         self
     }
 
-    /// Lets the program say nothing on stdout for that many times the usual limit: it has little to
-    /// say.
+    /// Multiplies the time for which the program may be silent on stdout: it prints little.
     #[must_use]
     pub fn patient(mut self, times: u32) -> Self {
         self.silence = self.silence.saturating_mul(times);
         self
     }
 
-    /// How many bytes [`Cmd::run`] collects before it gives up.
+    /// Sets the number of bytes that [`Cmd::run`] collects before it fails.
     #[must_use]
     pub fn stdout_limit(mut self, bytes: usize) -> Self {
         self.stdout_limit = bytes;
@@ -219,21 +219,21 @@ impl Cmd {
         self
     }
 
-    /// What the program keeps of our privileges, instead of nothing.
+    /// Sets which privileges of this process the program keeps; by default none.
     #[must_use]
     pub fn privileges(mut self, privileges: Privileges) -> Self {
         self.privileges = privileges;
         self
     }
 
-    /// Goes on when [`stop`] was requested: for clean-up that must still happen.
+    /// Continues after [`stop`] was requested: for clean-up that must still happen.
     #[must_use]
     pub fn ignore_stop(mut self) -> Self {
         self.stop = || false;
         self
     }
 
-    /// Kills the program when the flag is raised; that is [`ToolError::Interrupted`], as with the
+    /// Kills the program when the flag is raised. That is [`ToolError::Interrupted`], as for the
     /// stop flag of the whole process.
     pub fn cancel_with(mut self, flag: Option<Arc<AtomicBool>>) -> Self {
         self.cancel = flag;
@@ -262,7 +262,7 @@ impl Cmd {
         })
     }
 
-    /// Runs the program to its end and hands on its stdout as it comes.
+    /// Runs the program to its end and passes on its stdout as it arrives.
     pub fn run_with(self, on_stdout: &mut dyn FnMut(&[u8])) -> Result<Output> {
         let (code, stderr, _) = self.run_until(&mut |chunk| {
             on_stdout(chunk);
@@ -300,7 +300,7 @@ impl Cmd {
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    // Both pipes are at their end, so the program is about to go.
+                    // Both pipes are closed, so the program is about to end.
                     if ended.is_some() {
                         break;
                     }
@@ -344,8 +344,8 @@ impl Cmd {
         }
     }
 
-    /// Starts the program and leaves it running, its stdout thrown away. The limits and the stop
-    /// flag are not looked at.
+    /// Starts the program and leaves it running, with its stdout discarded. The limits and the stop
+    /// flag do not apply.
     pub fn spawn(self) -> Result<Child> {
         self.start(false)
     }
@@ -380,7 +380,7 @@ impl Cmd {
         Ok((command, tool))
     }
 
-    /// The name of the call among the fail points: the program and what it is asked for.
+    /// The name of the call among the failpoints: the program and its subcommand.
     fn step(&self, tool: &str) -> String {
         let verb = self.args.first().and_then(|arg| arg.to_str());
         match verb.filter(|verb| verb.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')) {
@@ -433,7 +433,7 @@ impl Cmd {
         if let Some(pipe) = pipes.1 {
             reader(move || {
                 keep_tail(pipe, &stderr);
-                // The channel ends when both pipes have ended.
+                // The channel is closed when both pipes are.
                 drop(sender);
             })
             .map_err(fail)?;
@@ -482,7 +482,8 @@ fn keep_tail(mut pipe: impl Read, tail: &Mutex<Vec<u8>>) {
     }
 }
 
-/// Text of a program made safe to show: control characters removed but for line ends, trimmed.
+/// Makes output of a program safe to print: control characters except line ends are removed, ends
+/// trimmed.
 pub fn clean(text: &[u8]) -> String {
     String::from_utf8_lossy(text)
         .replace('\r', "\n")
@@ -498,10 +499,10 @@ pub fn clean(text: &[u8]) -> String {
 pub struct Child {
     child: std::process::Child,
     tool: String,
-    /// Chunks of stdout; disconnected when stdout and stderr are both at their end.
+    /// Chunks of stdout; disconnected when stdout and stderr are both closed.
     events: Receiver<Vec<u8>>,
     stderr: Arc<Mutex<Vec<u8>>>,
-    /// Of the files that were passed.
+    /// The names of the passed files.
     names: Vec<(String, PathBuf)>,
     status: Option<ExitStatus>,
 }
@@ -511,7 +512,7 @@ impl Child {
         self.child.id()
     }
 
-    /// The exit status when the program has ended.
+    /// The exit status if the program has ended.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         if self.status.is_none() {
             self.status = self.child.try_wait().map_err(|source| ToolError::Io {
@@ -522,13 +523,13 @@ impl Child {
         Ok(self.status)
     }
 
-    /// What the program has written to stderr last, control characters removed.
+    /// The last output of the program on stderr, control characters removed.
     pub fn stderr_tail(&self) -> String {
         let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         pass::with_names(clean(&stderr), &self.names)
     }
 
-    /// Waits for the program to end on its own; the error says how it ended when not with 0.
+    /// Waits for the program to end; fails if its status is not 0.
     pub fn wait(&mut self, limit: Duration) -> Result<()> {
         let start = Instant::now();
         let status = loop {
@@ -560,9 +561,9 @@ impl Child {
         })
     }
 
-    /// Asks the program to end (SIGTERM, again every second) and waits; kills it at the limit, or sooner
-    /// when this run is to end. Fails when the program had already ended, had to be killed, or ended with a
-    /// failure.
+    /// Asks the program to end (SIGTERM, again every second) and waits. Kills it at the limit, or
+    /// sooner if this run has to end. Fails if the program had already ended, had to be killed, or
+    /// ended with a failure.
     pub fn close(mut self, limit: Duration) -> Result<()> {
         let start = Instant::now();
         loop {
@@ -584,12 +585,12 @@ impl Child {
         }
     }
 
-    /// Asks the program to end (SIGTERM) and does not wait for that.
+    /// Asks the program to end (SIGTERM) without waiting for it.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Kills the program and everything it started, and reaps it.
+    /// Kills the program and all its descendants, and reaps it.
     pub fn kill(&mut self) {
         if matches!(self.try_wait(), Ok(Some(_))) {
             return;
@@ -600,7 +601,7 @@ impl Child {
     }
 
     fn signal(&self, signal: Signal) {
-        // The child is not reaped yet, so its id cannot name another process.
+        // The child is not reaped yet, so its id cannot belong to another process.
         if let Some(group) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process_group(group, signal);
         }
@@ -709,7 +710,7 @@ mod tests {
         let mut cmd = sh("sleep 60");
         cmd.stop = || true;
         assert!(matches!(cmd.run(), Err(ToolError::Interrupted(_))));
-        // A grandchild that keeps the pipes open does not hold us up.
+        // A grandchild that keeps the pipes open does not delay the end.
         assert_eq!(sh("sleep 60 & echo x").run().unwrap().stdout, b"x\n");
         assert!(start.elapsed() < Duration::from_secs(10));
     }
@@ -751,7 +752,7 @@ mod tests {
             }
             other => panic!("{other}"),
         }
-        // It misses the first one.
+        // It ignores the first one.
         let child =
             sh("trap 'trap \"exit 0\" TERM' TERM; echo ready >&2; while :; do sleep 0.01; done");
         let child = child.spawn().unwrap();

@@ -1,15 +1,15 @@
-//! What a process may reach, by the kernel's own means: landlock for files, seccomp for system calls.
-//! Needs no privileges.
+//! Restricts what a process may reach, with means of the kernel: landlock for files, seccomp for
+//! system calls. Needs no privileges.
 //!
 //! Measures, each for its kind of process:
-//! - [`parser`]: nothing at all but its open descriptors and memory, for code that parses hostile
-//!   bytes; [`editor`]: and one file, for a library that opens what it is given by name;
-//! - [`Confinement`]: the files named and no sockets, or less, for tools started by the launcher;
-//! - [`writes_only`]: this process and all it starts write only below some directories.
+//! - [`parser`]: only its open descriptors and memory, for code that parses hostile bytes;
+//!   [`editor`]: and one file, for a library that opens its input by name;
+//! - [`Confinement`]: the named files and no sockets, or less, for tools started by the launcher;
+//! - [`writes_only`]: this process and all its children write only below some directories.
 //!
-//! Each is as strong as the kernel allows: one without landlock (before 5.13) leaves files open, an
-//! architecture that `seccompiler` does not know leaves system calls open. seccomp filters survive
-//! `execve`, landlock domains are inherited, and neither can be taken back.
+//! Each is as strong as the kernel permits. Without landlock (before 5.13) files stay accessible.
+//! On an architecture that `seccompiler` does not support, system calls stay available. seccomp
+//! filters survive `execve`, landlock domains are inherited, and neither can be undone.
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::io;
@@ -27,25 +27,25 @@ use super::privileges::{self, Named};
 pub use super::seccomp::offline;
 use super::seccomp::{bad, editor_calls, install_only, no_sockets, parser_calls};
 
-/// Reading, writing, renaming and truncating are known from this version on.
+/// The version with rules for reading, writing, renaming and truncating.
 const FILES: ABI = ABI::V3;
-/// TCP, from this version on.
+/// The version with rules for TCP.
 const NETWORK: ABI = ABI::V4;
-/// Abstract Unix sockets and signals, from this version on.
+/// The version with rules for abstract Unix sockets and signals.
 const SCOPES: ABI = ABI::V6;
 /// The address space of a parser: libntfs-3g needs some MiB and the largest file of a request.
 const PARSER_MEMORY: u64 = 1 << 30;
-/// How much an editor's file may grow, and how long it may compute.
+/// The growth limit of an editor's file, and the limit of its computing time.
 const EDITOR_GROWTH: u64 = 64 << 20;
 const EDITOR_SECONDS: u64 = 120;
 
-/// The memory of a tool that reads images: QEMU reads some tables whole, whatever size an image says they have.
-/// Real ones take some MiB, and its threads and buffers some dozens.
+/// The memory of a tool that reads images. QEMU reads some tables as a whole, whatever size an
+/// image declares for them. Real ones take some MiB, and its threads and buffers some dozens.
 pub const IMAGE_MEMORY: u64 = 448 << 20;
 /// The stack of each of its threads, which counts as memory.
 const IMAGE_STACK: u64 = 2 << 20;
 
-/// What tools load themselves from.
+/// The directories from which tools are loaded.
 const SYSTEM: [&str; 10] = [
     "/usr",
     "/lib",
@@ -58,11 +58,11 @@ const SYSTEM: [&str; 10] = [
     "/etc/ld.so.cache",
     "/etc/alternatives",
 ];
-/// The same of a program from elsewhere, beside its own directory. Not all that is there: the program may be in
-/// somebody's home.
+/// The same for a program from elsewhere, beside its own directory. Not everything there: the
+/// program may be in somebody's home.
 const LIBRARIES: [&str; 4] = ["lib", "lib64", "libexec", "share"];
-/// What C libraries and QEMU look up of the kernel: processors, memory, the limits of a block device.
-/// Not the rest of /proc: it tells of other processes.
+/// Kernel files that C libraries and QEMU read: processors, memory, the limits of a block device.
+/// Not the rest of /proc, which reveals other processes.
 const KERNEL: [&str; 10] = [
     "/proc/cpuinfo",
     "/proc/meminfo",
@@ -75,7 +75,7 @@ const KERNEL: [&str; 10] = [
     "/sys/block",
     "/sys/class/block",
 ];
-/// This process: the same one when it has become the program.
+/// This process, also after it has become the program.
 const ITSELF: &str = "/proc/self";
 const DEVICES: [&str; 5] = [
     "/dev/null",
@@ -89,7 +89,7 @@ const KVM: &str = "/dev/kvm";
 
 fn limit(limits: &[(Resource, u64)]) -> io::Result<()> {
     for (resource, limit) in limits {
-        // Less than that may be set already, and cannot be raised.
+        // A lower limit may be set already, and cannot be raised.
         let set = getrlimit(*resource);
         let limit = [Some(*limit), set.current, set.maximum];
         let limit = limit.into_iter().flatten().min();
@@ -104,17 +104,18 @@ fn limit(limits: &[(Resource, u64)]) -> io::Result<()> {
     Ok(())
 }
 
-/// Leaves this process its open descriptors, memory to work with and the way out: no files, network,
-/// programs, threads, processes or signals to others, no executable memory. Whatever else it tries
-/// fails with EPERM, so that a C library of another release that asks for something harmless works on.
+/// Restricts this process to its open descriptors, memory to work with, and exiting: no files,
+/// network, programs, threads, processes or signals to others, no executable memory. Any other
+/// attempt fails with EPERM, so that a C library of another release continues after a harmless
+/// call.
 pub fn parser() -> io::Result<()> {
     alone(&[])?;
     install_only(parser_calls()?)
 }
 
-/// The same, and one file of at most so many bytes that is opened by its name. The name must be a constant:
-/// system calls are told from each other by where the name lies, which is in memory that cannot be
-/// written, replaced or moved.
+/// The same as [`parser`], plus one file of at most so many bytes that is opened by name. The name
+/// must be a constant: system calls are distinguished by the address of the name, whose memory must
+/// not be writable, replaceable or movable.
 pub fn editor(file: &'static CStr, size: u64) -> io::Result<()> {
     alone(&[
         (Resource::Fsize, size.saturating_add(EDITOR_GROWTH)),
@@ -123,33 +124,33 @@ pub fn editor(file: &'static CStr, size: u64) -> io::Result<()> {
     install_only(editor_calls(file)?)
 }
 
-/// No files, privileges and core dumps; memory, and what else there is a limit for.
+/// Denies files, privileges and core dumps, and limits memory and the other given resources.
 fn alone(limits: &[(Resource, u64)]) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
-    // What it parses is no business of core dumps.
+    // Its input must not appear in core dumps.
     limit(&[(Resource::Core, 0), (Resource::As, PARSER_MEMORY)])?;
     limit(limits)?;
     privileges::drop_all()?;
     Reach::default().enforce().map(drop)
 }
 
-/// What landlock lets a process reach.
+/// The rules of landlock for a process.
 #[derive(Debug, Default)]
 struct Reach<'p> {
     read: Vec<&'p Path>,
-    /// To read, and to start as a program.
+    /// Paths to read, and to start as a program.
     run: Vec<&'p Path>,
     write: Vec<&'p Path>,
-    /// TCP.
+    /// Whether TCP is allowed.
     network: bool,
-    /// Of TCP, connections to these ports.
+    /// Ports to which TCP connections are allowed.
     ports: Vec<u16>,
-    /// Unix sockets by their path, where the kernel can tell (landlock 9).
+    /// Whether Unix sockets are allowed by path, if the kernel can restrict them (landlock 9).
     sockets: bool,
 }
 
-/// Whether landlock can have a rule for it. A file in memory is in no file system that could be named:
-/// there is no rule for it, and none against it.
+/// Whether landlock can have a rule for the path. A file in memory is in no named file system: no
+/// rule can allow it, and none denies it.
 fn has_place(path: &Path) -> bool {
     !path.starts_with("/proc/self/fd")
         || std::fs::read_link(path)
@@ -157,9 +158,9 @@ fn has_place(path: &Path) -> bool {
 }
 
 impl<'p> Reach<'p> {
-    /// Puts everything else out of reach of this process and what it starts; paths that do not exist
-    /// are passed over. Signals and abstract sockets stay among these processes. Whether the kernel does
-    /// that.
+    /// Denies everything else to this process and its children; paths that do not exist are
+    /// skipped. Signals and abstract sockets stay among these processes. Returns whether the kernel
+    /// supports that.
     fn enforce(&self) -> io::Result<bool> {
         let everything = AccessFs::from_all(FILES);
         let mut ruleset = Ruleset::default()
@@ -192,10 +193,10 @@ impl<'p> Reach<'p> {
     }
 }
 
-/// From now on this process, and all it starts, writes only below these paths and to a few harmless
-/// devices, besides what is open already; it reads what it likes. Nothing is written in `/proc`,
-/// `/sys`, `/run` and `/dev` unless a path lies there. Call it before there are other threads and
-/// children. Whether the kernel does that.
+/// Restricts the writes of this process, and of all its children, to these paths, a few harmless
+/// devices, and open files; reads are unrestricted. Nothing is written in `/proc`, `/sys`, `/run`
+/// and `/dev` unless a path lies there. Must be called before there are other threads and children.
+/// Returns whether the kernel supports that.
 pub(super) fn writes_only(below: &[PathBuf], network: bool) -> io::Result<bool> {
     rustix::thread::set_no_new_privs(true)?;
     let mut write: Vec<&Path> = below.iter().map(PathBuf::as_path).collect();
@@ -211,18 +212,18 @@ pub(super) fn writes_only(below: &[PathBuf], network: bool) -> io::Result<bool> 
     .enforce()
 }
 
-/// What a process that dials out keeps.
+/// The remaining access of a process that connects to a remote host.
 #[derive(Debug)]
 pub(crate) enum Dials {
-    /// Connections to that port, of whatever host: the kernel knows no names.
+    /// Connections to that port of any host: the kernel cannot restrict host names.
     Tcp(u16),
     /// That socket.
     Unix(PathBuf),
-    /// Other programs, which connect by themselves. They write nothing.
+    /// Other programs, which connect by their own means. They write nothing.
     Programs,
 }
 
-/// What resolves the names of hosts.
+/// Files for resolving host names.
 const NAMES: [&str; 10] = [
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -241,7 +242,7 @@ impl Dials {
     fn reach(&self) -> Reach<'_> {
         let reach = Reach {
             write: DEVICES.iter().map(Path::new).collect(),
-            // Looking up names may take one.
+            // Resolving names may use one.
             sockets: true,
             ..Reach::default()
         };
@@ -265,7 +266,7 @@ impl Dials {
     }
 }
 
-/// Leaves this process what it takes to read a source on the wire. Files that are open stay open.
+/// Restricts this process to reading a source on the wire. Open files stay accessible.
 pub(crate) fn dials(dials: &Dials) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     limit(&[(Resource::Core, 0)])?;
@@ -280,25 +281,25 @@ pub(crate) fn dials(dials: &Dials) -> io::Result<()> {
     }
 }
 
-/// What a tool started through the launcher may reach.
+/// The access of a tool started through the launcher.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confinement {
     offline: bool,
-    /// It serves a socket it was given, by the system calls that takes.
+    /// Whether it serves an inherited socket, with the system calls of a server.
     serves: bool,
-    /// The files its arguments name, and where it is to make some.
+    /// Whether it may use the files that its arguments name, and create some there.
     named: bool,
-    /// It reads what its user may read, and writes what its arguments name.
+    /// Whether it may read everything that its user may, and write what its arguments name.
     keeps: bool,
-    /// `None`: any file.
+    /// The accessible files; `None`: any file.
     files: Option<Vec<(PathBuf, bool)>>,
-    /// Bytes, besides [`IMAGE_MEMORY`].
+    /// Bytes in addition to [`IMAGE_MEMORY`].
     memory: u64,
 }
 
 impl Confinement {
-    /// Everything but writing: only to the files that the arguments name, or in the directory of one that is to be
-    /// made.
+    /// Everything except writing: only to the files that the arguments name, or in the directory of
+    /// one that will be created.
     pub fn writes_arguments() -> Self {
         Self {
             keeps: true,
@@ -306,7 +307,7 @@ impl Confinement {
         }
     }
 
-    /// Everything but the network.
+    /// Everything except the network.
     pub fn offline() -> Self {
         Self {
             offline: true,
@@ -314,8 +315,8 @@ impl Confinement {
         }
     }
 
-    /// No sockets, no other program, and no files but these and what programs are made of. The flag is
-    /// whether it may be written.
+    /// No sockets, no other program, and only these files and those that programs consist of. The
+    /// flag permits writing.
     pub fn to_files(files: impl IntoIterator<Item = (PathBuf, bool)>) -> Self {
         Self {
             offline: true,
@@ -324,8 +325,8 @@ impl Confinement {
         }
     }
 
-    /// No sockets, no other program, and no files but those that the arguments name and what programs are
-    /// made of; a file that is to be made, in its directory.
+    /// No sockets, no other program, and only the files that the arguments name and those that
+    /// programs consist of; a file that will be created, in its directory.
     pub fn to_arguments() -> Self {
         Self {
             offline: true,
@@ -334,34 +335,34 @@ impl Confinement {
         }
     }
 
-    /// For a program that serves a listening socket it is started with: it takes connections there and
-    /// makes none, has no processes, and no system calls but those of [`super::calls`].
+    /// For a program that serves an inherited listening socket. It accepts connections there and
+    /// opens none, has no processes, and only the system calls of [`super::calls`].
     #[must_use]
     pub fn serving(mut self) -> Self {
         self.serves = true;
         self
     }
 
-    /// These files, too.
+    /// Adds these files.
     #[must_use]
     pub fn and_files(mut self, files: impl IntoIterator<Item = (PathBuf, bool)>) -> Self {
         self.files.get_or_insert_default().extend(files);
         self
     }
 
-    /// So many bytes of memory more than a program that reads images has.
+    /// Adds memory to that of a program that reads images.
     #[must_use]
     pub fn and_memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
         self
     }
 
-    /// The files that the program may open though its arguments do not name them.
+    /// The files that the program may open although its arguments do not name them.
     pub(super) fn opened(&self) -> impl Iterator<Item = OsString> {
         self.files.iter().flatten().map(|(path, _)| path.into())
     }
 
-    /// As arguments of the launcher.
+    /// The arguments for the launcher.
     pub(super) fn args(&self) -> Vec<OsString> {
         let mut args = Vec::new();
         if self.offline {
@@ -390,7 +391,7 @@ impl Confinement {
         args
     }
 
-    /// Takes an argument back; false when it is none.
+    /// Parses an argument; false if it is not one.
     pub(super) fn add_arg(&mut self, arg: &OsStr) -> bool {
         let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
         let bytes = arg.as_bytes();
@@ -421,7 +422,7 @@ impl Confinement {
         true
     }
 
-    /// Confines this process, which is about to become `program` with these arguments.
+    /// Restricts this process, which is about to become `program` with these arguments.
     pub(super) fn apply(&self, program: &Path, args: &[OsString]) -> io::Result<()> {
         let mut files = self.files.clone();
         if self.named {
@@ -452,7 +453,7 @@ impl Confinement {
     }
 
     fn to_named(&self, named: &[(PathBuf, bool)], program: &Path) -> io::Result<()> {
-        // `self` is a link to whoever opens it: the rule is for where it leads now.
+        // `self` is a link that depends on the process: the rule is for its present target.
         let itself = std::fs::canonicalize(ITSELF).ok();
         let mut read: Vec<&Path> = SYSTEM.iter().chain(&KERNEL).map(Path::new).collect();
         read.extend(itself.as_deref());
@@ -481,8 +482,8 @@ impl Confinement {
     }
 }
 
-/// Leaves this process, which is about to become a program with these arguments, everything to read and only
-/// what they name to write.
+/// Restricts this process, which is about to become a program with these arguments, to reading, and
+/// to writing only what they name.
 fn keep_all_but(args: &[OsString]) -> io::Result<()> {
     let named = privileges::named(args);
     let written: Vec<PathBuf> = named.into_iter().map(|file| file.in_or_below().0).collect();
@@ -504,9 +505,9 @@ const NAMED: &str = "named";
 const KEEPS: &str = "writes-named";
 const NO_FILES: &str = "no-files";
 
-/// The program that loads another one, as its file says; `None` for a script.
+/// The interpreter that the file of a program names; `None` for a script.
 fn loader(program: &Path) -> Option<PathBuf> {
-    /// Where the loader's name is, usually right behind the program headers.
+    /// The range with the interpreter's name, usually right after the program headers.
     const HEAD: u64 = 64 << 10;
     let mut head = Vec::new();
     let file = std::fs::File::open(program).ok()?;
@@ -543,7 +544,7 @@ fn loader(program: &Path) -> Option<PathBuf> {
             return Some(OsStr::from_bytes(name).into());
         }
     }
-    // Linked statically: it is its own loader.
+    // Linked statically: it needs no interpreter.
     Some(program.into())
 }
 
@@ -576,7 +577,7 @@ mod tests {
         }
     }
 
-    /// Landlock knows TCP from Linux 6.7 on.
+    /// Whether landlock supports TCP, from Linux 6.7 on.
     fn knows_tcp() -> bool {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         let mut numbers = release.split('.').map_while(|n| n.parse::<u32>().ok());
@@ -621,7 +622,7 @@ mod tests {
         for at in 6..head.len() {
             let old = std::mem::replace(&mut head[at], 0xff);
             std::fs::write(&script, &head).unwrap();
-            // Whatever it says, it is not out of bounds.
+            // Any other error shows that it is within bounds.
             let _ = loader(&script);
             head[at] = old;
         }

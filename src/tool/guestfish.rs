@@ -1,16 +1,17 @@
 //! `guestfish`: one process for a whole session, commands on its stdin, replies on one pipe.
 //!
-//! stdout and stderr share the pipe, because their order tells what belongs to which command:
-//! guestfish flushes stdout after each one. After every command it is told to `echo` a token that
-//! nobody can guess; what comes before the token is the reply. Not `--listen`: that server would not
-//! be our child and would outlive us. This one ends at the end of its stdin, whoever closes it.
+//! stdout and stderr share the pipe, because their order assigns output to commands: guestfish
+//! flushes stdout after each one. After every command it has to `echo` a random token; the output
+//! before the token is the reply. `--listen` is not used: that server would not be a child of this
+//! process and would outlive it. This one ends at the end of its stdin, whoever closes it.
 //!
-//! Commands are given with `-` in front, so that one that fails does not end the session. Arguments
-//! are quoted with `\xHH` for everything but the plainest characters; guestfish has no shell between
-//! the pipe and its commands unless a line has a bare `|` or begins with `!`.
+//! Commands are prefixed with `-`, so that a failed one does not end the session. Arguments are
+//! quoted with `\xHH` except for the plainest characters. guestfish has no shell between the pipe
+//! and its commands unless a line has a bare `|` or begins with `!`.
 //!
-//! A command that takes a key is followed by a line with the key; guestfish prints neither. A guestfish
-//! that does not know the command would take that line for one: ask for its `help` first.
+//! A command that needs a key is followed by a line with the key; guestfish prints neither. A
+//! guestfish that does not support the command would parse that line as one: ask for its `help`
+//! first.
 
 use std::fmt::{self, Write as _};
 use std::hash::{BuildHasher, RandomState};
@@ -25,20 +26,21 @@ use crate::stop;
 
 pub const TOOL: &str = "guestfish";
 
-/// guestfish reads a line into a buffer of 8192 bytes.
+/// The longest line; guestfish has a buffer of 8192 bytes.
 pub const MAX_LINE: usize = 8000;
-/// What is sent before the replies are read; well below the size of a pipe, so that it never blocks.
+/// The number of bytes sent before the replies are read; well below the size of a pipe, so that it
+/// never blocks.
 const WINDOW: usize = 16 << 10;
 const MAX_REPLY: usize = 64 << 20;
 const TICK: Duration = Duration::from_millis(20);
-/// What a tick counts for at most.
+/// The longest time that one tick counts.
 const STEP: Duration = Duration::from_secs(1);
-/// How long guestfish may take to end after its last command.
+/// The time for guestfish to end after its last command.
 const CLOSE_LIMIT: Duration = Duration::from_secs(60);
-/// libguestfs says so before the reason of every failure.
+/// libguestfs' prefix of the reason of every failure.
 const FAILURE: &str = "libguestfs: error: ";
 
-/// Text that nothing prints, erased from memory when it is dropped.
+/// Text that is never printed, and is erased from memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
@@ -73,7 +75,7 @@ impl Line {
         }
     }
 
-    /// The key the command asks for: one line of text.
+    /// Sets the key for the command: one line of text.
     #[must_use]
     pub fn key(mut self, key: &Secret) -> Self {
         self.key = Some(key.clone());
@@ -101,7 +103,7 @@ impl Line {
     }
 }
 
-/// What a command printed, or why libguestfs says it failed.
+/// The output of a command, or libguestfs' reason for its failure.
 pub type Reply = std::result::Result<Vec<u8>, String>;
 
 /// A running guestfish.
@@ -111,14 +113,15 @@ pub struct Shell {
     output: Receiver<Vec<u8>>,
     token: String,
     received: Vec<u8>,
-    /// How far `received` was searched for the token.
+    /// The length of `received` already searched for the token.
     searched: usize,
-    /// All that the last command printed, when it failed.
+    /// The complete output of the last command, if it failed.
     failed: Vec<u8>,
 }
 
-/// Building the appliance as root unpacks an archive whose files have other owners: root without
-/// capabilities cannot give files away, and the appliance does not need it, as it is built for a user.
+/// Building the appliance as root unpacks an archive whose files have other owners. Root without
+/// capabilities cannot change owners, and the appliance does not need that, because it is built for
+/// a user.
 pub(super) const APPLIANCE: (&str, &str) = ("TAR_OPTIONS", "--no-same-owner");
 
 impl Shell {
@@ -134,7 +137,7 @@ impl Shell {
             .arg("--keys-from-stdin")
             .stdin(stdin)
             .output(stdout, stderr)
-            // Set in somebody's shell they would mix with the replies.
+            // If set in the user's shell, their output would mix with the replies.
             .env("LIBGUESTFS_DEBUG", "0")
             .env("LIBGUESTFS_TRACE", "0")
             .env(APPLIANCE.0, APPLIANCE.1);
@@ -144,7 +147,7 @@ impl Shell {
             .name("guestfish".into())
             .spawn(move || forward(reader, &sender))
             .map_err(io)?;
-        // Hashers are keyed by the operating system's randomness.
+        // Hashers are seeded from the operating system's randomness.
         let random = || RandomState::new().hash_one(0);
         Ok(Self {
             child,
@@ -157,7 +160,7 @@ impl Shell {
         })
     }
 
-    /// Runs the commands in order, each within `limit`, and gives the reply of each.
+    /// Runs the commands in order, each within `limit`, and returns the reply of each.
     pub fn run(&mut self, lines: &[Line], limit: Duration) -> Result<Vec<Reply>> {
         let mut replies = Vec::with_capacity(lines.len());
         let mut rest = lines;
@@ -234,7 +237,7 @@ impl Shell {
             if stop::requested() {
                 return Err(stop::Interrupted.into());
             }
-            // Stopped (^Z) we and guestfish did nothing: that time does not count.
+            // While this process was stopped (^Z), so was guestfish: that time does not count.
             left = left.saturating_sub(last.elapsed().min(STEP));
             last = Instant::now();
             if left.is_zero() {
@@ -246,12 +249,12 @@ impl Shell {
         }
     }
 
-    /// What came since the last reply; for the log of a start that never ended.
+    /// The output since the last reply; for the log of a start that never ended.
     pub fn unanswered(&self) -> &[u8] {
         &self.received
     }
 
-    /// All that the last command that failed printed, the reason included.
+    /// The complete output of the last failed command, including the reason.
     pub fn last_failure(&self) -> &[u8] {
         &self.failed
     }
@@ -288,11 +291,11 @@ fn forward(mut pipe: PipeReader, sender: &mpsc::Sender<Vec<u8>>) {
     }
 }
 
-/// The reason when the output is that of a command that failed.
+/// The reason, if the output is that of a failed command.
 fn failure(output: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(output);
     let at = text.rfind(FAILURE).map(|at| at + FAILURE.len());
-    // Its own mistakes in our commands begin otherwise.
+    // Errors in the command itself begin differently.
     let ours = || text.starts_with("guestfish: ") || text.ends_with(": unknown command\n");
     let at = at.or_else(|| ours().then_some(0))?;
     Some(clean(text[at..].trim().as_bytes()))
@@ -351,7 +354,7 @@ mod tests {
         assert!(replies[1].as_ref().unwrap_err().contains("launch"));
         assert!(replies[2].is_err(), "{:?}", replies[2]);
         assert_eq!(replies[3], Ok(b"on\n".to_vec()));
-        // The key is asked for before anything else is looked at, and is in no reply.
+        // The key is read before anything else is checked, and is in no reply.
         let secret = Secret::new("!echo secret words".into());
         let open = Line::new("cryptsetup-open").arg("/dev/sda").arg("m");
         let replies = shell.run(&[open.key(&secret), Line::new("echo")], LIMIT);
@@ -359,7 +362,7 @@ mod tests {
         assert!(replies[0].as_ref().unwrap_err().contains("launch"));
         assert_eq!(replies[1], Ok(b"\n".to_vec()));
         assert!(!format!("{replies:?}").contains("secret"), "{replies:?}");
-        // More than a pipe holds, in one go.
+        // More than a pipe's capacity at a time.
         let many = vec![Line::new("echo").arg("x".repeat(500)); 400];
         assert!(shell.run(&many, LIMIT).unwrap().iter().all(Result::is_ok));
         shell.close().unwrap();

@@ -1,18 +1,18 @@
-//! The tools hyper2kvm uses on this host: what each is for, whether it is there, and which package
-//! has it. Data and questions only; nothing is installed here.
+//! The tools that hyper2kvm uses on this host: their purposes, whether they are installed, and
+//! their packages. Only data and queries; nothing is installed here.
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// A program or library we use.
+/// A program or library used by hyper2kvm.
 #[derive(Debug)]
 pub struct Tool {
     pub name: &'static str,
     pub purpose: &'static str,
-    /// Without it nothing can be converted.
+    /// Whether nothing can be converted without it.
     pub required: bool,
-    /// The oldest version the tests are run with: that of Debian 12.
+    /// The oldest version with which the tests are run: that of Debian 12.
     pub oldest_tried: Option<&'static str>,
     pub(super) kind: Kind,
     apt: &'static str,
@@ -30,7 +30,7 @@ pub(super) enum Kind {
 
 const VERSION: Kind = Kind::Program(&["--version"]);
 
-/// The library the embedded engine writes NTFS with.
+/// The library with which the embedded engine writes NTFS.
 pub const LIBNTFS: &str = "libntfs-3g.so";
 
 /// The library that edits hives.
@@ -53,7 +53,7 @@ pub const TOOLS: [Tool; 13] = [
         required: true,
         oldest_tried: Some("7.2"),
         kind: VERSION,
-        // Debian 13 has it in qemu-utils, which comes along.
+        // In Debian 13 it is in qemu-utils, which is installed with it.
         apt: "qemu-system-common",
         dnf: "qemu-img",
         zypper: "qemu-tools",
@@ -65,7 +65,7 @@ pub const TOOLS: [Tool; 13] = [
         oldest_tried: Some("1.3.23"),
         kind: Kind::Library,
         apt: "libhivex0",
-        // It has the library, or depends on the package that has it.
+        // The package has the library, or depends on the one that has it.
         dnf: "hivex",
         zypper: "libhivex0",
     },
@@ -75,7 +75,7 @@ pub const TOOLS: [Tool; 13] = [
         required: true,
         oldest_tried: Some("2022.10"),
         kind: Kind::Library,
-        // The library's own package carries its version in its name; this one depends on it.
+        // The library's own package has its version in its name; this one depends on it.
         apt: "ntfs-3g",
         dnf: "ntfs-3g-libs",
         zypper: "ntfs-3g",
@@ -181,7 +181,7 @@ pub enum PackageManager {
 }
 
 impl PackageManager {
-    /// The command that installs packages, without the `sudo` an ordinary user needs.
+    /// The command that installs packages, without the `sudo` that an ordinary user needs.
     pub fn install_command(self, packages: &[&str]) -> Vec<String> {
         let head: &[&str] = match self {
             Self::Apt => &["apt-get", "install", "-y", "--no-install-recommends"],
@@ -212,8 +212,8 @@ impl Tool {
     }
 }
 
-/// Returns the newest file of the library (`libntfs-3g.so.89`) in the first directory that has one,
-/// in the order of the loader.
+/// The newest file of the library (`libntfs-3g.so.89`) in the first directory that has one, in the
+/// order of the loader.
 pub fn find_library(name: &str) -> Option<PathBuf> {
     let arch = std::env::consts::ARCH;
     let folders = ["/usr/lib", "/lib", "/usr/local/lib"];
@@ -240,7 +240,7 @@ fn newest_library(folder: &Path, name: &str) -> Option<PathBuf> {
     versions.max().map(|(_, path)| path)
 }
 
-/// The distribution's package manager, told from `/etc/os-release`.
+/// The distribution's package manager, according to `/etc/os-release`.
 pub fn package_manager() -> Option<PackageManager> {
     let text = ["/etc/os-release", "/usr/lib/os-release"]
         .iter()
@@ -256,7 +256,7 @@ fn manager_for(os_release: &str) -> Option<PackageManager> {
             .map(|value| value.trim().trim_matches(['"', '\'']).to_lowercase())
             .unwrap_or_default()
     };
-    // What the distribution is comes before what it is like.
+    // `ID` has precedence over `ID_LIKE`.
     let ids = format!("{} {}", field("ID"), field("ID_LIKE"));
     ids.split_whitespace().find_map(|id| match id {
         "debian" | "ubuntu" => Some(PackageManager::Apt),
@@ -267,8 +267,8 @@ fn manager_for(os_release: &str) -> Option<PackageManager> {
     })
 }
 
-/// The command that installs what is missing, or `None` when we know no command for this
-/// distribution or nothing is missing.
+/// The command that installs what is missing. `None` if no command is known for this distribution
+/// or nothing is missing.
 pub fn install_command<'a>(missing: impl IntoIterator<Item = &'a Tool>) -> Option<Vec<String>> {
     let manager = package_manager()?;
     let mut packages: Vec<&str> = missing.into_iter().map(|t| t.package(manager)).collect();
@@ -277,7 +277,7 @@ pub fn install_command<'a>(missing: impl IntoIterator<Item = &'a Tool>) -> Optio
     (!packages.is_empty()).then(|| manager.install_command(&packages))
 }
 
-/// What to do about a missing tool, in one line.
+/// The remedy for a missing tool, in one line.
 pub fn hint(name: &str) -> String {
     let Some(tool) = TOOLS.iter().find(|t| t.name == name) else {
         return format!("install {name}");

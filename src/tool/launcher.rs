@@ -1,15 +1,15 @@
-//! Starts children so that none outlives this process, not even when it is killed by SIGKILL.
+//! Starts children so that none outlives this process, even if it is killed by SIGKILL.
 //!
-//! The kernel can send a child a signal when its parent dies, but only the child can ask for it,
+//! The kernel can send a child a signal when its parent dies, but only the child can request it,
 //! between fork and exec; doing that in `pre_exec` is unsafe code. So the child is this program
-//! again, as `hyper2kvm __exec PARENT_PID FLAGS -- PROGRAM ARGS...`, which asks for the signal,
-//! gives up its [`Privileges`] and whatever else its [`Confinement`] says, and becomes the program.
+//! again, as `hyper2kvm __exec PARENT_PID FLAGS -- PROGRAM ARGS...`. It requests the signal, gives
+//! up its [`Privileges`] and everything denied by its [`Confinement`], and becomes the program.
 //!
-//! The "parent" the kernel means is the *thread* that forked. Children are therefore all started
-//! from one thread that lives as long as the process.
+//! For the kernel, the "parent" is the *thread* that forked. So all children are started from one
+//! thread that lives as long as the process.
 //!
-//! Where [`enable`] was not called (unit tests, examples) children are started directly and are
-//! only killed by their guards.
+//! If [`enable`] was not called (unit tests, examples), children are started directly and are only
+//! killed by their guards.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -27,14 +27,14 @@ use super::pass::Passed;
 use super::privileges::Privileges;
 
 const VERB: &str = "__exec";
-/// In the child this names the same program, even when its file was replaced meanwhile.
+/// The path of this program in the child, even if its file was replaced in the meantime.
 const SELF: &str = "/proc/self/exe";
-/// Exit code of the launcher when it could not become the program, as shells use it.
+/// Exit code of the launcher if it could not become the program, as in shells.
 const CANNOT_EXEC: u8 = 127;
 
 static ENABLED: OnceLock<()> = OnceLock::new();
 
-/// From now on children go through the launcher. Only for a program whose `main` calls
+/// Makes children start through the launcher. Only for a program whose `main` calls
 /// [`run_if_asked`] first.
 pub fn enable() {
     if Path::new(SELF).exists() {
@@ -42,15 +42,15 @@ pub fn enable() {
     }
 }
 
-/// To be called first in `main`, with all arguments: `Some` when this process was started as a
-/// launcher and could not become the program.
+/// Runs the launcher if this process was started as one. Called first in `main`, with all
+/// arguments. Returns `Some` if it could not become the program.
 pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let mut args = args.into_iter().skip(1);
     if args.next()? != VERB {
         return None;
     }
     let error = become_program(args);
-    // Straight to stderr: our parent collects it, and there is no user interface here.
+    // Directly to stderr: the parent collects it, and there is no user interface here.
     let _ = writeln!(io::stderr(), "launcher: {error}");
     Some(ExitCode::from(CANNOT_EXEC))
 }
@@ -105,14 +105,14 @@ fn is_pid(arg: &OsStr) -> bool {
 pub(crate) fn tie_to(parent: Option<OsString>) -> io::Result<()> {
     let parent = parent.as_deref().and_then(pid);
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The parent may have died before the request: then the signal never comes.
+    // The parent may have died before the request: then the signal never arrives.
     if parent.is_none() || rustix::process::getppid() != parent {
         return Err(io::Error::other("the parent is gone"));
     }
     Ok(())
 }
 
-/// Whether children go through the launcher, hence whether this program can be its own child.
+/// Whether children start through the launcher, and this program can therefore be its own child.
 pub(crate) fn is_enabled() -> bool {
     ENABLED.get().is_some()
 }
@@ -125,8 +125,8 @@ pub(super) fn own(verb: &str) -> Command {
     command
 }
 
-/// This program again, with a verb, to continue when this process has ended. In a process group of its own, so
-/// that Ctrl-C reaches us only; what it says goes to `log`.
+/// This program again, with a verb that continues after this process has ended. It has its own
+/// process group, so Ctrl-C reaches only this process; its output goes to `log`.
 pub(crate) fn detached(
     args: &[&OsStr],
     env: (&str, &Path),
@@ -144,7 +144,7 @@ pub(crate) fn detached(
         .spawn()
 }
 
-/// The command that runs `program`, to be given its arguments and then to [`spawn`].
+/// The command that runs `program`, which needs its arguments and then [`spawn`].
 pub(super) fn command(
     program: &Path,
     privileges: Privileges,
@@ -171,12 +171,14 @@ type Request = (Command, Vec<Passed>, Sender<io::Result<Child>>);
 /// The thread that starts children; it ends when this is dropped, and its children with it.
 static SPAWNER: Mutex<Option<Sender<Request>>> = Mutex::new(None);
 
-/// Those of before [`renew`]: the child that dials out to a source was started by one, and lives as long.
+/// The threads from before [`renew`]. One of them started the child that connects to a source, and
+/// has to live as long.
 static EARLIER: Mutex<Vec<Sender<Request>>> = Mutex::new(Vec::new());
 
-/// To be called before this thread gives something up, when no child is running that must be stopped by a
-/// signal: children are then started from a thread that has given it up too. Limits are a thread's, and those of another thread do
-/// not only differ: the kernel takes it for a stranger, whose children must not even be killed.
+/// Replaces the thread that starts children, so that it has lost the same rights as the calling
+/// thread. Must be called before the caller gives something up, while no child is running that must
+/// be stopped by a signal. Limits belong to a thread. The kernel treats a thread with other limits
+/// as foreign, and does not even permit killing its children.
 fn renew() {
     let earlier = SPAWNER
         .lock()
@@ -186,7 +188,8 @@ fn renew() {
     kept.extend(earlier);
 }
 
-/// Starts the command from the thread that lives as long as the process. It inherits the files passed.
+/// Starts the command from the thread that lives as long as the process. The child inherits the
+/// passed files.
 pub(super) fn spawn(command: Command, passed: Vec<Passed>) -> io::Result<Child> {
     let gone = || io::Error::other("the thread that starts programs is gone");
     let (reply, answer) = mpsc::channel();
@@ -215,8 +218,8 @@ fn start_spawner() -> io::Result<Sender<Request>> {
     Ok(requests)
 }
 
-/// Only while this program starts are the files such as a new program inherits; no other is started
-/// meanwhile, because one thread starts them all.
+/// The files are inheritable only while this program starts. No other is started in the meantime,
+/// because one thread starts them all.
 fn spawn_with(mut command: Command, passed: &[Passed]) -> io::Result<Child> {
     let set = |flags| -> io::Result<()> {
         for file in passed {
@@ -229,7 +232,7 @@ fn spawn_with(mut command: Command, passed: &[Passed]) -> io::Result<Child> {
     child
 }
 
-/// [`confine::writes_only`] for this process and the programs it starts from now on.
+/// Calls [`confine::writes_only`] for this process and the programs that it starts later.
 pub fn writes_only(below: &[PathBuf], network: bool) -> io::Result<bool> {
     renew();
     confine::writes_only(below, network)
@@ -244,7 +247,7 @@ mod tests {
         let args = |a: &[&str]| a.iter().map(OsString::from).collect::<Vec<_>>();
         assert!(run_if_asked(args(&["hyper2kvm"])).is_none());
         assert!(run_if_asked(args(&["hyper2kvm", "inspect", "__exec"])).is_none());
-        // Malformed requests never get as far as changing this process.
+        // Malformed requests are rejected before this process is changed.
         for bad in [
             &["h", "__exec"] as &[&str],
             &["h", "__exec", "x"],

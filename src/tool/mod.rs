@@ -2,14 +2,14 @@
 //! and the pure parser of its output.
 //!
 //! - [`appliance`]: the environment of libguestfs' programs.
-//! - [`cmd`]: argument list, no shell, fixed locale, bounded output, stderr tail in the error.
-//! - [`confine`]: what a child may reach: files, network, system calls.
+//! - [`cmd`]: argument list, no shell, fixed locale, limited output, stderr tail in the error.
+//! - [`confine`]: access of a child: files, network, system calls.
 //! - [`launcher`]: starts children so that they die with this process, even on SIGKILL.
-//! - [`pass`]: open files handed on to a child.
-//! - [`privileges`]: what a child keeps of root's capabilities: nothing.
-//! - [`spec`]: what a QEMU program is to open.
-//! - [`probe`]: which version a tool says it is.
-//! - [`host`]: which tools there are on this host and which packages have the missing ones.
+//! - [`pass`]: open files passed to a child.
+//! - [`privileges`]: root's capabilities that a child keeps: none.
+//! - [`spec`]: the files that a QEMU program opens.
+//! - [`probe`]: the version of a tool.
+//! - [`host`]: the tools on this host, and the packages of missing ones.
 
 pub mod appliance;
 mod calls;
@@ -48,14 +48,14 @@ pub enum ToolError {
     Failed {
         tool: String,
         status: ExitStatus,
-        /// The last lines the program wrote to stderr, control characters removed.
+        /// The last lines of the program on stderr, control characters removed.
         stderr: String,
     },
     #[error("{tool} did not finish within {} s", after.as_secs_f32())]
     TimedOut { tool: String, after: Duration },
     #[error("{tool} wrote more than {limit} bytes")]
     TooMuchOutput { tool: String, limit: usize },
-    /// The program ended well, but what it said is not what we understand.
+    /// The program succeeded, but its output has an unexpected form.
     #[error("the output of {tool} is not understood: {reason}")]
     Output { tool: String, reason: String },
     #[error("{0}")]
@@ -78,7 +78,7 @@ impl ToolError {
         }
     }
 
-    /// What the program wrote to stderr, when it ran and failed.
+    /// The program's stderr, if it ran and failed.
     pub fn stderr(&self) -> Option<&str> {
         match self {
             Self::Failed { stderr, .. } => Some(stderr),
@@ -104,7 +104,7 @@ impl From<ToolError> for Error {
     }
 }
 
-/// Directories searched after `PATH`: what an ordinary user's `PATH` often lacks.
+/// Directories searched after `PATH`: those that an ordinary user's `PATH` often lacks.
 const EXTRA_FOLDERS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// The program's full path. A name with a slash is only checked.
@@ -115,7 +115,7 @@ pub fn find(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     std::env::split_paths(&path)
-        // A relative directory in PATH would make the result depend on where we are started.
+        // A relative directory in PATH would make the result depend on the working directory.
         .filter(|folder| folder.is_absolute())
         .chain(EXTRA_FOLDERS.iter().map(PathBuf::from))
         .map(|folder| folder.join(name))

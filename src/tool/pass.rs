@@ -1,7 +1,9 @@
-//! Descriptors handed on to a program, which opens what is in them and not what a name says by then.
+//! Descriptors passed to a program, which opens their files and not whatever a name leads to by
+//! then.
 //!
-//! A descriptor keeps its number in the program, which reaches the file as `/proc/self/fd/N`. Opening
-//! that makes a new file description of the same file, whatever became of the name the file had.
+//! A descriptor keeps its number in the program, which reaches the file as `/proc/self/fd/N`.
+//! Opening that makes a new file description of the same file, even after the name of the file has
+//! changed.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -12,7 +14,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Passed {
     file: Arc<File>,
-    /// What people call it.
+    /// The path for people.
     shown: PathBuf,
     writable: bool,
 }
@@ -26,17 +28,17 @@ impl Passed {
         }
     }
 
-    /// The name by which the program opens it.
+    /// The path with which the program opens it.
     pub fn name(&self) -> String {
         name(&self.file)
     }
 
-    /// That name, and what people call it.
+    /// That path, and the one for people.
     pub(super) fn shown_by_name(&self) -> (String, PathBuf) {
         (self.name(), self.shown.clone())
     }
 
-    /// The number by which the program knows it.
+    /// The descriptor's number in the program.
     pub fn number(&self) -> i32 {
         self.file.as_raw_fd()
     }
@@ -50,12 +52,12 @@ impl Passed {
     }
 }
 
-/// The name of an open file in this process, and in a program it is handed on to.
+/// The path of an open file in this process, and in a program to which it is passed.
 pub fn name(file: &File) -> String {
     format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
-/// `text` with the names people know instead of those of descriptors.
+/// Replaces the paths of descriptors in `text` by those for people.
 pub(super) fn with_names(text: String, passed: &[(String, PathBuf)]) -> String {
     let mut text = text;
     for (name, shown) in passed {
@@ -64,7 +66,7 @@ pub(super) fn with_names(text: String, passed: &[(String, PathBuf)]) -> String {
     text
 }
 
-/// Replaces `name` where no further digit follows it.
+/// Replaces `name` if no further digit follows it.
 fn replace_name(text: &str, name: &str, by: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,11 +1,11 @@
-//! Giving up the privileges of root, so that a tool can do no more than its user.
+//! Gives up the privileges of root, so that a tool can do no more than its user.
 //!
-//! Root without capabilities is still the owner of its files. What it cannot do any more: read and write
-//! files of others, load modules, mount, trace, change owners, reach devices and the kernel.
+//! Root without capabilities still owns its files. It can no longer read and write files of others,
+//! load modules, mount, trace, change owners, or reach devices and the kernel.
 //!
-//! A tool that opens a file by name may need one of the capabilities for exactly that: the image of a
-//! VM belongs to the user of QEMU, or lies in somebody's home. [`drop_all`] tries each file that the
-//! arguments name, and leaves `CAP_DAC_OVERRIDE` only where one of them is out of reach without it.
+//! A tool that opens a file by name may need a capability for exactly that: the image of a VM
+//! belongs to the user of QEMU, or lies in somebody's home. [`drop_all`] tries each file that the
+//! arguments name, and keeps `CAP_DAC_OVERRIDE` only if one of them is out of reach without it.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -17,21 +17,22 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde_json::Value;
 
-/// What a child keeps of our privileges.
+/// The privileges that a child keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Privileges {
-    /// No capabilities, and no way to gain any.
+    /// No capabilities, and no means to gain any.
     #[default]
     None,
-    /// None but for opening files of others, and no way to gain any: for a program that opens
-    /// images which its arguments do not name.
+    /// Only opening files of others, and no means to gain more: for a program that opens images
+    /// which its arguments do not name.
     Files,
-    /// None but for files of others, their owners and labels, and no way to gain any: for `cp -p` and
+    /// Only files of others, their owners and labels, and no means to gain more: for `cp -p` and
     /// `chcon`.
     Owners,
-    /// Ours, and no way to gain more: for this program again.
+    /// Those of this process, and no means to gain more: for this program again.
     Ours,
-    /// Ours, and what set-user-ID programs give: `sudo`, QEMU's bridge helper.
+    /// Those of this process, and those that set-user-ID programs give: `sudo`, QEMU's bridge
+    /// helper.
     Gain,
 }
 
@@ -44,7 +45,7 @@ impl Privileges {
         Self::Gain,
     ];
 
-    /// As an argument of the launcher.
+    /// The argument for the launcher.
     pub(super) fn arg(self) -> &'static str {
         match self {
             Self::None => "no-privileges",
@@ -59,7 +60,7 @@ impl Privileges {
         Self::ALL.into_iter().find(|p| arg == p.arg())
     }
 
-    /// Makes it so for this process, which is about to become a program with these arguments.
+    /// Applies this to this process, which is about to become a program with these arguments.
     pub(super) fn apply(self, args: &[OsString]) -> io::Result<()> {
         if self == Self::Gain {
             return Ok(());
@@ -85,19 +86,19 @@ fn drop_for(args: &[OsString]) -> io::Result<()> {
     drop_unless(&|| named(args).iter().any(|file| !file.in_reach()))
 }
 
-/// Gives up every capability but the one without which a socket cannot be connected to: libvirt gives the
-/// one of a backup to QEMU's user.
+/// Gives up every capability except the one that connecting to the socket requires: libvirt gives
+/// the socket of a backup to QEMU's user.
 pub(super) fn drop_for_socket(socket: &Path) -> io::Result<()> {
     let flags = AtFlags::EACCESS;
     let able = || rustix::fs::accessat(CWD, socket, Access::WRITE_OK, flags);
     drop_unless(&|| matches!(able(), Err(Errno::ACCESS | Errno::PERM)))
 }
 
-/// Keeps `CAP_DAC_OVERRIDE` where something is out of reach without it, and nothing else.
+/// Keeps `CAP_DAC_OVERRIDE` if something is out of reach without it, and nothing else.
 fn drop_unless(out_of_reach: &dyn Fn() -> bool) -> io::Result<()> {
     let sets = rustix::thread::capabilities(None)?;
     if sets.permitted.contains(CapabilitySet::DAC_OVERRIDE) {
-        // Without effect but not yet without return: then what is out of reach shows.
+        // Not in effect but not yet given up: this shows what is out of reach.
         rustix::thread::set_capabilities(
             None,
             CapabilitySets {
@@ -123,9 +124,9 @@ fn keep_only(wanted: CapabilitySet) -> io::Result<()> {
             continue;
         }
         match rustix::thread::remove_capability_from_bounding_set(one) {
-            // Beyond what this kernel has.
+            // Beyond those of this kernel.
             Err(Errno::INVAL) => break,
-            // Not ours to change; without new privileges the permitted set is the bound.
+            // It may not be changed; without new privileges the permitted set is the limit.
             Ok(()) | Err(Errno::PERM) => {}
             Err(e) => return Err(e.into()),
         }
@@ -146,16 +147,16 @@ fn keep_only(wanted: CapabilitySet) -> io::Result<()> {
     Ok(())
 }
 
-/// A file that a program is going to open by its name.
+/// A file that a program will open by name.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Named {
     path: PathBuf,
-    /// `None`: the argument does not tell.
+    /// `None`: the argument does not show it.
     written: Option<bool>,
 }
 
 impl Named {
-    /// The file and whether it may be written, or the directory it is to be made in.
+    /// The file and whether it may be written, or the directory in which it will be created.
     pub(super) fn in_or_below(self) -> (PathBuf, bool) {
         let written = self.written.unwrap_or(true);
         match self.path.parent() {
@@ -164,14 +165,14 @@ impl Named {
         }
     }
 
-    /// Whether it can be opened without capabilities, or made when it is not there.
+    /// Whether it can be opened without capabilities, or created if it does not exist.
     fn in_reach(&self) -> bool {
         let access = if self.written == Some(true) {
             OFlags::RDWR
         } else {
             OFlags::RDONLY
         };
-        // NONBLOCK: whatever it is, opening it must not wait for anybody.
+        // NONBLOCK: opening must never wait, whatever the file is.
         let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         match rustix::fs::open(&self.path, flags, Mode::empty()) {
             Err(Errno::ACCESS | Errno::PERM) => false,
@@ -179,7 +180,7 @@ impl Named {
                 let folder = self.path.parent().unwrap_or(Path::new("/"));
                 let able = Access::WRITE_OK | Access::EXEC_OK;
                 let able = rustix::fs::accessat(CWD, folder, able, AtFlags::EACCESS);
-                // Without the directory there is nothing to gain either.
+                // Without the directory, a capability does not help either.
                 !matches!(able, Err(Errno::ACCESS | Errno::PERM))
             }
             _ => true,
@@ -187,7 +188,7 @@ impl Named {
     }
 }
 
-/// The files that arguments name: absolute paths, QEMU's `file:` and its JSON.
+/// The files in arguments: absolute paths, QEMU's `file:` and its JSON.
 pub(super) fn named(args: &[OsString]) -> Vec<Named> {
     let mut files = Vec::new();
     for arg in args {

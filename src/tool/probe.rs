@@ -1,4 +1,4 @@
-//! Which version of a tool is there, by what it prints, and whether that is too old.
+//! Determines the installed version of a tool from its output, and whether it is too old.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::host::{Kind, TOOLS, Tool};
 use super::{Cmd, clean};
 
 impl Tool {
-    /// Where it is and which version it says it is.
+    /// Looks the tool up and reads its version.
     pub fn probe(&'static self) -> Found {
         let path = self.find();
         let version = match (&self.kind, &path) {
@@ -27,11 +27,11 @@ impl Tool {
     }
 }
 
-/// What [`Tool::probe`] saw.
+/// The result of [`Tool::probe`].
 #[derive(Debug)]
 pub struct Found {
     pub tool: &'static Tool,
-    /// `None` when it is not installed.
+    /// `None` if it is not installed.
     pub path: Option<PathBuf>,
     pub version: Option<String>,
 }
@@ -51,11 +51,11 @@ fn version_line(path: &Path, args: &[&str]) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// The oldest QEMU whose storage daemon understands what it is asked here: `--export` with `node-name`.
+/// The oldest QEMU whose storage daemon supports the required options: `--export` with `node-name`.
 const QEMU: (u32, u32) = (5, 2);
 
 impl Found {
-    /// What to say of a program that is too old to be used.
+    /// The message about a program that is too old to be used.
     pub fn too_old(&self) -> Option<String> {
         let line = self.version.as_deref()?;
         let ours = ["qemu-img", "qemu-storage-daemon"].contains(&self.tool.name);
@@ -64,14 +64,14 @@ impl Found {
     }
 }
 
-/// `qemu-img version 7.2.9 (Debian ...)`.
+/// Parses `qemu-img version 7.2.9 (Debian ...)`.
 pub(super) fn qemu_version(line: &str) -> Option<(u32, u32)> {
     let (_, rest) = line.split_once("version ")?;
     let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// The same for whichever of QEMU's programs is too old.
+/// The message about the first QEMU program that is too old.
 pub fn old_qemu() -> Option<String> {
     TOOLS.iter().take(2).find_map(|tool| tool.probe().too_old())
 }

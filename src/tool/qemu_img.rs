@@ -1,7 +1,7 @@
 //! `qemu-img`: facts of an image, overlays, copies, checks.
 //!
-//! Images are always named by a `json:` specification with the driver written out, so that QEMU
-//! neither probes the format nor reads a colon in a file name as a protocol.
+//! Images are always named by a `json:` specification with an explicit driver, so that QEMU neither
+//! probes the format nor parses a colon in a file name as a protocol.
 
 use std::ffi::OsString;
 use std::ops::Range;
@@ -18,7 +18,7 @@ use super::{Cmd, Result, ToolError};
 
 pub const TOOL: &str = "qemu-img";
 
-/// What `qemu-img info` says of one level of a chain. Unknown fields are left out.
+/// The output of `qemu-img info` for one level of a chain. Unknown fields are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Info {
@@ -48,7 +48,7 @@ pub struct FormatData {
     pub extents: Vec<ExtentInfo>,
     /// qcow2: the external data file.
     pub data_file: Option<String>,
-    /// qcow2: the image was not closed and its reference counts are not to be trusted.
+    /// qcow2: the image was not closed and its reference counts cannot be trusted.
     pub corrupt: Option<bool>,
 }
 
@@ -57,12 +57,14 @@ pub struct ExtentInfo {
     pub filename: String,
 }
 
-/// It reaches only the files that its arguments name, whatever an image says.
+/// Creates a command with access only to the files that its arguments name, whatever an image
+/// contains.
 fn cmd() -> Cmd {
     Cmd::new(TOOL).confined(Confinement::to_arguments())
 }
 
-/// It reaches the files of these, too: the extents of a vmdk are named in its descriptor.
+/// Creates a command with access to the files of these too: the extents of a vmdk are named in its
+/// descriptor.
 fn cmd_on(specs: &[&Spec]) -> Cmd {
     let files = specs.iter().flat_map(|spec| spec.files());
     let reach = Confinement::to_arguments().and_files(files);
@@ -93,8 +95,9 @@ pub fn info(spec: &Spec) -> Result<Info> {
     parse_info(&out.stdout)
 }
 
-/// How many images a qcow2 consists of, as its header and those below it say; a running VM may have it open.
-/// Nothing but the file itself is in reach: of one that names another the count is not 1, or an error.
+/// The number of images of a qcow2's chain, according to its header and those below it; a running
+/// VM may have it open. Only the file itself is accessible, so for one that names another the count
+/// is not 1, or an error.
 pub fn chain_length(file: &Path) -> Result<usize> {
     let node = json!({
         "driver": "qcow2", "read-only": true,
@@ -111,7 +114,7 @@ pub fn chain_length(file: &Path) -> Result<usize> {
     Ok(chain.len())
 }
 
-/// The ranges (offset, length) that the top image of the chain holds itself, zeroes included.
+/// The ranges (offset, length) that the top image of the chain itself contains, including zeroes.
 pub fn allocated_ranges(spec: &Spec) -> Result<Vec<(u64, u64)>> {
     let out = cmd_on(&[spec])
         .confined(spec.confinement())
@@ -121,16 +124,16 @@ pub fn allocated_ranges(spec: &Spec) -> Result<Vec<(u64, u64)>> {
     parse_map(&out.stdout)
 }
 
-/// A range that an image holds itself.
+/// A range that an image itself contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Present {
     pub start: u64,
     pub length: u64,
-    /// It is known to be zeroes.
+    /// Whether it is known to be zeroes.
     pub zero: bool,
 }
 
-/// The ranges that an image without a backing file holds, zeroes it has been given included.
+/// The ranges that an image without a backing file contains, including written zeroes.
 pub fn present_ranges(spec: &Spec) -> Result<Vec<Present>> {
     let out = cmd_on(&[spec])
         .confined(spec.confinement())
@@ -157,7 +160,7 @@ struct MapEntry {
     start: u64,
     length: u64,
     depth: u64,
-    /// QEMU before 6.1 does not tell.
+    /// Missing before QEMU 6.1.
     present: Option<bool>,
     #[serde(default)]
     data: bool,
@@ -171,17 +174,16 @@ impl MapEntry {
     }
 }
 
-/// Tells every range of the image that has data, in order. Zeroes that are known as such are none.
+/// Passes every range of the image with data to `found`, in order. Known zeroes do not count.
 pub fn data_ranges(spec: &Spec, found: &mut dyn FnMut(Range<u64>)) -> Result<()> {
     mapped(spec, false, &mut |range, _| found(range))
 }
 
-/// Where the data of a range is.
-/// What an image holds of a range.
+/// The contents of a range of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Data(Depth),
-    /// The image itself says so, and not what it is on.
+    /// Zeroes in the image itself, not in its backing file.
     Zeroes,
 }
 
@@ -193,8 +195,8 @@ pub enum Depth {
     Below,
 }
 
-/// The same, with where it is. `shared`: a running VM has the image open, so that what it has not flushed is
-/// not seen.
+/// Passes the ranges with their contents and level. `shared` allows an image that a running VM has
+/// open; data that it has not flushed is missing.
 pub fn mapped(spec: &Spec, shared: bool, found: &mut dyn FnMut(Range<u64>, Depth)) -> Result<()> {
     map_entries(spec, shared, &mut |entry| {
         if entry.data && !entry.zero {
@@ -207,7 +209,7 @@ pub fn mapped(spec: &Spec, shared: bool, found: &mut dyn FnMut(Range<u64>, Depth
     })
 }
 
-/// Tells every range with data, and those of which the top image says itself that they are zeroes, in order.
+/// Passes every range with data, and those with zeroes of the top image itself, in order.
 pub(crate) fn held(spec: &Spec, found: &mut dyn FnMut(Range<u64>, Part)) -> Result<()> {
     map_entries(spec, false, &mut |entry| match entry.depth {
         0 if entry.zero => found(entry.range(), Part::Zeroes),
@@ -217,8 +219,8 @@ pub(crate) fn held(spec: &Spec, found: &mut dyn FnMut(Range<u64>, Part)) -> Resu
     })
 }
 
-/// Tells every range that an image of the chain holds, zeroes included, in order, and how many images are
-/// above that one.
+/// Passes every range that an image of the chain contains, including zeroes, in order, and the
+/// number of images above that one.
 pub fn layers(spec: &Spec, found: &mut dyn FnMut(Range<u64>, u64)) -> Result<()> {
     map_entries(spec, false, &mut |entry| {
         if entry.present != Some(false) {
@@ -247,8 +249,8 @@ fn map_entries(spec: &Spec, shared: bool, found: &mut dyn FnMut(MapEntry)) -> Re
     }
 }
 
-/// Reads the output of `qemu-img map` as it comes, one object a line: for a fragmented image it is
-/// larger than what we want to keep in memory.
+/// Parses the output of `qemu-img map` as it arrives, one object a line: for a fragmented image it
+/// is too large to keep in memory.
 #[derive(Debug, Default)]
 struct MapLines {
     rest: Vec<u8>,
@@ -285,7 +287,8 @@ fn parse_map(json: &[u8]) -> Result<Vec<(u64, u64)>> {
         .collect())
 }
 
-/// Makes a qcow2 name what it is on, or nothing. What is in it stays unchanged, and nothing else is opened.
+/// Changes the name of a qcow2's backing file, or removes it. The data stays unchanged, and no
+/// other file is opened.
 pub fn set_backing(file: &Path, backing: Option<(&Path, &str)>) -> Result<()> {
     let cmd = Cmd::new(TOOL)
         .confined(Confinement::to_files([(file.to_owned(), true)]))
@@ -298,8 +301,8 @@ pub fn set_backing(file: &Path, backing: Option<(&Path, &str)>) -> Result<()> {
     Ok(())
 }
 
-/// Gives back the clusters of a qcow2 that a write which was cut short has left allocated to nothing. It names no
-/// other image. `memory`: what its reference counts take.
+/// Frees the clusters of a qcow2 that interrupted writes have allocated without using them. The
+/// image has no backing file. `memory` is the size of its reference counts.
 pub fn drop_leaks(file: &Path, memory: u64) -> Result<()> {
     Cmd::new(TOOL)
         .confined(Confinement::to_files([(file.to_owned(), true)]).and_memory(memory))
@@ -309,8 +312,8 @@ pub fn drop_leaks(file: &Path, memory: u64) -> Result<()> {
     Ok(())
 }
 
-/// Writes what the top image of a chain holds to the one below it, which the specification must allow to
-/// be written.
+/// Commits the top image of a chain to the one below it, which must be writable in the
+/// specification.
 pub fn commit(spec: &Spec, progress: &mut dyn FnMut(f64)) -> Result<()> {
     let mut parser = Progress::default();
     cmd_on(&[spec])
@@ -339,7 +342,7 @@ pub fn create_with(file: &Path, format: &str, size: u64, options: Option<&str>) 
     Ok(())
 }
 
-/// Creates a qcow2 overlay over what is served on a Unix socket, for programs that open it by themselves.
+/// Creates a qcow2 overlay over an export on a Unix socket, for programs that open it themselves.
 pub fn create_over(file: &Path, socket: &Path, export: &str, size: u64) -> Result<()> {
     let below = json!({
         "driver": "raw",
@@ -352,7 +355,7 @@ pub fn create_over(file: &Path, socket: &Path, export: &str, size: u64) -> Resul
         },
     });
     cmd()
-        // The size is known: nothing has to be opened for it.
+        // The size is known: no file has to be opened for it.
         .args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b"])
         .arg(json_name(&below))
         .arg("--")
@@ -362,19 +365,19 @@ pub fn create_over(file: &Path, socket: &Path, export: &str, size: u64) -> Resul
     Ok(())
 }
 
-/// A file name that cannot be read as a protocol; `create` and `convert` take no JSON for a file
-/// that does not exist yet.
+/// A file name that cannot be parsed as a protocol; `create` and `convert` do not accept JSON for a
+/// file that does not exist yet.
 fn protocol(file: &Path) -> OsString {
     let mut name = OsString::from("file:");
     name.push(file);
     name
 }
 
-/// Compares what two images read as; the difference, when there is one.
+/// Compares the contents of two images; returns the difference, if there is one.
 pub fn compare(a: &Spec, b: &Spec, cancel: Option<Arc<AtomicBool>>) -> Result<Option<String>> {
     let out = cmd_on(&[a, b])
         .args(["compare", "--"])
-        // It tells nothing while it works.
+        // It prints nothing while it works.
         .patient(60)
         .args([name(a), name(b)])
         .cancel_with(cancel)
@@ -384,8 +387,8 @@ pub fn compare(a: &Spec, b: &Spec, cancel: Option<Arc<AtomicBool>>) -> Result<Op
     Ok((out.code == 1).then(|| text.trim().to_string()))
 }
 
-/// Whether this QEMU was built with zstd. Only creating an image tells: the help lists the option,
-/// and `measure` accepts any value.
+/// Whether this QEMU was built with zstd. Only creating an image shows it: the help lists the
+/// option, and `measure` accepts any value.
 pub fn has_zstd() -> bool {
     tempfile::NamedTempFile::new().is_ok_and(|file| {
         cmd()
@@ -396,14 +399,14 @@ pub fn has_zstd() -> bool {
     })
 }
 
-/// Reads `    (12.34/100%)\r` out of a stream that is cut anywhere.
+/// Parses `    (12.34/100%)\r` in a stream of arbitrary chunks.
 #[derive(Debug, Default)]
 pub struct Progress {
     rest: Vec<u8>,
 }
 
 impl Progress {
-    /// The last fraction that is complete now.
+    /// Adds a chunk; returns the last complete fraction.
     pub fn push(&mut self, chunk: &[u8]) -> Option<f64> {
         self.rest.extend_from_slice(chunk);
         let end = self.rest.iter().rposition(|&b| b == b'\r' || b == b'\n');
@@ -412,7 +415,7 @@ impl Progress {
             let text = String::from_utf8_lossy(&done);
             text.split(['\r', '\n']).rev().find_map(fraction)
         });
-        // Whatever this is, it is no progress line.
+        // Any other text is not a progress line.
         if self.rest.len() > 4096 {
             self.rest.clear();
         }
@@ -431,7 +434,7 @@ fn fraction(line: &str) -> Option<f64> {
     (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
 }
 
-/// What `qemu-img check` found.
+/// The result of `qemu-img check`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CheckResult {
@@ -444,7 +447,7 @@ pub struct CheckResult {
 }
 
 impl CheckResult {
-    /// Leaks only waste space.
+    /// Whether the image is usable; leaks only waste space.
     pub fn is_sound(&self) -> bool {
         self.errors() == 0
     }
@@ -458,8 +461,8 @@ pub fn parse_check(json: &[u8]) -> Result<CheckResult> {
     serde_json::from_slice(json).map_err(|e| ToolError::output(TOOL, e))
 }
 
-/// Checks the metadata of an image; `None` for a format that has none to check. `memory` is what that takes
-/// besides what QEMU has for any image.
+/// Checks the metadata of an image; `None` for a format without such a check. `memory` is what it
+/// needs in addition to QEMU's memory for any image.
 pub fn check(spec: &Spec, memory: u64) -> Result<Option<CheckResult>> {
     // 2: corruptions, 3: leaks, 63: the format has no check.
     let out = cmd_on(&[spec])

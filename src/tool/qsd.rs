@@ -1,9 +1,9 @@
 //! `qemu-storage-daemon`: serves one image over NBD on a private Unix socket.
 //!
-//! The daemon inherits the listening socket as its stdin, so a client may connect before the
-//! daemon is ready: nothing is polled, and no other process can put itself in between. There is no
-//! monitor and no network, and no file in reach but those of the image ([`Spec::confinement`]), which it
-//! gets as descriptors.
+//! The daemon inherits the listening socket as its stdin, so a client may connect before the daemon
+//! is ready: no polling is needed, and no other process can intervene. It has no monitor and no
+//! network, and access only to the files of the image ([`Spec::confinement`]), which it gets as
+//! descriptors.
 
 use std::os::fd::OwnedFd;
 
@@ -14,10 +14,10 @@ use super::{Child, Cmd, Result};
 
 pub const TOOL: &str = "qemu-storage-daemon";
 
-/// The node name the exported block device must have.
+/// The required node name of the exported block device.
 pub const NODE: &str = "disk";
 
-/// Freed memory the daemon may keep: more than all requests that are under way.
+/// Freed memory that the daemon may keep: more than all requests in flight.
 const KEPT: &str = "33554432";
 
 /// Starts the daemon on a listening Unix socket. `blockdev` describes the node [`NODE`].
@@ -26,8 +26,8 @@ pub fn serve(listener: OwnedFd, blockdev: &Spec, export: &str, writable: bool) -
         "type": "nbd", "id": "export", "node-name": NODE, "name": export, "writable": writable,
     });
     Cmd::new(TOOL)
-        // It takes a buffer for each request. By default glibc gives those back to the kernel at once,
-        // and half of the time goes into page faults.
+        // It allocates a buffer for each request. By default glibc returns those to the kernel
+        // immediately, and half of the time is spent on page faults.
         .env("MALLOC_MMAP_THRESHOLD_", KEPT)
         .env("MALLOC_TRIM_THRESHOLD_", KEPT)
         .args(["--blockdev", &blockdev.node.to_string()])

@@ -1,7 +1,8 @@
-//! Filters of system calls: for a process that parses hostile bytes, and for one that opens no sockets.
+//! Filters of system calls: for a process that parses hostile bytes, and for one that opens no
+//! sockets.
 //!
-//! An architecture that `seccompiler` does not know leaves system calls open. Filters survive `execve`, and
-//! none can be taken back. Those of a server are in [`super::calls`].
+//! On an architecture that `seccompiler` does not support, system calls stay available. Filters
+//! survive `execve`, and none can be undone. Those of a server are in [`super::calls`].
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -18,7 +19,7 @@ pub(super) fn bad(e: impl std::error::Error + Send + Sync + 'static) -> io::Erro
     io::Error::other(e)
 }
 
-/// A filter for this architecture; `None` for one that is not known.
+/// A filter for this architecture; `None` for an unsupported one.
 pub(super) fn filter(
     rules: Rules,
     other: SeccompAction,
@@ -114,8 +115,8 @@ pub(super) fn parser_calls() -> io::Result<Rules> {
     Ok(rules)
 }
 
-/// No sockets but those of this host, and no ring that could open one past the filter. For this process
-/// and all it starts; needs no-new-privileges.
+/// Denies sockets except those of this host, and the ring that could open one past the filter.
+/// Applies to this process and all its children; needs no-new-privileges.
 pub fn offline() -> io::Result<()> {
     let unix = SeccompCondition::new(
         0,
@@ -127,12 +128,12 @@ pub fn offline() -> io::Result<()> {
     refuse_sockets(vec![not_unix])
 }
 
-/// No sockets at all, for this process and all it starts.
+/// Denies all sockets to this process and all its children.
 pub(super) fn no_sockets() -> io::Result<()> {
     refuse_sockets(Vec::new())
 }
 
-/// Refuses the sockets that a rule names (no rule: all of them), and io_uring.
+/// Denies the sockets that match a rule (without rules: all of them), and io_uring.
 fn refuse_sockets(which: Vec<SeccompRule>) -> io::Result<()> {
     let rules = [
         (libc::SYS_socket, which),
@@ -145,8 +146,8 @@ fn refuse_sockets(which: Vec<SeccompRule>) -> io::Result<()> {
     )?)
 }
 
-/// What a parser may call, and one file opened by its name: system calls are told from each other by where
-/// the name lies.
+/// The calls of a parser, and of opening one file by name: calls are distinguished by the address
+/// of the name.
 pub(super) fn editor_calls(file: &'static CStr) -> io::Result<Rules> {
     let name = file.as_ptr() as u64;
     let page = name | 0xfff;

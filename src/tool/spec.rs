@@ -1,4 +1,4 @@
-//! What a program of QEMU's is given to open, and what it can reach then.
+//! The block device tree for a program of QEMU's, and the access that follows from it.
 
 use std::path::PathBuf;
 
@@ -7,21 +7,20 @@ use serde_json::Value;
 use super::confine::Confinement;
 use super::pass::Passed;
 
-/// What a QEMU program is to open: a block device tree and the files it is made of.
+/// The input of a QEMU program: a block device tree and its files.
 #[derive(Debug, Clone)]
 pub struct Spec {
     pub node: Value,
-    /// Files the tree names by their descriptors.
+    /// Files that the tree names by their descriptors.
     pub passed: Vec<Passed>,
-    /// Connections to NBD servers, which it names by their numbers. Each is good for one program.
+    /// Connections to NBD servers, which the tree names by number. Each serves one program only.
     pub sockets: Vec<Passed>,
-    /// Files the tree names as they are called, and whether they may be written: those made by this
-    /// run.
+    /// Files of this run that the tree names by path, and whether they may be written.
     pub named: Vec<(PathBuf, bool)>,
 }
 
 impl Spec {
-    /// A tree that names no descriptor.
+    /// A tree without descriptors.
     pub fn named(node: Value, files: impl IntoIterator<Item = (PathBuf, bool)>) -> Self {
         Self {
             node,
@@ -31,7 +30,7 @@ impl Spec {
         }
     }
 
-    /// Everything the program must be given open.
+    /// All descriptors that the program has to inherit.
     pub fn given(&self) -> Vec<Passed> {
         self.passed.iter().chain(&self.sockets).cloned().collect()
     }
@@ -43,7 +42,7 @@ impl Spec {
         passed.chain(self.named.iter().cloned())
     }
 
-    /// These files and no others.
+    /// Access to these files and no others.
     pub fn confinement(&self) -> Confinement {
         Confinement::to_files(self.files())
     }

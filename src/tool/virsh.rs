@@ -1,8 +1,9 @@
-//! `virsh`: domains of one libvirt connection, by UUID, and the parsers of what it prints.
+//! `virsh`: domains of one libvirt connection, by UUID, and the parsers of its output.
 //!
-//! Each call is a process of its own, so nothing has to be kept alive and an interrupted run leaves
-//! nothing behind. Waiting is `virsh event` with a short limit, and the state right after it in the same
-//! process: an event that comes between two calls may be missed, the state it led to is not.
+//! Each call is a separate process, so no connection has to be kept alive and an interrupted run
+//! leaves nothing behind. Waiting is `virsh event` with a short limit, followed by a query of the
+//! state in the same process. An event between two calls may be missed, but the state to which it
+//! led is not.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,14 +18,14 @@ use super::{Cmd, Result, ToolError};
 use crate::timeline;
 
 const TOOL: &str = "virsh";
-/// No call takes longer on a libvirt that is alive.
+/// The time limit of a call; a working libvirt is faster.
 const LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone)]
 pub struct Virsh {
     uri: String,
     ignores_stop: bool,
-    /// Ends what waits.
+    /// A flag that ends a wait.
     cancel: Option<Arc<AtomicBool>>,
 }
 
@@ -37,19 +38,19 @@ pub enum State {
     Paused,
 }
 
-/// What happened during one wait, if there was one, and how things are after it.
+/// The event during one wait, if there was one, and the state after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tick {
     /// Resets by the guest.
     pub reboots: u32,
     pub panicked: bool,
     pub state: State,
-    /// libvirt's word for why, e.g. `shutdown` or `I/O error`.
+    /// libvirt's name of the reason, e.g. `shutdown` or `I/O error`.
     pub reason: String,
 }
 
 impl Tick {
-    /// QEMU has paused it for a disk.
+    /// Whether QEMU has paused it because of a disk.
     pub fn is_io_error(&self) -> bool {
         self.state == State::Paused && self.reason == "I/O error"
     }
@@ -64,7 +65,7 @@ impl Virsh {
         }
     }
 
-    /// For what must still be removed when the user wants to stop.
+    /// A copy that ignores the stop flag, for clean-up after the user has stopped the run.
     #[must_use]
     pub fn ignoring_stop(self) -> Self {
         Self {
@@ -78,7 +79,8 @@ impl Virsh {
     }
 
     fn cmd(&self) -> Cmd {
-        // It may start the session's libvirt, which stays and whose QEMU asks a helper for a bridge.
+        // It may start the session's libvirt, which stays running and whose QEMU asks a helper for
+        // a bridge.
         let (privileges, confinement) = match self.uri.contains("/session") {
             true => (Privileges::Gain, Confinement::default()),
             false => (Privileges::None, Confinement::writes_arguments()),
@@ -107,7 +109,7 @@ impl Virsh {
         Ok(lines.map(str::to_owned).collect())
     }
 
-    /// The names of the networks that are started.
+    /// The names of the active networks.
     pub fn active_networks(&self) -> Result<Vec<String>> {
         self.lines(&["net-list", "--name"])
     }
@@ -118,13 +120,13 @@ impl Virsh {
         Ok(lines.iter().filter_map(|l| l.parse().ok()).collect())
     }
 
-    /// The UUIDs of the domains that run or are paused.
+    /// The UUIDs of the running and paused domains.
     pub fn running(&self) -> Result<Vec<Uuid>> {
         let lines = self.lines(&["list", "--uuid"])?;
         Ok(lines.iter().filter_map(|l| l.parse().ok()).collect())
     }
 
-    /// The UUIDs of the domains that run, are paused, or are suspended to disk.
+    /// The UUIDs of the domains that are running, paused, or suspended to disk.
     pub fn active(&self) -> Result<Vec<Uuid>> {
         let mut lines = self.lines(&["list", "--uuid"])?;
         lines.extend(self.lines(&["list", "--all", "--with-managed-save", "--uuid"])?);
@@ -141,7 +143,7 @@ impl Virsh {
         Ok(lines.iter().filter_map(|line| parse_domain(line)).collect())
     }
 
-    /// The XML the domain has at its next start, or that of the running one.
+    /// The XML of the domain's next start, or that of the running one.
     pub fn xml(&self, domain: Uuid, live: bool) -> Result<String> {
         let id = domain.to_string();
         let mut args = vec!["dumpxml", &id];
@@ -165,17 +167,17 @@ impl Virsh {
         self.text(&["shutdown", &domain.to_string()]).map(drop)
     }
 
-    /// Lets a domain that is paused continue.
+    /// Resumes a paused domain.
     pub fn resume(&self, domain: Uuid) -> Result<()> {
         self.text(&["resume", &domain.to_string()]).map(drop)
     }
 
-    /// Pulls the plug.
+    /// Turns the domain off immediately.
     pub fn destroy(&self, domain: Uuid) -> Result<()> {
         self.text(&["destroy", &domain.to_string()]).map(drop)
     }
 
-    /// Forgets a domain that is off, with its UEFI variables, its TPM and its saved memory.
+    /// Removes a domain that is off, with its UEFI variables, its TPM and its saved memory.
     pub fn undefine(&self, domain: Uuid) -> Result<()> {
         let id = domain.to_string();
         self.text(&["undefine", &id, "--nvram", "--managed-save"])
@@ -192,7 +194,7 @@ impl Virsh {
         ])
     }
 
-    /// Starts to write what the overlay of a running domain holds to the disk right below it. Never further
+    /// Starts to commit the overlay of a running domain to the disk right below it. Never further
     /// down: without `--shallow` libvirt writes to the bottom of the chain.
     pub fn start_commit(&self, domain: Uuid, target: &str) -> Result<()> {
         let id = domain.to_string();
@@ -200,33 +202,34 @@ impl Virsh {
             .map(drop)
     }
 
-    /// Lets a running domain continue with the disk that a commit has completed.
+    /// Switches a running domain to the disk that a commit has completed.
     pub fn pivot(&self, domain: Uuid, target: &str) -> Result<()> {
         self.text(&["blockjob", &domain.to_string(), target, "--pivot"])
             .map(drop)
     }
 
-    /// Starts to copy what a disk of a running domain does not hold itself; MiB per second, 0 for no limit.
+    /// Starts to copy the data that a disk of a running domain lacks; MiB per second, 0 for no
+    /// limit.
     pub fn start_pull(&self, domain: Uuid, target: &str, bandwidth: u64) -> Result<()> {
         let (id, limit) = (domain.to_string(), bandwidth.to_string());
         self.text(&["blockpull", &id, target, "--bandwidth", &limit])
             .map(drop)
     }
 
-    /// Changes the limit of a job that runs.
+    /// Changes the limit of a running job.
     pub fn limit_job(&self, domain: Uuid, target: &str, bandwidth: u64) -> Result<()> {
         let (id, limit) = (domain.to_string(), bandwidth.to_string());
         self.text(&["blockjob", &id, target, "--bandwidth", &limit])
             .map(drop)
     }
 
-    /// The job of a disk of a running domain, when there is one.
+    /// The job of a disk of a running domain, if there is one.
     pub fn job(&self, domain: Uuid, target: &str) -> Result<Option<Job>> {
         self.text(&["blockjob", &domain.to_string(), target, "--raw"])
             .map(|text| parse_job(&text))
     }
 
-    /// Makes QEMU write out what it has in memory of a disk. libvirt has no call for that.
+    /// Makes QEMU flush its cached data of a disk. libvirt has no call for that.
     pub fn flush(&self, domain: Uuid, node: &str) -> Result<()> {
         let command = format!("qemu-io libvirt-{node}-format flush");
         self.text(&[
@@ -254,7 +257,7 @@ impl Virsh {
         }
     }
 
-    /// Saves what the screen shows; the format is QEMU's choice (PNG, PPM on old versions).
+    /// Saves a picture of the screen; the format is QEMU's choice (PNG, PPM in old versions).
     pub fn screenshot(&self, domain: Uuid, file: &Path) -> Result<()> {
         self.cmd()
             .args(["screenshot", &domain.to_string()])
@@ -268,26 +271,26 @@ impl Virsh {
         self.text(&["pool-dumpxml", "--", pool])
     }
 
-    /// Makes libvirt look for what is in a storage pool.
+    /// Makes libvirt scan a storage pool again.
     pub fn pool_refresh(&self, pool: &str) -> Result<()> {
         self.text(&["pool-refresh", "--", pool]).map(drop)
     }
 
-    /// Whether a disk of a running domain has found no room on this host.
+    /// Whether a disk of a running domain has run out of space on this host.
     pub fn is_full(&self, domain: Uuid) -> Result<bool> {
         let errors = self.text(&["domblkerror", &domain.to_string()])?;
         Ok(errors.lines().any(|line| line.ends_with(": no space")))
     }
 
-    /// Waits for an event, `seconds` at most, and looks at the state.
-    /// `None` where the domain is not defined.
+    /// Waits for an event, `seconds` at most, and queries the state. `None` if the domain is not
+    /// defined.
     pub fn tick(&self, domain: Uuid, seconds: u32) -> Result<Option<Tick>> {
         let script =
             format!("event {domain} --all --timeout {seconds}; domstate {domain} --reason");
         self.found(domain, self.text(&[&script]))
     }
 
-    /// The same, and ends early once the flag is raised.
+    /// Waits like [`Self::tick`], but ends early when the flag is raised.
     pub(crate) fn tick_until(
         &self,
         domain: Uuid,
@@ -304,7 +307,7 @@ impl Virsh {
         }
     }
 
-    /// How things are, without a wait; `None` where the domain is not defined.
+    /// The present state, without a wait; `None` if the domain is not defined.
     pub fn state(&self, domain: Uuid) -> Result<Option<Tick>> {
         self.found(
             domain,
@@ -317,7 +320,7 @@ impl Virsh {
         text.as_deref().map(parse_tick).transpose()
     }
 
-    /// The same, and the XML of the running domain or of the next start.
+    /// The present state, and the XML of the running domain or of the next start.
     pub fn look(&self, domain: Uuid) -> Result<Option<(Tick, String)>> {
         let script = format!("domstate {domain} --reason; dumpxml {domain}");
         let Some(text) = self.defined(domain, self.text(&[&script]))? else {
@@ -331,7 +334,7 @@ impl Virsh {
         }
     }
 
-    /// What was printed of a domain; `None` when it failed because there is none.
+    /// The output about a domain; `None` if the call failed because there is none.
     fn defined(&self, domain: Uuid, text: Result<String>) -> Result<Option<String>> {
         match text {
             Err(ToolError::Failed { .. }) if !self.uuids()?.contains(&domain) => Ok(None),
@@ -340,7 +343,7 @@ impl Virsh {
     }
 }
 
-/// What libvirt does with a disk of a running domain.
+/// libvirt's job on a disk of a running domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     pub kind: JobKind,
@@ -355,7 +358,7 @@ pub enum JobKind {
     Other,
 }
 
-/// What `blockjob --raw` prints; nothing where there is no job.
+/// Parses the output of `blockjob --raw`, which is empty without a job.
 fn parse_job(text: &str) -> Option<Job> {
     let field = |name: &str| {
         let mut fields = text.lines().filter_map(|line| line.trim().split_once('='));
@@ -373,7 +376,7 @@ fn parse_job(text: &str) -> Option<Job> {
     })
 }
 
-/// A line of `list --uuid --name`.
+/// Parses a line of `list --uuid --name`.
 fn parse_domain(line: &str) -> Option<(Uuid, String)> {
     let (uuid, name) = line.split_once(char::is_whitespace)?;
     Some((uuid.parse().ok()?, name.trim_start().to_owned()))
@@ -431,7 +434,7 @@ mod tests {
         }
     }
 
-    /// libvirt's own driver for tests needs no daemon: it has one domain, which runs.
+    /// libvirt's own driver for tests needs no daemon: it has one running domain.
     #[test]
     fn what_is_there_and_what_is_not() {
         if !crate::skip::have(&[TOOL]) {
@@ -451,9 +454,9 @@ mod tests {
         assert!(virsh.look(missing).unwrap().is_none());
         assert!(virsh.state(missing).unwrap().is_none());
         assert!(virsh.tick(missing, 1).unwrap().is_none());
-        // Where there is no libvirt, nothing is known.
+        // Without libvirt, nothing is known.
         assert!(Virsh::new("test:///no/such/file").state(missing).is_err());
-        // Nobody waits for an event once the flag is raised.
+        // No wait lasts after the flag is raised.
         let raised = Arc::new(AtomicBool::new(true));
         let begin = std::time::Instant::now();
         let tick = virsh.tick_until(*there, 60, &raised).unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! `virt-v2v` and `virt-v2v-in-place`: the conversion of a Linux guest by the program that knows its
-//! initramfs and boot loader tools.
+//! `virt-v2v` and `virt-v2v-in-place`: convert a Linux guest with its own initramfs and boot loader
+//! tools.
 //!
 //! Both run the guest's own programs inside libguestfs' appliance, never on this host. They get a
 //! libvirt XML whose disks are overlays of this run.
@@ -12,12 +12,12 @@ use super::{Cmd, Result, appliance};
 
 pub const IN_PLACE: &str = "virt-v2v-in-place";
 pub const V2V: &str = "virt-v2v";
-/// What both open disks with.
+/// The program with which both open disks.
 pub const NBDKIT: &str = "nbdkit";
-/// Without KVM rebuilding an initramfs takes many minutes.
+/// The time limit: without KVM, rebuilding an initramfs takes many minutes.
 const LIMIT: Duration = Duration::from_secs(3 * 3600);
 
-/// Converts the disks of `xml` where they are.
+/// Converts the disks of `xml` in place.
 pub fn in_place(xml: &Path, on_line: &mut dyn FnMut(&str)) -> Result<()> {
     let cmd = Cmd::new(IN_PLACE).args(["-i", "libvirtxml"]).arg(xml);
     run(cmd, on_line)
@@ -35,8 +35,8 @@ pub fn copy(xml: &Path, folder: &Path, on_line: &mut dyn FnMut(&str)) -> Result<
 fn run(cmd: Cmd, on_line: &mut dyn FnMut(&str)) -> Result<()> {
     let (name, value) = super::guestfish::APPLIANCE;
     let mut rest = Vec::new();
-    // The output directory may belong to others.
-    // Rebuilding an initramfs is silent, and slow under emulation.
+    // The output directory may belong to others. Rebuilding an initramfs prints nothing, and is
+    // slow under emulation.
     appliance::prepare(cmd.env(name, value))
         .privileges(Privileges::Files)
         .patient(6)

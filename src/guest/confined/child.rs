@@ -1,4 +1,4 @@
-//! The child's side: mounts the volume whose blocks its parent hands out, and does as it is told.
+//! The child's side: mounts the volume whose blocks its parent provides, and executes requests.
 
 use std::ffi::OsString;
 use std::io;
@@ -20,7 +20,7 @@ use crate::tool::{confine, launcher};
 /// The longest request: a file and its name.
 const MAX_REQUEST: usize = usize::MAX;
 
-/// To be called in `main` with all arguments: `Some` when this process was started as the child.
+/// Runs the child if this process was started as one. Called in `main` with all arguments.
 pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let mut args = args.into_iter().skip(1);
     if args.next()? != VERB {
@@ -28,7 +28,7 @@ pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode
     }
     Some(match run(args.next()) {
         Ok(()) => ExitCode::SUCCESS,
-        // The parent sees that we are gone; what was wrong with a request went over the socket.
+        // The parent sees the end of this process; the error of a request was sent over the socket.
         Err(_) => ExitCode::FAILURE,
     })
 }
@@ -36,9 +36,9 @@ pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode
 fn run(parent: Option<OsString>) -> io::Result<()> {
     launcher::tie_to(parent)?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    // Loading takes files, so before they are out of reach.
+    // Loading opens files, so it happens before they are out of reach.
     let _ = ntfs3g::is_available();
-    // And what the formatting of an error or a panic may read.
+    // The same applies to files that the formatting of an error or a panic may read.
     let _ = std::env::current_dir();
     confine::parser()?;
     let socket = Arc::new(Mutex::new(UnixStream::from(socket)));
@@ -76,7 +76,8 @@ fn carry_out(
     match frame.tag {
         Tag::Mount => {
             let (size, force) = (frame.number()?, frame.number()?);
-            // The library reads and writes the same records again and again, and we are the only writer.
+            // The library reads and writes the same records again and again, and nothing else
+            // writes.
             let disk = Arc::new(Cached::new(Gathered::new(Blocks {
                 socket: socket.clone(),
                 size,
@@ -112,7 +113,7 @@ fn carry_out(
     }
 }
 
-/// The volume, block by block from the parent.
+/// The volume, whose blocks the parent provides.
 struct Blocks {
     socket: Arc<Mutex<UnixStream>>,
     size: u64,

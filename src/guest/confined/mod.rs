@@ -1,13 +1,13 @@
-//! libntfs-3g in a process of its own, which has nothing but its end of a socket.
+//! Runs libntfs-3g in a separate process that has access only to its end of a socket.
 //!
-//! The library is C and parses what a stranger's disk holds. The child is this program again
-//! (`hyper2kvm __ntfs PARENT`): it loads the library, gives up files, network, programs and threads
-//! ([`crate::tool::confine::parser`]), and only then is given access to the volume. It reaches the volume through
-//! us, block by block, and no byte outside. A crash, a hang or nonsense is an error of the request.
-//! It dies with us.
+//! The library is C and parses data from a foreign disk. The child is this program again
+//! (`hyper2kvm __ntfs PARENT`). It loads the library, gives up files, network, programs and threads
+//! ([`crate::tool::confine::parser`]), and only then gets access to the volume. It reaches the
+//! volume through this process, block by block, and no byte outside. A crash, a hang or an invalid
+//! answer is an error of the request. The child dies with this process.
 //!
-//! Where the launcher is not enabled (unit tests, examples) [`super::EmbeddedWriter`] takes the library
-//! in its own process instead.
+//! If the launcher is not enabled (unit tests, examples), [`super::EmbeddedWriter`] uses the
+//! library in its own process instead.
 
 mod child;
 mod wire;
@@ -29,23 +29,23 @@ use crate::stop;
 use crate::tool::{Child, Cmd, ToolError};
 
 const VERB: &str = "__ntfs";
-/// Hit in the child at every request.
+/// The failpoint in the child at every request.
 const FAILPOINT: &str = "ntfs-child";
-/// How long the child may compute without asking for a block.
+/// The time for which the child may compute without requesting a block.
 const SILENCE: Duration = Duration::from_secs(15);
-/// The same when somebody wants us to stop.
+/// The same after the run was asked to stop.
 const SILENCE_STOPPING: Duration = Duration::from_secs(2);
-/// How long a request may take, whatever the child does meanwhile; with a second more per MiB.
+/// The time limit for a request, whatever the child does; plus a second per MiB.
 const REQUEST: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_millis(100);
 const END: Duration = Duration::from_secs(5);
 
-/// A volume mounted in the child. Dropping it kills the child: what was written stays half done.
+/// A volume mounted in the child. Dropping it kills the child: writes stay incomplete.
 pub struct ConfinedNtfs {
     child: Child,
     stream: UnixStream,
     volume: Range,
-    /// The child is gone, or cannot be understood any more.
+    /// Whether the child has ended or violated the protocol.
     broken: bool,
 }
 
@@ -104,7 +104,7 @@ impl ConfinedNtfs {
         self.call(Tag::RemoveDir, Fields::default().path(path), path)
     }
 
-    /// Writes everything back and lets the child end.
+    /// Writes everything back and ends the child.
     pub fn unmount(mut self) -> Result<()> {
         let root = GuestPath::root();
         self.call(Tag::Unmount, Fields::default(), &root)?;
@@ -176,8 +176,8 @@ impl Range {
         }
     }
 
-    /// Sends a request and hands out blocks until its answer comes. The outer error is trouble with
-    /// the child itself.
+    /// Sends a request and serves blocks until the answer. The outer error is a failure of the
+    /// child itself.
     fn converse(
         &self,
         stream: &mut (impl Read + Write),
@@ -197,7 +197,7 @@ impl Range {
             }
             let (tag, fields) = match self.serve(&mut frame)? {
                 Ok(blocks) => (Tag::Blocks, Fields::default().bytes(&blocks)),
-                // The child reports it; the library knows no more than a number.
+                // The child reports it; the library provides only a number.
                 Err(error) => {
                     tracing::warn!("the guest's disk: {error}");
                     let errno = error.raw_os_error().unwrap_or(libc::EIO);
@@ -212,7 +212,7 @@ impl Range {
         }
     }
 
-    /// One access to the volume. The outer error: it is not an access to the volume.
+    /// Serves one access to the volume. The outer error means that the frame is not such an access.
     fn serve(&self, frame: &mut Frame) -> io::Result<io::Result<Vec<u8>>> {
         if frame.tag == Tag::Flush {
             return Ok(self.disk.flush().map(|()| Vec::new()));
@@ -238,8 +238,8 @@ impl Range {
     }
 }
 
-/// What a child that is in a stranger's hands may do to the disk: one request, answered by `stream`.
-/// For the fuzz target.
+/// Processes one request with the answers of a compromised child, from `stream`. For the fuzz
+/// target.
 #[doc(hidden)]
 pub fn answered_by(
     stream: &mut (impl Read + Write),
@@ -250,7 +250,7 @@ pub fn answered_by(
     Range::new(disk, start, len).converse(stream, Tag::Unmount, Fields::default())
 }
 
-/// Reads with the patience that a child at work deserves; it begins anew with every frame sent.
+/// Reads with the time limit for a working child; it starts again with every frame sent.
 struct Patient<'s> {
     stream: &'s UnixStream,
     since: Instant,

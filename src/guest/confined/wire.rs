@@ -1,8 +1,9 @@
-//! What goes over the socket between us and the confined child: frames of a length, a tag and fields.
+//! The protocol of the socket between this process and the confined child: frames of a length, a
+//! tag and fields.
 //!
-//! One conversation at a time: a request goes down; while the child works on it, it asks for blocks of
-//! the volume and gets them; then its answer comes up. The child may be in the hands of whoever made
-//! the disk, so every length is limited and every text cleaned.
+//! One conversation at a time. The parent sends a request; while the child processes it, it
+//! requests blocks of the volume and gets them; then it sends its answer. The author of the disk
+//! may control the child, so every length is limited and every text cleaned.
 
 use std::io::{self, Read, Write};
 
@@ -12,15 +13,16 @@ use crate::tool;
 
 /// The largest frame: a file with its name, or blocks.
 const MAX_FRAME: usize = 1 << 30;
-/// The most a child may ask for or write in one go. libntfs-3g moves a run of clusters at a time.
+/// The most bytes that a child may request or write at a time. libntfs-3g transfers a run of
+/// clusters at a time.
 pub const MAX_BLOCKS: usize = 64 << 20;
-/// The longest frame a child may send: blocks to write with their place.
+/// The longest frame from a child: blocks to write with their offset.
 pub const MAX_FROM_CHILD: usize = MAX_BLOCKS + 64;
 const MAX_TEXT: usize = 4096;
-/// What is read in one go.
+/// The number of bytes read at a time.
 const AT_ONCE: usize = 256 << 10;
 
-/// What a frame is. Requests and block answers go down, the rest comes up.
+/// The kind of a frame. Requests and blocks are sent to the child, the rest by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Tag {
@@ -38,7 +40,7 @@ pub enum Tag {
     Read,
     Write,
     Flush,
-    /// The request is done.
+    /// The request is complete.
     Done,
     /// The request failed.
     Failed,
@@ -70,7 +72,7 @@ pub fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("not a frame: {what}"))
 }
 
-/// Fields of a frame, in their order.
+/// Fields of a frame, in order.
 #[derive(Default)]
 pub struct Fields(Vec<u8>);
 
@@ -107,14 +109,14 @@ pub fn send(stream: &mut impl Write, tag: Tag, fields: Fields) -> io::Result<()>
     stream.write_all(&frame)
 }
 
-/// A frame that arrived, taken apart from the front.
+/// A received frame, parsed from the front.
 pub struct Frame {
     pub tag: Tag,
     bytes: Vec<u8>,
     at: usize,
 }
 
-/// Reads a frame of at most `limit` bytes.
+/// Receives a frame of at most `limit` bytes.
 pub fn receive(stream: &mut impl Read, limit: usize) -> io::Result<Frame> {
     let mut head = [0; 5];
     stream.read_exact(&mut head)?;
@@ -124,7 +126,7 @@ pub fn receive(stream: &mut impl Read, limit: usize) -> io::Result<Frame> {
     if len > limit.min(MAX_FRAME) {
         return Err(invalid("too long"));
     }
-    // Of a long frame no more is allocated than arrives.
+    // For a long frame, no more is allocated than arrives.
     let mut bytes = vec![0; len.min(AT_ONCE)];
     stream.read_exact(&mut bytes)?;
     stream
@@ -295,7 +297,7 @@ mod tests {
         let mut frame = receive(&mut &bytes[..], MAX_FROM_CHILD).unwrap();
         let shown = error(&mut frame).unwrap().to_string();
         assert!(!shown.contains('\u{1b}') && shown.len() < MAX_TEXT + 100);
-        // A length inside that reaches past the frame.
+        // An inner length that exceeds the frame.
         let mut bytes = Vec::new();
         send(&mut bytes, Tag::Failed, Fields::default().number(u64::MAX)).unwrap();
         let mut frame = receive(&mut &bytes[..], 100).unwrap();

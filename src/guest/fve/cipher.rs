@@ -60,7 +60,8 @@ impl Method {
         }
     }
 
-    /// With the diffuser two keys of 32 bytes, of which 128-bit AES takes the first half each (libbde).
+    /// The length of the key. With the diffuser there are two keys of 32 bytes, of each of which
+    /// 128-bit AES uses the first half (libbde).
     pub fn key_bytes(self) -> usize {
         match self {
             Self::CbcAes128Diffuser | Self::CbcAes256Diffuser | Self::XtsAes256 => 64,
@@ -77,7 +78,7 @@ pub struct Cipher {
 }
 
 impl Cipher {
-    /// `None` when the key has not the length that the method takes.
+    /// Creates the cipher; `None` if the length of the key does not match the method.
     pub fn new(method: Method, key: &[u8], sector_size: u64) -> Option<Self> {
         if key.len() < method.key_bytes() {
             return None;
@@ -114,7 +115,7 @@ impl Cipher {
         })
     }
 
-    /// Decrypts whole sectors that begin at `offset` of the volume, where they are on the disk.
+    /// Decrypts whole sectors that begin at `offset` of the volume, their position on the disk.
     pub fn decrypt(&self, offset: u64, bytes: &mut [u8]) {
         self.each(offset, bytes, |offset, number, sector| {
             self.sectors.decrypt(offset, number, sector);
@@ -159,7 +160,7 @@ where
     }
 }
 
-/// With the key of the diffuser when there is one.
+/// AES-CBC, with the key of the diffuser if there is one.
 struct Cbc<C> {
     data: C,
     tweak: Option<C>,
@@ -175,7 +176,7 @@ where
         iv
     }
 
-    /// The sector key is as long as two blocks and repeats over the sector.
+    /// Applies the sector key, which has two blocks and repeats over the sector.
     fn mask(tweak: &C, offset: u64, sector: &mut [u8]) {
         let mut key = [block(offset, 0), block(offset, 0x80)];
         for half in &mut key {
@@ -239,7 +240,7 @@ const A_ROUNDS: usize = 5;
 const B_ROTATIONS: [u32; 4] = [0, 10, 0, 25];
 const B_ROUNDS: usize = 3;
 
-/// What is mixed into word `i` by diffuser A (the words before it) or B (those behind).
+/// The value that diffuser A (from the words before) or B (from those behind) mixes into word `i`.
 fn mixed_a(words: &[u32], i: usize) -> u32 {
     let n = words.len();
     words[(i + n - 2) % n] ^ words[(i + n - 5) % n].rotate_left(A_ROTATIONS[i % 4])

@@ -1,4 +1,4 @@
-//! What is wrong with a BitLocker volume, or with the keys given for it.
+//! Errors of a BitLocker volume, or of the keys given for it.
 
 use std::io;
 
@@ -9,7 +9,7 @@ pub enum FveError {
     #[error("BitLocker's {structure} at {offset:#x}: {field} is {actual}, expected {expected}")]
     Structure {
         structure: &'static str,
-        /// In the volume.
+        /// The offset in the volume.
         offset: u64,
         field: &'static str,
         expected: String,

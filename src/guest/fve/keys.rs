@@ -1,8 +1,8 @@
-//! From what a user has - a recovery password, a password, a `.BEK` file, or nothing where the key lies open - to
-//! the key of a volume.
+//! Derives the key of a volume from the user's credential: a recovery password, a password, a
+//! `.BEK` file, or nothing if the key is stored in clear.
 //!
-//! A password is hashed 0x100000 times with a salt: the only slow step, whose results are kept for as long as
-//! the keys are. All keys are erased from memory when they are dropped.
+//! A password is hashed 0x100000 times with a salt. This is the only slow step; its results are
+//! kept for as long as the keys are. All keys are erased from memory when they are dropped.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -22,7 +22,7 @@ use super::metadata::{self, Metadata, Protector, Sealed, entries};
 use super::protection::Protection;
 use crate::text::hex;
 
-/// AES-256-CCM as BitLocker uses it everywhere.
+/// AES-256-CCM with the parameters of BitLocker.
 pub type Ccm = ccm::Ccm<Aes256, U16, U12>;
 
 type Key = Zeroizing<[u8; 32]>;
@@ -40,7 +40,7 @@ const SHA_256: [u32; 8] = [
     0x1f83_d9ab,
     0x5be0_cd19,
 ];
-/// Passwords stretched for one volume, whatever it claims to hold.
+/// The most passwords stretched for one volume, whatever its metadata contains.
 const MAX_STRETCHED: usize = 32;
 /// Groups of a recovery password, each of six digits and a multiple of 11.
 const GROUPS: usize = 8;
@@ -59,14 +59,14 @@ impl fmt::Debug for StartupKey {
 }
 
 impl StartupKey {
-    /// Whether a file is one, or a damaged one; a text is neither.
+    /// Whether a file is a `.BEK` file, or a damaged one; a text is neither.
     pub fn is_one(file: &[u8]) -> bool {
         DatasetHeader::read(file).is_some_and(|header| {
             (header.version, header.header_size) == (1, DatasetHeader::LEN as u32)
         })
     }
 
-    /// The key of a file; `None` when it holds none.
+    /// Parses the key of a file; `None` if it has none.
     pub fn parse(file: &[u8]) -> Option<Self> {
         let header = DatasetHeader::read(file).filter(|_| Self::is_one(file))?;
         let listed = file.get(DatasetHeader::LEN..header.size as usize)?;
@@ -81,7 +81,7 @@ impl StartupKey {
     }
 }
 
-/// What a user gives for a volume.
+/// A user's credential for a volume.
 #[derive(Debug, Clone, Copy)]
 pub enum Credential<'a> {
     Text(&'a str),
@@ -116,8 +116,8 @@ pub fn stretch(seed: &[u8; 32], salt: [u8; 16]) -> Key {
     stretch_rounds(seed, salt, ROUNDS)
 }
 
-/// Hashes 88 bytes in each round: the last hash, the seed, the salt and the number of the round. They are two blocks
-/// of SHA-256, whose padding is always the same.
+/// Hashes 88 bytes in each round: the last hash, the seed, the salt and the number of the round.
+/// They are two blocks of SHA-256, whose padding is always the same.
 fn stretch_rounds(seed: &[u8; 32], salt: [u8; 16], rounds: u64) -> Key {
     const LEN: usize = 88;
     let mut blocks = Zeroizing::new([[0; 64]; 2]);
@@ -150,7 +150,8 @@ pub fn password_seed(password: &str) -> Key {
     Zeroizing::new(Sha256::digest(&once[..]).into())
 }
 
-/// `None` when the text has not the form of a recovery password; an error when it has, and cannot be one.
+/// The seed of a recovery password; `None` if the text does not have its form, an error if it has
+/// but is invalid.
 pub fn recovery_seed(text: &str) -> Option<Result<Key>> {
     let groups: Vec<&str> = text.trim().split('-').map(str::trim).collect();
     let digits = |g: &&str| !g.is_empty() && g.bytes().all(|b| b.is_ascii_digit());
@@ -177,7 +178,7 @@ pub fn recovery_seed(text: &str) -> Option<Result<Key>> {
     Some(Ok(Zeroizing::new(Sha256::digest(&binary[..]).into())))
 }
 
-/// What is sealed with a key, when it is this key.
+/// Decrypts data that is sealed with a key, if this is the key.
 fn unseal(key: &[u8; 32], sealed: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
     let SealedHeader { nonce, tag } = sealed.header;
     let mut bytes = Zeroizing::new(sealed.bytes.clone());
@@ -189,7 +190,7 @@ fn unseal(key: &[u8; 32], sealed: &Sealed) -> Option<Zeroizing<Vec<u8>>> {
     Some(bytes)
 }
 
-/// The key or digest in what was unsealed: its method and its bytes.
+/// The key or digest in decrypted data: its method and its bytes.
 fn inner(bytes: &[u8]) -> Option<(u16, &[u8])> {
     let entry = entries(bytes)
         .next()
@@ -203,7 +204,7 @@ fn master_key(key: &[u8; 32], protector: &Protector) -> Option<Key> {
     Some(Zeroizing::new(*key.first_chunk()?))
 }
 
-/// The key of the volume and what it was opened by.
+/// The key of the volume and the credential that opened it.
 pub struct Opened {
     pub key: Zeroizing<Vec<u8>>,
     pub by: Protection,
@@ -266,7 +267,8 @@ fn by_text(
 ) -> Result<Option<(Key, Protection)>> {
     let recovery = recovery_seed(text);
     let password = password_seed(text);
-    // Every try costs a stretching: what is a recovery password is one, where the volume has any.
+    // Every attempt costs a stretching: if the volume has a recovery password, text in its form
+    // counts as one.
     let has_recovery = metadata
         .protections()
         .contains(&Protection::RecoveryPassword);
@@ -332,8 +334,8 @@ fn volume_key(metadata: &Metadata, master: &[u8; 32], by: Protection) -> Result<
     })
 }
 
-/// The master key vouches for the metadata: without that, anybody who can write to the disk could move the parts
-/// of a volume.
+/// Verifies the metadata with the master key: otherwise anybody with write access to the disk could
+/// move the parts of a volume.
 fn vouched(metadata: &Metadata, master: &[u8; 32]) -> Result<()> {
     let offset = metadata.copies[0];
     let fault = |expected: &str, actual: &str| {

@@ -1,48 +1,53 @@
 //! The on-disk structures of BitLocker, each declared once.
 //!
-//! Sources, named at each structure: *libbde* is libyal's "BitLocker Drive Encryption (BDE) format", *bitlk*
-//! the notes in cryptsetup's `lib/bitlk`, *dislocker* and *dissect* the structure names in Aorimn/dislocker
-//! and fox-it/dissect.fve, whose authors compared them with `fvevol.sys`. All numbers are little-endian.
+//! Sources, named at each structure: *libbde* is libyal's "BitLocker Drive Encryption (BDE)
+//! format", *bitlk* the notes in cryptsetup's `lib/bitlk`, *dislocker* and *dissect* the structure
+//! names in Aorimn/dislocker and fox-it/dissect.fve, whose authors compared them with `fvevol.sys`.
+//! All numbers are little-endian.
 
 use crate::bytes::layout;
 
-/// In the volume header, in BitLocker To Go's place of it, and at each copy of the metadata.
+/// The signature in the volume header, in its counterpart of BitLocker To Go, and in each copy of
+/// the metadata.
 pub const SIGNATURE: [u8; 8] = *b"-FVE-FS-";
-/// The file system name that NTFS has where BitLocker has [`SIGNATURE`].
+/// The file system name of NTFS in the place of [`SIGNATURE`].
 pub const NTFS: [u8; 8] = *b"NTFS    ";
 /// The jump at the start of a Vista volume; later ones begin like FAT32 (libbde, "Volume header").
 pub const VISTA_JUMP: [u8; 3] = [0xeb, 0x52, 0x90];
-/// Precedes the places of the metadata: 4967d63b-2e29-4ad8-8399-f6a339e3d001 (libbde, "Volume header").
+/// Precedes the offsets of the metadata: 4967d63b-2e29-4ad8-8399-f6a339e3d001 (libbde, "Volume
+/// header").
 pub const PLACES_GUID: [u8; 16] = [
     0x3b, 0xd6, 0x67, 0x49, 0x29, 0x2e, 0xd8, 0x4a, 0x83, 0x99, 0xf6, 0xa3, 0x39, 0xe3, 0xd0, 0x01,
 ];
-/// The same while Windows 10 and later encrypt on write: 92a84d3b-dd80-4d0e-9e4e-b1e3284eaed8 (bitlk).
+/// The same while Windows 10 and later encrypt on write: 92a84d3b-dd80-4d0e-9e4e-b1e3284eaed8
+/// (bitlk).
 pub const CONVERTING_GUID: [u8; 16] = [
     0x3b, 0x4d, 0xa8, 0x92, 0x80, 0xdd, 0x0e, 0x4d, 0x9e, 0x4e, 0xb1, 0xe3, 0x28, 0x4e, 0xae, 0xd8,
 ];
-/// Where the GUID is: Windows 7 and later, and BitLocker To Go (libbde, "Volume header").
+/// Offsets of the GUID: Windows 7 and later, and BitLocker To Go (libbde, "Volume header").
 pub const GUID_OFFSETS: [usize; 2] = [160, 424];
 
 layout! {
-    /// The first sector of a volume (libbde, "Volume header"): the part that NTFS and BitLocker share.
+    /// The first sector of a volume (libbde, "Volume header"): the part common to NTFS and
+    /// BitLocker.
     VolumeHeader[512] {
-        /// A jump instruction; tells Vista from later versions.
+        /// A jump instruction; distinguishes Vista from later versions.
         0 => jump: [u8; 3],
         /// [`SIGNATURE`], or the name of FAT with BitLocker To Go.
         3 => signature: [u8; 8],
         /// 512 or 4096; the unit of encryption.
         11 => bytes_per_sector: u16,
-        /// With Vista, gives the size of the clusters that places are counted in.
+        /// With Vista, determines the size of the clusters in which offsets are counted.
         13 => sectors_per_cluster: u8,
         /// Vista: the sectors of NTFS; its copy of this sector follows them.
         40 => total_sectors: u64,
-        /// Vista: the cluster of the first metadata copy, where NTFS has that of the MFT's mirror.
+        /// Vista: the cluster of the first metadata copy, in the place of the MFT's mirror in NTFS.
         56 => metadata_cluster: u64,
     }
 }
 
 layout! {
-    /// Where the copies of the metadata are, from Windows 7 on (libbde, "Volume header").
+    /// The offsets of the metadata copies, from Windows 7 on (libbde, "Volume header").
     Places[40] {
         /// [`PLACES_GUID`] or [`CONVERTING_GUID`].
         0 => guid: [u8; 16],
@@ -60,17 +65,17 @@ layout! {
         8 => size: u16,
         /// 1 for Vista, 2 for Windows 7 and later.
         10 => version: u16,
-        /// What the volume is: see [`State`].
+        /// The state of the volume: see [`State`].
         12 => state: u16,
-        /// What it is becoming; the same value when nothing is under way.
+        /// The next state; the same value if no conversion is in progress.
         14 => next_state: u16,
-        /// From Windows 7 on: the bytes of the volume that are encrypted, from its start.
+        /// From Windows 7 on: the encrypted bytes from the start of the volume.
         16 => encrypted_bytes: u64,
         /// Bytes of the conversion's log (dissect, `StateSize`).
         24 => conversion_bytes: u32,
-        /// From Windows 7 on: the sectors at the start of the volume that are kept elsewhere.
+        /// From Windows 7 on: the sectors at the start of the volume that are stored elsewhere.
         28 => moved_sectors: u32,
-        /// Offsets of all copies, this one included.
+        /// Offsets of all copies, including this one.
         32 => copies: [u64; 3],
         /// From Windows 7 on the offset of the moved sectors; for Vista the cluster of the MFT's mirror.
         56 => moved_to: u64,
@@ -80,13 +85,13 @@ layout! {
 layout! {
     /// Follows the block header, and is at the start of a `.BEK` file (libbde, "FVE metadata header").
     DatasetHeader[48] {
-        /// Bytes of this header and the entries after it.
+        /// Length of this header and the entries after it in bytes.
         0 => size: u32,
         /// 1.
         4 => version: u32,
-        /// Bytes of this header, 48.
+        /// Length of this header in bytes, 48.
         8 => header_size: u32,
-        /// `size` again; where the entries end (dissect, `EndOffset`).
+        /// `size` again; the end of the entries (dissect, `EndOffset`).
         12 => end: u32,
         /// Identifies the volume, or the key in a `.BEK` file.
         16 => guid: [u8; 16],
@@ -104,11 +109,11 @@ layout! {
 layout! {
     /// Before each entry of a dataset, and before each property in an entry (libbde, "FVE metadata entry").
     EntryHeader[8] {
-        /// Bytes of the entry with this header.
+        /// Length of the entry with this header in bytes.
         0 => size: u16,
-        /// What the entry is for: see [`role`].
+        /// The purpose of the entry: see [`role`].
         2 => role: u16,
-        /// How its data is laid out: see [`kind`].
+        /// The layout of its data: see [`kind`].
         4 => kind: u16,
         /// 1, or 3 for the protectors of newer versions.
         6 => version: u16,
@@ -122,7 +127,7 @@ layout! {
         0 => guid: [u8; 16],
         /// A FILETIME.
         16 => changed: u64,
-        /// What opens it: see `Protection`.
+        /// The kind of protection: see `Protection`.
         26 => protection: u16,
     }
 }
@@ -139,23 +144,24 @@ layout! {
 }
 
 layout! {
-    /// Before a key in clear or a digest; the key follows (libbde, "FVE key"; dissect, `FVE_DATUM_KEY`).
+    /// Precedes a key in clear or a digest; the key follows (libbde, "FVE key"; dissect,
+    /// `FVE_DATUM_KEY`).
     KeyHeader[4] {
-        /// What the key is for: see [`method`].
+        /// The purpose of the key: see [`method`].
         0 => method: u16,
-        /// Unknown to us but for the keys we use.
+        /// Unknown except for the keys used here.
         2 => flags: u16,
     }
 }
 
 layout! {
-    /// How a password is stretched (libbde, "FVE Stretch encrypted key").
+    /// The stretching of a password (libbde, "FVE Stretch encrypted key").
     StretchHeader[20] {
         /// 0x1000 or 0x1001.
         0 => method: u16,
         /// 0x40: PBKDF2 in place of BitLocker's own stretching (dissect, `FVE_KEY_FLAG`).
         2 => flags: u16,
-        /// Goes into every round.
+        /// Used in every round.
         4 => salt: [u8; 16],
     }
 }
@@ -171,8 +177,8 @@ layout! {
 }
 
 layout! {
-    /// Where the start of the volume is kept (libbde, "FVE Volume header block"); newer versions of Windows 10
-    /// may leave it out, as [`BlockHeader`] says the same.
+    /// The stored start of the volume (libbde, "FVE Volume header block"). Newer versions of
+    /// Windows 10 may omit it, because [`BlockHeader`] has the same data.
     MovedHeader[16] {
         /// An offset in the volume.
         0 => offset: u64,
@@ -182,19 +188,19 @@ layout! {
 }
 
 layout! {
-    /// Follows a copy of the metadata; an entry may follow it that holds the SHA-256 of the copy, sealed with the
-    /// volume master key (dissect, `FVE_VALIDATION`).
+    /// Follows a copy of the metadata. An entry may follow it with the SHA-256 of the copy, sealed
+    /// with the volume master key (dissect, `FVE_VALIDATION`).
     Validation[8] {
-        /// Bytes from here to the end of what follows.
+        /// Number of bytes from here to the end of what follows.
         0 => size: u16,
         /// 1 for Vista, 2 for later versions.
         2 => version: u16,
-        /// The CRC-32 of the copy, of `BlockHeader::size` bytes.
+        /// The CRC-32 of the copy, over `BlockHeader::size` bytes.
         4 => crc32: u32,
     }
 }
 
-/// What an entry is for (libbde, "FVE metadata entry types").
+/// The purposes of entries (libbde, "FVE metadata entry types").
 pub mod role {
     pub const PROPERTY: u16 = 0;
     pub const PROTECTOR: u16 = 2;
@@ -204,7 +210,7 @@ pub mod role {
     pub const MOVED_HEADER: u16 = 15;
 }
 
-/// How the data of an entry is laid out (libbde, "FVE metadata value types").
+/// The layouts of entries' data (libbde, "FVE metadata value types").
 pub mod kind {
     pub const KEY: u16 = 1;
     pub const TEXT: u16 = 2;
@@ -215,7 +221,7 @@ pub mod kind {
     pub const MOVED_HEADER: u16 = 15;
 }
 
-/// What a key is for (libbde, "Encryption methods").
+/// The purposes of keys (libbde, "Encryption methods").
 pub mod method {
     pub const STRETCHED: [u16; 2] = [0x1000, 0x1001];
     pub const PBKDF2: u16 = 0x40;
@@ -231,7 +237,7 @@ pub enum State {
     Decrypted,
     /// Encrypting or decrypting.
     Converting,
-    /// The same, stopped by the user.
+    /// Encrypting or decrypting, paused by the user.
     Paused,
     Encrypted,
     Other(u16),
@@ -275,7 +281,7 @@ mod tests {
         assert_eq!(BlockHeader::read(&bytes), Some(header.clone()));
         assert_eq!(BlockHeader::read(&bytes[..63]), None);
         assert_eq!(header.write(&mut bytes[..63]), None);
-        // What no field covers stays.
+        // Bytes outside of all fields are kept.
         let mut bytes = [0xaa; ProtectorHeader::LEN];
         let header = ProtectorHeader {
             guid: [0; 16],

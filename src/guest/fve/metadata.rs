@@ -1,8 +1,8 @@
-//! Finds the copies of the metadata, checks each, compares them, and reads the one that holds.
+//! Finds the copies of the metadata, checks each, compares them, and parses a valid one.
 //!
-//! A copy is sound when its CRC-32 fits and it names its own place. Of three sound copies two must agree: an
-//! update that was interrupted leaves one behind. What the chosen copy says is vouched for by the volume's key
-//! later (`keys::unlock`). Every length is bounded before it is used.
+//! A copy is sound if its CRC-32 matches and it names its own offset. Of three sound copies two
+//! must agree, because an interrupted update leaves one behind. The volume's key later verifies the
+//! chosen copy (`keys::unlock`). Every length is limited before it is used.
 
 use flate2::Crc;
 use sha2::{Digest, Sha256};
@@ -19,18 +19,18 @@ use super::protection::Protection;
 use crate::block::BlockRead;
 use crate::text::hex;
 
-/// The most that a copy takes with what follows it (libbde; bitlk, "total size of the FVE area").
+/// The largest size of a copy with the data after it (libbde; bitlk, "total size of the FVE area").
 pub const COPY_BYTES: u64 = 64 << 10;
 /// The same for Vista, before it is rounded up to clusters (dislocker, dissect).
 const VISTA_COPY_BYTES: u64 = 16 << 10;
-/// What Vista leaves in clear at the start of a volume (libbde, "Virtual sector(s)").
+/// The part that Vista leaves in clear at the start of a volume (libbde, "Virtual sector(s)").
 pub const VISTA_CLEAR: u64 = 8 << 10;
-/// More entries than this are no volume of Windows.
+/// The most entries; no volume of Windows has more.
 const MAX_ENTRIES: usize = 256;
 
 type Result<T> = std::result::Result<T, FveError>;
 
-/// A range of a disk that a volume is in.
+/// The range of a volume on a disk.
 pub struct Part<'a> {
     pub disk: &'a dyn BlockRead,
     pub start: u64,
@@ -38,7 +38,7 @@ pub struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// `len` bytes at `offset`, or what is left of the volume there.
+    /// Reads `len` bytes at `offset`, or the rest of the volume there.
     fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
         let room = self.len.min(self.disk.size().saturating_sub(self.start));
         let len = room.saturating_sub(offset).min(len);
@@ -50,14 +50,14 @@ impl Part<'_> {
     }
 }
 
-/// Bytes under AES-256-CCM.
+/// Bytes encrypted with AES-256-CCM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
     pub header: SealedHeader,
     pub bytes: Vec<u8>,
 }
 
-/// One way to the volume master key.
+/// One protector of the volume master key.
 #[derive(Clone)]
 pub struct Protector {
     pub guid: [u8; 16],
@@ -67,13 +67,13 @@ pub struct Protector {
     pub master_key: Option<Sealed>,
 }
 
-/// How the start of the volume is kept.
+/// The storage of the start of the volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// Encrypted at another place.
+    /// Encrypted at another offset.
     Moved { offset: u64, size: u64 },
-    /// In clear where it is, with BitLocker's name and the place of the metadata in the boot sector and its copy
-    /// at `copy`.
+    /// In clear at its own offset, with BitLocker's name and the offset of the metadata in the boot
+    /// sector and its copy at `copy`.
     Vista {
         mirror_cluster: u64,
         metadata_cluster: u64,
@@ -81,12 +81,12 @@ pub enum Start {
     },
 }
 
-/// What the metadata says of a volume.
+/// The metadata of a volume.
 pub struct Metadata {
     pub sector_size: u64,
     pub method: Method,
     pub start: Start,
-    /// Bytes that are the volume; nothing is known of what lies behind.
+    /// Length of the volume; the bytes behind it are undefined.
     pub len: u64,
     pub copies: [u64; 3],
     pub copy_bytes: u64,
@@ -95,9 +95,9 @@ pub struct Metadata {
     /// SHA-256 of the metadata, and the same sealed with the master key.
     pub digest: [u8; 32],
     pub vouched: Option<Sealed>,
-    /// Why the volume cannot be opened as it is, whatever the key.
+    /// The reason why no key can open the volume in its present state.
     pub converting: Option<String>,
-    /// Copies that are not used, and why.
+    /// Copies that are not used, with reasons.
     pub unsound: Vec<String>,
 }
 
@@ -114,7 +114,7 @@ impl Metadata {
     }
 }
 
-/// A copy whose CRC-32 fits.
+/// A copy with a valid CRC-32.
 struct Copy {
     offset: u64,
     header: BlockHeader,
@@ -127,7 +127,7 @@ pub fn read(part: &Part) -> Result<Metadata> {
     let header = VolumeHeader::read(&first)
         .ok_or_else(|| FveError::structure("volume header", 0, "its length", 512, first.len()))?;
     let sector_size = match header.bytes_per_sector {
-        // Seen by cryptsetup.
+        // Observed by cryptsetup.
         0 => 512,
         size @ (512 | 4096) => u64::from(size),
         other => {
@@ -152,7 +152,7 @@ pub fn read(part: &Part) -> Result<Metadata> {
         None if header.jump == VISTA_JUMP && header.signature == SIGNATURE => {
             let cluster = u64::from(header.sectors_per_cluster) * sector_size;
             let place = header.metadata_cluster.saturating_mul(cluster);
-            // Only the first copy is named; it names the others.
+            // Only the first copy is located; it names the others.
             let offsets = load(part, place)?.header.copies;
             find_copies(part, [place, offsets[1], offsets[2]])?
         }
@@ -179,7 +179,7 @@ pub fn read(part: &Part) -> Result<Metadata> {
     Ok(metadata)
 }
 
-/// The sound copies, of which there is one at least, and what is wrong with the others.
+/// The sound copies, at least one, and the faults of the others.
 fn find_copies(part: &Part, offsets: [u64; 3]) -> Result<(Vec<Copy>, Vec<FveError>)> {
     let (mut sound, mut unsound) = (Vec::new(), Vec::new());
     for (i, offset) in offsets.into_iter().enumerate() {
@@ -266,7 +266,7 @@ fn load(part: &Part, offset: u64) -> Result<Copy> {
     })
 }
 
-/// The copy that another one agrees with, or the only one.
+/// The copy with which another one agrees, or the only one.
 fn agreed(mut copies: Vec<Copy>) -> Result<Copy> {
     let agrees = |a: &Copy| copies.iter().filter(|b| a.bytes == b.bytes).count();
     let counts: Vec<usize> = copies.iter().map(agrees).collect();
@@ -372,7 +372,8 @@ fn decode(part: &Part, volume: &VolumeHeader, sector_size: u64, copy: Copy) -> R
     })
 }
 
-/// Header and entry both say where the start of the volume is; they must not contradict each other.
+/// The location of the volume's start. Header and entry both have it, and must not contradict each
+/// other.
 fn moved_start(
     header: &BlockHeader,
     entry: Option<MovedHeader>,
@@ -434,7 +435,7 @@ pub struct Entry<'a> {
     pub data: &'a [u8],
 }
 
-/// The entries up to the first that does not fit.
+/// The entries up to the first invalid one.
 pub fn entries(bytes: &[u8]) -> impl Iterator<Item = Entry<'_>> {
     let mut rest = bytes;
     let next = move || {
@@ -453,7 +454,7 @@ pub fn sealed(data: &[u8]) -> Option<Sealed> {
     })
 }
 
-/// A key in clear: what it is for, and its bytes.
+/// A key in clear: its purpose and its bytes.
 pub fn key(data: &[u8]) -> Option<(u16, &[u8])> {
     let header = KeyHeader::read(data)?;
     Some((header.method, data.get(KeyHeader::LEN..)?))
@@ -483,7 +484,7 @@ fn protector(data: &[u8]) -> Option<Protector> {
     Some(protector)
 }
 
-/// Whether the stretching is one that is carried out here.
+/// Whether this kind of stretching is supported.
 pub fn stretches(header: &StretchHeader) -> bool {
     method::STRETCHED.contains(&header.method) && header.flags & method::PBKDF2 == 0
 }

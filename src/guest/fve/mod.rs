@@ -1,13 +1,16 @@
-//! BitLocker volumes ("full volume encryption", FVE) opened in this process, to read and to write.
+//! BitLocker volumes ("full volume encryption", FVE) opened in this process, for reading and
+//! writing.
 //!
-//! Below the file systems: [`Unlocked::over`] is the disk with the unlocked volumes in clear, everything else as it
-//! is. So the NTFS reader, the confined NTFS writer, the trim and the rollback know nothing of encryption, and
-//! what is written is encrypted again; a volume stays as encrypted, as locked or as suspended as it was. The
-//! metadata of a volume is read and never written.
+//! This layer is below the file systems: [`Unlocked::over`] is the disk with the unlocked volumes
+//! in clear and everything else unchanged. So the NTFS reader, the confined NTFS writer, the trim
+//! and the rollback need no support for encryption, and written data is encrypted again. A volume
+//! stays as encrypted, as locked or as suspended as before. The metadata of a volume is read and
+//! never written.
 //!
-//! The format is described by libyal's libbde ("BitLocker Drive Encryption (BDE) format"), cryptsetup's bitlk,
-//! dislocker and dissect.fve; see [`layout`]. What surprised: Vista keeps the copy of its boot sector in clear
-//! behind the last sector of NTFS, and the moved start of a volume is encrypted for the place it was moved to.
+//! The format is described by libyal's libbde ("BitLocker Drive Encryption (BDE) format"),
+//! cryptsetup's bitlk, dislocker and dissect.fve; see [`layout`]. Vista stores the copy of its boot
+//! sector in clear behind the last sector of NTFS. The moved start of a volume is encrypted for its
+//! new offset.
 
 pub mod cipher;
 pub mod error;
@@ -33,27 +36,27 @@ use metadata::Part;
 use protection::Protection;
 use volume::Volume;
 
-/// Why a volume stays closed.
+/// The reason why a volume stays closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Closed {
     /// No key was given, or none that opens it.
     Locked,
-    /// Nothing that can be given opens it.
+    /// No kind of key that a user can give opens it.
     NoUsableProtector,
     /// Partly encrypted.
     Converting,
-    /// Its metadata is damaged or of a kind that is not known.
+    /// Its metadata is damaged or of an unknown kind.
     Unreadable,
 }
 
-/// What was found out about a volume.
+/// The result of examining a volume.
 pub struct Look {
     pub protections: Vec<Protection>,
     pub volume: Result<Volume, (Closed, String)>,
 }
 
-/// Reads the metadata of the volume at that place and tries the keys on it.
+/// Reads the metadata of the volume at that offset and tries the keys on it.
 pub fn look(
     disk: &dyn BlockRead,
     start: u64,
@@ -129,7 +132,7 @@ impl Unlocked {
         }
     }
 
-    /// Takes BitLocker's own places out of a range of the disk.
+    /// Removes BitLocker's own ranges from a range of the disk.
     pub fn without_reserved(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut left = vec![range];
         for reserved in self.0.iter().flat_map(Volume::reserved) {
@@ -147,7 +150,7 @@ impl Unlocked {
         left
     }
 
-    /// What is at an offset of the disk: the volume there, if it is unlocked, and where that ends.
+    /// The unlocked volume at an offset of the disk, if any, and the end of that range.
     fn at(&self, offset: u64, size: u64) -> (Option<&Volume>, u64) {
         let end = |v: &Volume| v.start.saturating_add(v.partition_len);
         let next = self.0.iter().find(|v| offset < end(v));
@@ -158,7 +161,7 @@ impl Unlocked {
         }
     }
 
-    /// Cuts a range of the disk at the borders of the unlocked volumes.
+    /// Splits a range of the disk at the borders of the unlocked volumes.
     fn each(
         &self,
         offset: u64,

@@ -1,6 +1,6 @@
-//! What a key of a BitLocker volume is protected by.
+//! The protections of a BitLocker volume's key.
 
-/// What opens a protector (libbde, "Key protection types"; bitlk for smart cards).
+/// The kind of a protector (libbde, "Key protection types"; bitlk for smart cards).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
     ClearKey,
@@ -15,7 +15,8 @@ pub enum Protection {
 }
 
 impl Protection {
-    /// The lower byte is a priority among protectors of one kind (dislocker, dissect).
+    /// Parses the number. The lower byte is a priority among protectors of one kind (dislocker,
+    /// dissect).
     pub fn of(number: u16) -> Self {
         match number & 0xff00 {
             0x0000 => Self::ClearKey,

@@ -1,4 +1,4 @@
-//! Volumes made in memory, and ones that Windows made, through the whole of this module.
+//! Volumes made in memory, and ones that Windows made, through this whole module.
 
 use std::io;
 use std::path::PathBuf;
@@ -51,7 +51,7 @@ impl BlockWrite for Memory {
     }
 }
 
-/// A disk with a volume that only looks like NTFS at its start, and something on both sides of it.
+/// A disk with a volume whose start resembles NTFS, and data on both sides of it.
 fn plain(sector: u16) -> Arc<Memory> {
     let mut bytes: Vec<u8> = (0..(LEN + 2 * START) as u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
@@ -67,7 +67,7 @@ fn plain(sector: u16) -> Arc<Memory> {
     header.write(&mut bytes[START as usize..]).unwrap();
     let (first, copy) = (START as usize, (START + LEN) as usize - usize::from(sector));
     bytes.copy_within(first..first + usize::from(sector), copy);
-    // As NTFS sees BitLocker's files.
+    // NTFS's view of BitLocker's files.
     for place in PLACES.copies {
         bytes[(START + place) as usize..][..64 << 10].fill(0);
     }
@@ -103,7 +103,7 @@ fn read(disk: &dyn BlockRead, range: std::ops::Range<u64>) -> Vec<u8> {
     bytes
 }
 
-/// Every shape a volume can have.
+/// Every possible shape of a volume.
 fn shapes() -> Vec<(u16, Spec<'static>)> {
     let mut shapes = Vec::new();
     for method in Method::ALL {
@@ -122,7 +122,7 @@ fn shapes() -> Vec<(u16, Spec<'static>)> {
     shapes
 }
 
-/// Vista's copies are smaller; what is behind them is no longer BitLocker's.
+/// BitLocker's ranges. Vista's copies are smaller, and the bytes behind them are not BitLocker's.
 fn ours(spec: &Spec) -> Vec<std::ops::Range<u64>> {
     let size = if spec.vista { 16 << 10 } else { 64 << 10 };
     let mut ours: Vec<_> = PLACES.copies.map(|c| c..c + size).to_vec();
@@ -203,7 +203,7 @@ fn what_is_written_is_encrypted_and_the_metadata_stays() {
             "{shown}: in clear"
         );
 
-        // BitLocker's own places: refused, and nothing of the write is done.
+        // BitLocker's own ranges: refused, and no part of the write is done.
         for range in ours(&spec) {
             for (at, len) in [
                 (range.start, 512),
@@ -213,7 +213,7 @@ fn what_is_written_is_encrypted_and_the_metadata_stays() {
                 let error = clear.write_at(START + at, &vec![1; len]).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{shown} {at}");
             }
-            // The place of the moved start was written through the start.
+            // The range of the moved start was written through the start.
             if range.start != PLACES.moved {
                 let range = (START + range.start) as usize..(START + range.end) as usize;
                 assert!(after[range.clone()] == before[range], "{shown}");
@@ -243,7 +243,7 @@ fn the_boot_sector_of_vista_stays_bitlockers() {
         clear.write_at(at, &sector).unwrap();
         let again = VolumeHeader::read(&read(disk.as_ref(), at..at + 512)).unwrap();
         assert_eq!(again.metadata_cluster, on_disk.metadata_cluster);
-        // The metadata has the place of the mirror: it cannot be moved from here.
+        // The metadata has the offset of the mirror: it cannot be moved from here.
         sector[56] += 1;
         clear.write_at(at, &sector).unwrap_err();
     }
@@ -340,7 +340,7 @@ fn a_volume_that_is_not_encrypted_as_a_whole_stays_closed() {
     assert!(reason.contains("encrypt-on-write"), "{reason}");
 }
 
-/// Changes bytes of one copy of the metadata, with a CRC-32 that fits when wanted.
+/// Changes bytes of one copy of the metadata, optionally with a matching CRC-32.
 fn forge(disk: &Memory, copy: usize, with_crc: bool, change: impl Fn(&mut [u8])) {
     let at = (START + PLACES.copies[copy]) as usize;
     let mut bytes = disk.0.lock().unwrap();
@@ -363,7 +363,7 @@ fn copies_are_checked_and_compared() {
     let made = || encrypted(&plain(512), &spec);
     let opens = |disk: &Arc<Memory>| open(disk.as_ref(), &[]).volume.map(drop).map_err(|e| e.1);
     let counter = |block: &mut [u8]| block[96] ^= 1;
-    // One or two damaged copies do not matter, all three do.
+    // One or two damaged copies are tolerated, three are not.
     let disk = made();
     for copy in 0..2 {
         forge(&disk, copy, false, counter);
@@ -376,14 +376,14 @@ fn copies_are_checked_and_compared() {
         "{reason}"
     );
     assert!(reason.contains("at 0x40000: the CRC-32 is 0x"), "{reason}");
-    // One that another program changed is outvoted; when all differ nothing is believed.
+    // One that another program changed is outvoted; if all differ, none is used.
     let disk = made();
     forge(&disk, 0, true, counter);
     opens(&disk).unwrap();
     forge(&disk, 1, true, |block| block[96] ^= 2);
     let reason = opens(&disk).unwrap_err();
     assert!(reason.contains("differ from byte 0x60 on"), "{reason}");
-    // All three changed alike: the volume's key does not vouch for them.
+    // All three have the same change: verification with the volume's key fails.
     let disk = made();
     for copy in 0..3 {
         forge(&disk, copy, true, counter);
@@ -478,7 +478,7 @@ fn what_is_never_free() {
     assert_eq!(Unlocked::default().without_reserved(all.clone()), [all]);
 }
 
-/// Where the volumes of cryptsetup's tests (`tests/bitlk-images.tar.xz`) are unpacked.
+/// The directory with the unpacked volumes of cryptsetup's tests (`tests/bitlk-images.tar.xz`).
 fn images() -> Option<PathBuf> {
     std::env::var_os("HYPER2KVM_BITLK_IMAGES").map(PathBuf::from)
 }

@@ -1,8 +1,8 @@
-//! What is where in an unlocked volume, and how its bytes are read and written.
+//! The layout of an unlocked volume, and reading and writing of its bytes.
 //!
-//! Most sectors are encrypted where they are. The start of the volume is kept elsewhere (Windows 7 and later), or
-//! is in clear (Vista). BitLocker's own places - the copies of the metadata and the place of the moved start -
-//! read as zeroes, as they do in Windows, and are never written.
+//! Most sectors are encrypted at their own offset. The start of the volume is stored elsewhere
+//! (Windows 7 and later), or is in clear (Vista). BitLocker's own ranges - the copies of the
+//! metadata and the moved start - read as zeroes, like in Windows, and are never written.
 
 use std::io;
 use std::ops::Range;
@@ -16,12 +16,12 @@ use super::metadata::{Metadata, Start, VISTA_CLEAR};
 use super::protection::Protection;
 use crate::block::{BlockRead, BlockWrite, check_range};
 
-/// The most that is encrypted in one go.
+/// The most bytes encrypted at a time.
 const PIECE: usize = 1 << 20;
 
-/// A volume whose key is known.
+/// A volume with a known key.
 pub struct Volume {
-    /// Of the partition, in bytes of the disk.
+    /// The start of the partition, in bytes of the disk.
     pub start: u64,
     pub partition_len: u64,
     pub by: Protection,
@@ -29,19 +29,19 @@ pub struct Volume {
     len: u64,
     sector_size: u64,
     layout: Start,
-    /// In the volume, ascending and apart from each other.
+    /// Ranges in the volume, ascending and disjoint.
     reserved: Vec<Range<u64>>,
     cipher: Cipher,
 }
 
-/// How a part of the volume lies on the disk.
+/// The storage of a part of the volume on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Piece {
     /// Encrypted at that offset of the volume.
     Encrypted(u64),
-    /// Where it is, not encrypted.
+    /// At its own offset, not encrypted.
     Clear,
-    /// Vista's boot sector or its copy, in clear but for two fields.
+    /// Vista's boot sector or its copy, in clear except for two fields.
     VistaBoot,
     /// BitLocker's own.
     Reserved,
@@ -73,13 +73,13 @@ impl Volume {
         })
     }
 
-    /// The ranges that are BitLocker's, in bytes of the disk.
+    /// BitLocker's own ranges, in bytes of the disk.
     pub fn reserved(&self) -> impl Iterator<Item = Range<u64>> {
         let ranges = self.reserved.iter();
         ranges.map(|r| self.start + r.start..self.start + r.end)
     }
 
-    /// What is at an offset of the volume, and where that ends.
+    /// The piece at an offset of the volume, and its end.
     fn piece(&self, at: u64) -> (Piece, u64) {
         let next = self.reserved.partition_point(|r| r.end <= at);
         let next = self.reserved.get(next);
@@ -108,7 +108,8 @@ impl Volume {
         }
     }
 
-    /// Cuts whole sectors into pieces, and hands each with its offset in the volume and its length.
+    /// Splits whole sectors into pieces, and passes on each with its offset in the volume and its
+    /// length.
     fn pieces(
         &self,
         at: u64,
@@ -174,7 +175,8 @@ impl Volume {
         })
     }
 
-    /// Not for two threads at a time: a write of a part of a sector reads the rest first.
+    /// Writes a range. Not for two threads at a time: a write of a part of a sector first reads the
+    /// rest.
     pub fn write(
         &self,
         disk: &(impl BlockWrite + ?Sized),
@@ -223,7 +225,7 @@ impl Volume {
         })
     }
 
-    /// Gives a boot sector of Vista the two fields that it has in NTFS, or on the disk.
+    /// Replaces two fields in a boot sector of Vista by their values in NTFS, or on the disk.
     fn vista_boot(&self, sector: &mut [u8], for_ntfs: bool) -> io::Result<()> {
         let Start::Vista {
             mirror_cluster,
@@ -239,7 +241,7 @@ impl Volume {
         let mut header = VolumeHeader::read(sector)
             .ok_or_else(|| refused("a boot sector is cut short".to_string()))?;
         if (header.signature, header.metadata_cluster) != from {
-            // The copy at the end need not be one, and the place of the mirror is not ours to change.
+            // The copy at the end may be invalid, and the offset of the mirror must not be changed.
             return match for_ntfs {
                 true => Ok(()),
                 false => Err(refused(
@@ -257,8 +259,8 @@ fn refused(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
-/// BitLocker's places in ascending order: inside the volume, on whole sectors, apart from each other and from the
-/// start of the volume.
+/// BitLocker's ranges in ascending order: inside the volume, on whole sectors, disjoint, and apart
+/// from the start of the volume.
 fn reserved(metadata: &Metadata) -> Result<Vec<Range<u64>>, FveError> {
     let mut places: Vec<(u64, u64)> = metadata.copies.map(|c| (c, metadata.copy_bytes)).to_vec();
     let mut free_from = VISTA_CLEAR;

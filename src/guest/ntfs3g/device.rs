@@ -1,4 +1,4 @@
-//! The device that libntfs-3g sees: callbacks over a byte range of a [`BlockWrite`].
+//! The device for libntfs-3g: callbacks over a byte range of a [`BlockWrite`].
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::io;
@@ -27,7 +27,7 @@ pub static OPS: DeviceOps = DeviceOps {
     ioctl: op_ioctl,
 };
 
-/// What the callbacks need; the library keeps a pointer to it.
+/// The data of the callbacks; the library keeps a pointer to it.
 pub struct Backing {
     disk: Arc<dyn BlockWrite>,
     start: u64,
@@ -38,11 +38,11 @@ pub struct Backing {
 #[derive(Default)]
 struct BackingState {
     pos: u64,
-    /// The first error of the disk: the library reports only an errno.
+    /// The first error of the disk: the library returns only an errno.
     fault: Option<Fault>,
 }
 
-/// Why the disk could not be read or written.
+/// The reason why the disk could not be read or written.
 #[derive(Clone)]
 pub struct Fault {
     pub reason: String,
@@ -68,7 +68,7 @@ impl Backing {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// How much of `count` bytes at `offset` lies inside the range, and where that is on the disk.
+    /// The part of `count` bytes at `offset` inside the range, and its offset on the disk.
     fn range(&self, offset: i64, count: i64) -> Result<(u64, usize), c_int> {
         let (Ok(offset), Ok(count)) = (u64::try_from(offset), usize::try_from(count)) else {
             return Err(EINVAL);
@@ -101,8 +101,8 @@ unsafe fn callback<T>(
     work: impl FnOnce(&mut Device, &Backing) -> Result<T, c_int>,
 ) -> T {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: the library passes the device it was given and does not use it while the callback
-        // runs; its private pointer is the Backing that outlives the device.
+        // SAFETY: the library passes its device and does not use it while the callback runs; its
+        // private pointer is the Backing, which outlives the device.
         let (dev, backing) = unsafe { (&mut *dev, &*(*dev).private.cast::<Backing>()) };
         work(dev, backing)
     }));
@@ -116,7 +116,7 @@ unsafe fn callback<T>(
 }
 
 unsafe extern "C" fn op_open(dev: *mut Device, flags: c_int) -> c_int {
-    // SAFETY: called by the library with our device.
+    // SAFETY: called by the library with a device made by `mount`.
     unsafe {
         callback(dev, -1, |dev, _| {
             if flags & O_ACCMODE != O_RDWR {
@@ -129,7 +129,7 @@ unsafe extern "C" fn op_open(dev: *mut Device, flags: c_int) -> c_int {
 }
 
 unsafe extern "C" fn op_close(dev: *mut Device) -> c_int {
-    // SAFETY: called by the library with our device.
+    // SAFETY: called by the library with a device made by `mount`.
     unsafe {
         callback(dev, -1, |dev, _| {
             dev.state &= !ND_OPEN;
@@ -139,7 +139,7 @@ unsafe extern "C" fn op_close(dev: *mut Device) -> c_int {
 }
 
 unsafe extern "C" fn op_seek(dev: *mut Device, offset: i64, whence: c_int) -> i64 {
-    // SAFETY: called by the library with our device.
+    // SAFETY: called by the library with a device made by `mount`.
     unsafe {
         callback(dev, -1, |_, backing| {
             let mut state = backing.state();
@@ -203,12 +203,12 @@ unsafe fn write_from(
 }
 
 unsafe extern "C" fn op_pread(dev: *mut Device, buf: *mut c_void, count: i64, at: i64) -> i64 {
-    // SAFETY: called by the library with our device and a buffer of `count` bytes.
+    // SAFETY: called by the library with a device made by `mount` and a buffer of `count` bytes.
     unsafe { callback(dev, -1, |_, backing| read_into(backing, buf, count, at)) }
 }
 
 unsafe extern "C" fn op_pwrite(dev: *mut Device, buf: *const c_void, count: i64, at: i64) -> i64 {
-    // SAFETY: called by the library with our device and a buffer of `count` bytes.
+    // SAFETY: called by the library with a device made by `mount` and a buffer of `count` bytes.
     unsafe {
         callback(dev, -1, |dev, backing| {
             dev.state |= ND_DIRTY;
@@ -218,7 +218,7 @@ unsafe extern "C" fn op_pwrite(dev: *mut Device, buf: *const c_void, count: i64,
 }
 
 unsafe extern "C" fn op_read(dev: *mut Device, buf: *mut c_void, count: i64) -> i64 {
-    // SAFETY: called by the library with our device and a buffer of `count` bytes.
+    // SAFETY: called by the library with a device made by `mount` and a buffer of `count` bytes.
     unsafe {
         callback(dev, -1, |_, backing| {
             let at = i64::try_from(backing.state().pos).map_err(|_| EINVAL)?;
@@ -230,7 +230,7 @@ unsafe extern "C" fn op_read(dev: *mut Device, buf: *mut c_void, count: i64) -> 
 }
 
 unsafe extern "C" fn op_write(dev: *mut Device, buf: *const c_void, count: i64) -> i64 {
-    // SAFETY: called by the library with our device and a buffer of `count` bytes.
+    // SAFETY: called by the library with a device made by `mount` and a buffer of `count` bytes.
     unsafe {
         callback(dev, -1, |dev, backing| {
             dev.state |= ND_DIRTY;
@@ -243,7 +243,7 @@ unsafe extern "C" fn op_write(dev: *mut Device, buf: *const c_void, count: i64) 
 }
 
 unsafe extern "C" fn op_sync(dev: *mut Device) -> c_int {
-    // SAFETY: called by the library with our device.
+    // SAFETY: called by the library with a device made by `mount`.
     unsafe {
         callback(dev, -1, |dev, backing| {
             backing.noted("flushing", backing.disk.flush())?;
@@ -253,7 +253,7 @@ unsafe extern "C" fn op_sync(dev: *mut Device) -> c_int {
     }
 }
 
-/// Sizes come from the boot sector and the range, so nothing has to be answered here.
+/// Answers nothing: sizes come from the boot sector and the range.
 unsafe extern "C" fn op_stat(_: *mut Device, _: *mut c_void) -> c_int {
     set_errno(EOPNOTSUPP);
     -1

@@ -1,4 +1,4 @@
-//! The declarations of libntfs-3g, and how the library is found.
+//! The declarations of libntfs-3g, and the search for the library.
 
 use std::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::io;
@@ -39,7 +39,7 @@ pub const AT_DATA: u32 = 0x80;
 pub const FILE_ATTR_HIDDEN_OR_SYSTEM: u32 = 0x6;
 pub const FILE_ATTR_DIRECTORY: u32 = 0x10;
 pub const FILE_ATTR_REPARSE_POINT: u32 = 0x400;
-/// In a reparse tag: the file stands for another one, as links and junctions do.
+/// In a reparse tag: the file stands for another one, like links and junctions.
 pub const NAME_SURROGATE: u32 = 0x2000_0000;
 pub const FILE_ATTR_COMPRESSED: u32 = 0x800;
 pub const FILE_ATTR_ENCRYPTED: u32 = 0x4000;
@@ -47,10 +47,10 @@ pub const FILE_ATTR_ENCRYPTED: u32 = 0x4000;
 /// `$STANDARD_INFORMATION` of NTFS 3: 72 bytes with the security id at 0x34.
 pub const STANDARD_INFORMATION_V3: usize = 72;
 pub const MAX_DESCRIPTOR: usize = 64 << 10;
-/// How many entries of a directory are considered as the model of a new one.
+/// The most entries of a directory that are considered as the model of a new one.
 pub const MAX_SIBLINGS: usize = 64;
 
-/// Sonames seen in distributions, the present one first.
+/// Sonames in distributions, the present one first.
 const SONAMES: &[&str] = &[
     "libntfs-3g.so.89",
     "libntfs-3g.so.90",
@@ -107,7 +107,7 @@ pub struct DeviceOps {
 pub type FillDir =
     unsafe extern "C" fn(*mut c_void, *const u16, c_int, c_int, i64, u64, c_uint) -> c_int;
 
-/// Declares the functions of the library once: the table and the code that fills it.
+/// Declares the functions of the library once: generates the table and the code that fills it.
 macro_rules! api {
     ($($name:ident: fn($($arg:ty),*) $(-> $ret:ty)?;)*) => {
         pub struct Api {
@@ -120,8 +120,9 @@ macro_rules! api {
         impl Api {
             fn load(library: libloading::Library) -> Result<Self, libloading::Error> {
                 // SAFETY: each symbol is a function with this signature in every release of
-                // libntfs-3g with one of the names in SONAMES (see the module documentation), and
-                // the library stays loaded as long as the pointers: it is kept in the same struct.
+                // libntfs-3g with one of the names in SONAMES (see the module documentation). The
+                // library stays loaded as long as the pointers exist: it is kept in the same
+                // struct.
                 unsafe {
                     Ok(Self {
                         $($name: *library.get(concat!(stringify!($name), "\0").as_bytes())?,)*
@@ -184,7 +185,7 @@ pub fn api() -> Result<&'static Api> {
     API.get_or_init(load).as_ref().ok_or_else(missing)
 }
 
-/// Whether the library is there, for `doctor`.
+/// Whether the library is installed, for `doctor`.
 pub fn is_available() -> bool {
     api().is_ok()
 }
@@ -239,7 +240,7 @@ fn installed() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The result of a function that gives 0 or sets errno.
+/// The result of a function that returns 0 or sets errno.
 pub fn check(result: c_int) -> Result<(), c_int> {
     match result {
         0 => Ok(()),

@@ -9,7 +9,7 @@ use super::ffi::{
     Api, Attr, EINVAL, EIO, FILE_ATTR_DIRECTORY, Inode, NTFS_UPDATE_MCTIME, check, errno, set_errno,
 };
 
-/// An open inode. Closing writes it back, so errors count: use [`OpenInode::close`].
+/// An open inode. Closing writes it back, so errors matter: use [`OpenInode::close`].
 pub struct OpenInode<'v> {
     api: &'static Api,
     inode: NonNull<Inode>,
@@ -17,7 +17,7 @@ pub struct OpenInode<'v> {
 }
 
 impl OpenInode<'_> {
-    /// Takes over an inode that the library has opened; null is its way to say "see errno".
+    /// Takes ownership of an inode that the library has opened; for null, errno has the error.
     ///
     /// # Safety
     /// `inode` must be null or open, and not in use elsewhere.
@@ -33,7 +33,7 @@ impl OpenInode<'_> {
         self.inode.as_ptr()
     }
 
-    /// For functions that close the inode themselves.
+    /// Releases the inode to a function that closes it itself.
     pub fn into_ptr(self) -> *mut Inode {
         let inode = self.ptr();
         std::mem::forget(self);
@@ -55,7 +55,7 @@ impl OpenInode<'_> {
 
     pub fn attributes(&self) -> u32 {
         let mut value = [0u8; 4];
-        // SAFETY: the inode is open and the buffer is as long as said.
+        // SAFETY: the inode is open and the buffer has the given length.
         unsafe { (self.api.ntfs_get_ntfs_attrib)(self.ptr(), value.as_mut_ptr().cast(), 4) };
         u32::from_le_bytes(value)
     }

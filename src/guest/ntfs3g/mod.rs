@@ -1,19 +1,20 @@
 //! Writes NTFS through libntfs-3g, loaded at run time, over a byte range of any [`BlockWrite`].
 //!
-//! One of two modules with `unsafe` (the other binds libhivex). Its interface is plain: paths and bytes in, `Result` out, so that
-//! it can later run in a confined child process. Declarations follow ntfs-3g's `device.h`, `dir.h`,
-//! `attrib.h`, `inode.h` and `volume.h` (2022.10.3; the same since 2010): only functions are called
-//! and only `struct ntfs_device` is looked into, because that one is meant to be filled in by others.
+//! One of two modules with `unsafe` (the other binds libhivex). Its interface is plain: paths and
+//! bytes in, `Result` out, so that it can run in a confined child process. Declarations follow
+//! ntfs-3g's `device.h`, `dir.h`, `attrib.h`, `inode.h` and `volume.h` (2022.10.3; the same since
+//! 2010). Only functions are called, and only `struct ntfs_device` is accessed, because other code
+//! is meant to fill it in.
 //!
-//! What surprised:
-//! - the library must never hold one inode twice, so a file is opened after its directory is closed,
-//!   or closed "in" the directory that is still open;
-//! - `ntfs_delete` and `ntfs_set_ntfs_dos_name` close both inodes they are given, on error too;
-//! - a null attribute name means "any name"; "no name" is the address of the symbol `AT_UNNAMED`;
-//! - new names get the POSIX namespace. Windows takes them, but a name that fits 8.3 is turned into
-//!   `WIN32_AND_DOS`, as Windows itself would have made it; there is no call for Win32 alone;
-//! - growing a file makes a sparse one, unless `ntfs_attr_truncate_solid` is used;
-//! - the `$Volume` dirty flag does not stop a mount, so the caller has to look at it.
+//! Properties of the library:
+//! - It must never have one inode open twice, so a file is opened after its directory is closed, or
+//!   closed "in" the directory that is still open.
+//! - `ntfs_delete` and `ntfs_set_ntfs_dos_name` close both inodes they are given, on error too.
+//! - A null attribute name means "any name"; "no name" is the address of the symbol `AT_UNNAMED`.
+//! - New names get the POSIX namespace. Windows accepts them, but a name that fits 8.3 is converted
+//!   to `WIN32_AND_DOS`, as Windows itself would have made it; there is no call for Win32 alone.
+//! - Growing a file makes a sparse one, unless `ntfs_attr_truncate_solid` is used.
+//! - The `$Volume` dirty flag does not prevent a mount, so the caller has to check it.
 #![allow(unsafe_code)]
 
 mod device;
@@ -33,10 +34,10 @@ use handle::OpenInode;
 use super::{Extent, FileKind, GuestError, GuestPath, IO_REPARSE_TAG_WOF, Result, security, wof};
 use crate::block::BlockWrite;
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MountOptions {
-    /// Throw an unclean log away. Loses what Windows had not finished: only on explicit request.
+    /// Discard an unclean log. This loses Windows' unfinished changes: only on explicit request.
     pub force_dirty: bool,
 }
 
@@ -47,11 +48,11 @@ pub struct Ntfs3g {
     backing: NonNull<Backing>,
 }
 
-/// The security of a file that a new one takes over.
+/// The security that a new file inherits from an existing one.
 enum Security {
     /// An entry of `$Secure`.
     Id(u32),
-    /// An attribute of its own, as NTFS 1.2 and mkntfs make them.
+    /// A separate attribute, as in NTFS 1.2 and by mkntfs.
     Descriptor(Vec<u8>),
 }
 
@@ -70,8 +71,8 @@ unsafe extern "C" fn collect_sibling(
     reference: u64,
     kind: c_uint,
 ) -> c_int {
-    // SAFETY: the pointer is the Siblings given to ntfs_readdir, which is not used meanwhile, and
-    // the name is valid for its length.
+    // SAFETY: the pointer is the Siblings given to ntfs_readdir, which is not used during the call,
+    // and the name is valid for its length.
     let (siblings, name) = unsafe {
         let len = usize::try_from(name_len).unwrap_or(0);
         let name = if name.is_null() {
@@ -124,7 +125,7 @@ impl Ntfs3g {
         let Some(volume) = NonNull::new(volume) else {
             let errno = errno();
             if !device.is_null() {
-                // SAFETY: the mount failed, so the device is still ours and closed.
+                // SAFETY: the mount failed, so the device is still owned here and closed.
                 unsafe { (api.ntfs_device_free)(device) };
             }
             // SAFETY: no device refers to the backing any more.
@@ -142,7 +143,7 @@ impl Ntfs3g {
         Ok(mounted)
     }
 
-    /// Writes everything back and gives the volume up.
+    /// Writes everything back and unmounts the volume.
     pub fn unmount(self) -> Result<()> {
         let result = self.release();
         std::mem::forget(self);
@@ -153,7 +154,7 @@ impl Ntfs3g {
         // SAFETY: the volume is mounted, nothing of it is open (all inodes borrow `self`), and it
         // is not used again: `unmount` forgets `self`, the other caller is `drop`.
         let unmounted = check(unsafe { (self.api.ntfs_umount)(self.volume.as_ptr(), 0) });
-        // SAFETY: ntfs_umount has freed the device, even when it reports an error.
+        // SAFETY: ntfs_umount has freed the device, even if it returned an error.
         let backing = unsafe { Box::from_raw(self.backing.as_ptr()) };
         let fault = backing.fault();
         match (unmounted, fault) {
@@ -188,7 +189,7 @@ impl Ntfs3g {
     }
 
     fn child(&self, dir: &OpenInode<'_>, name: &str) -> Result<u64, c_int> {
-        // Windows goes where a junction points, so nothing in it is what Windows sees at this path.
+        // Windows follows a junction, so no entry in it is what Windows sees at this path.
         if dir.attributes() & FILE_ATTR_REPARSE_POINT != 0
             && self.reparse_tag(dir)? & NAME_SURROGATE != 0
         {
@@ -219,7 +220,7 @@ impl Ntfs3g {
         Ok(reference)
     }
 
-    /// Opens the parent directory; gives its number and the name in it too.
+    /// Opens the parent directory; also returns its number and the name in it.
     fn parent<'p>(
         &self,
         op: &'static str,
@@ -255,7 +256,8 @@ impl Ntfs3g {
         }
     }
 
-    /// The security of the first ordinary entry of this kind in the directory, else the directory's.
+    /// The security of the first ordinary entry of this kind in the directory, otherwise the
+    /// directory's own.
     fn model(&self, dir: &OpenInode<'_>, number: u64, kind: FileKind) -> Result<Security, c_int> {
         let mut siblings = Siblings {
             kind: match kind {
@@ -291,7 +293,7 @@ impl Ntfs3g {
         self.security(dir)?.ok_or(EOPNOTSUPP)
     }
 
-    /// `security`: that of the file it takes the place of.
+    /// Creates a file; `security` is that of the file it replaces.
     fn create(
         &self,
         op: &'static str,
@@ -335,14 +337,14 @@ impl Ntfs3g {
             .map_err(|errno| self.error(op, path, errno))
     }
 
-    /// Whether what is made in the directory is to be compressed.
+    /// Sets whether new files in the directory will be compressed.
     fn mark_compressed(&self, dir: &OpenInode<'_>, compressed: bool) -> Result<(), c_int> {
         let mut attributes = dir.attributes() & !FILE_ATTR_COMPRESSED;
         if compressed {
             attributes |= FILE_ATTR_COMPRESSED;
         }
         let bytes = attributes.to_le_bytes();
-        // SAFETY: the inode is open and the buffer is as long as said.
+        // SAFETY: the inode is open and the buffer has the given length.
         check(unsafe {
             (self.api.ntfs_set_ntfs_attrib)(dir.ptr(), bytes.as_ptr().cast(), bytes.len(), 0)
         })
@@ -403,9 +405,9 @@ impl Ntfs3g {
             inode.add_attr(AT_SECURITY_DESCRIPTOR, &descriptor)?;
         }
         if kind == FileKind::Dir {
-            // The library marks directories as "to archive", Windows does not.
+            // The library marks directories as "to archive"; Windows does not.
             let none = 0u32.to_le_bytes();
-            // SAFETY: the inode is open and the buffer is as long as said.
+            // SAFETY: the inode is open and the buffer has the given length.
             check(unsafe {
                 (self.api.ntfs_set_ntfs_attrib)(inode.ptr(), none.as_ptr().cast(), none.len(), 0)
             })?;
@@ -457,7 +459,7 @@ impl Ntfs3g {
     fn reparse_tag(&self, inode: &OpenInode<'_>) -> Result<u32, c_int> {
         // The largest reparse point there can be.
         let mut value = vec![0u8; 16 << 10];
-        // SAFETY: the inode is open and the buffer is as long as said.
+        // SAFETY: the inode is open and the buffer has the given length.
         let n = unsafe {
             (self.api.ntfs_get_ntfs_reparse_data)(
                 inode.ptr(),
@@ -482,8 +484,9 @@ impl Ntfs3g {
         }
         let stream: Vec<u16> = wof::STREAM.encode_utf16().collect();
         let strip = || {
-            // The unnamed stream is a hole of the full size; a new one is not sparse. First, so that
-            // no error leaves a plain file of zeroes behind: without the reparse point it is empty.
+            // The unnamed stream is a hole of the full size; a new one is not sparse. This comes
+            // first, so that no error leaves a plain file of zeroes: without the reparse point it
+            // is empty.
             inode.remove_attr(AT_DATA, &[])?;
             inode.add_attr(AT_DATA, &[])?;
             // SAFETY: the inode is open.
@@ -496,7 +499,7 @@ impl Ntfs3g {
         strip().map_err(|errno| self.error(op, path, errno))
     }
 
-    /// Creates a file or replaces the contents of the one that is there.
+    /// Creates a file or replaces the contents of the existing one.
     pub fn write_file(&mut self, path: &GuestPath, contents: &[u8]) -> Result<()> {
         const OP: &str = "writing";
         match self.lookup(path) {
@@ -524,8 +527,8 @@ impl Ntfs3g {
         })
     }
 
-    /// The library writes no LZNT1 here, and cannot take the mark off a file: a plain one, with the same
-    /// security, takes its place. `None` when the file is not compressed.
+    /// Removes a compressed file for a plain one with the same security: the library writes no
+    /// LZNT1 here, and cannot clear the flag of a file. `None` if the file is not compressed.
     fn remove_lznt1(&self, path: &GuestPath, reference: u64) -> Result<Option<Security>> {
         const OP: &str = "replacing the compressed";
         let inode = self
@@ -546,7 +549,8 @@ impl Ntfs3g {
         Ok(Some(security))
     }
 
-    /// Puts what a file holds behind a reparse point, as CompactOS does: for guests made by hyper2kvm.
+    /// Moves the contents of a file behind a reparse point, like CompactOS: for guests made by
+    /// hyper2kvm.
     pub fn make_wof(
         &mut self,
         path: &GuestPath,
@@ -560,7 +564,7 @@ impl Ntfs3g {
         let mut change = || {
             inode.remove_attr(AT_DATA, &[])?;
             self.change(&inode, size, [])?;
-            // SAFETY: the inode is open and the buffers are live and as long as said.
+            // SAFETY: the inode is open and the buffers are live and have the given lengths.
             unsafe {
                 check((self.api.ntfs_attr_add)(
                     inode.ptr(),
@@ -584,13 +588,13 @@ impl Ntfs3g {
             .map_err(|errno| self.error(OP, path, errno))
     }
 
-    /// Makes a file or an empty directory a reparse point, such as a symbolic link or a junction: for guests
-    /// made by hyper2kvm.
+    /// Makes a file or an empty directory a reparse point, such as a symbolic link or a junction:
+    /// for guests made by hyper2kvm.
     pub fn make_reparse(&mut self, path: &GuestPath, reparse: &[u8]) -> Result<()> {
         const OP: &str = "linking";
         let set = || {
             let inode = self.open(self.lookup(path)?)?;
-            // SAFETY: the inode is open and the buffer is live and as long as said.
+            // SAFETY: the inode is open and the buffer is live and has the given length.
             check(unsafe {
                 (self.api.ntfs_set_ntfs_reparse_data)(
                     inode.ptr(),
@@ -604,13 +608,13 @@ impl Ntfs3g {
         set().map_err(|errno| self.error(OP, path, errno))
     }
 
-    /// A new file that the library compresses with LZNT1: for guests made by hyper2kvm.
+    /// Creates a file that the library compresses with LZNT1: for guests made by hyper2kvm.
     pub fn make_lznt1(&mut self, path: &GuestPath, contents: &[u8]) -> Result<()> {
         const OP: &str = "compressing";
         let (folder, _, _) = self.parent(OP, path)?;
         let attributes = FILE_ATTR_COMPRESSED.to_le_bytes();
-        // SAFETY: the inode is open and the buffer as long as said. The mount option "compression" is
-        // bit 6 of `state`, the third word of `struct _ntfs_volume`.
+        // SAFETY: the inode is open and the buffer has the given length. The mount option
+        // "compression" is bit 6 of `state`, the third word of `struct _ntfs_volume`.
         let marked = check(unsafe {
             *self.volume.as_ptr().cast::<std::ffi::c_ulong>().add(2) |= 1 << 6;
             let set = self.api.ntfs_set_ntfs_attrib;
@@ -625,7 +629,7 @@ impl Ntfs3g {
             .and_then(|()| folder.close())
             .map_err(|errno| self.error(OP, path, errno))?;
         let (folder, number, name) = self.parent(OP, path)?;
-        // Not `create`, which keeps new files from being compressed.
+        // Not `create`, which prevents the compression of new files.
         let write = || {
             let security = self.model(&folder, number, FileKind::File)?;
             self.create_in(folder, name, FileKind::File, security)?;
@@ -645,7 +649,7 @@ impl Ntfs3g {
         if inode.attributes() & FILE_ATTR_REPARSE_POINT != 0 {
             self.strip_wof(op, path, &inode)?;
         }
-        // The size first: a full volume is noticed before any byte of the old contents is gone.
+        // The size first: a full volume shows before any byte of the old contents is lost.
         self.change(&inode, contents.len() as u64, [(0, contents)])
             .and_then(|()| inode.close())
             .map_err(|errno| self.error(op, path, errno))
@@ -720,7 +724,7 @@ impl Drop for Ntfs3g {
     }
 }
 
-/// The 8.3 form of a name that fits it, upper case; `None` for a longer or unusual one.
+/// The upper-case 8.3 form of a name; `None` for a longer or unusual one.
 fn short_name(name: &str) -> Option<CString> {
     let (base, ext) = name.split_once('.').unwrap_or((name, ""));
     let plain = |part: &str| {

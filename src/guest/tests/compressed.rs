@@ -1,4 +1,4 @@
-//! Compressed files: packed by wimlib and by libntfs-3g, read by our reader.
+//! Compressed files: packed by wimlib and by libntfs-3g, read by hyper2kvm's reader.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::guest::ntfs3g::Ntfs3g;
 use crate::guest::wof::{self, Algorithm};
 use crate::guest::{GuestError, GuestRead, GuestWrite, fs};
 
-/// Something to compress: code, text, zeroes and noise.
+/// Data to compress: code, text, zeroes and noise.
 fn mixture() -> Vec<u8> {
     let mut data = std::fs::read(std::env::current_exe().unwrap()).unwrap();
     let code = data.len() / 2;
@@ -40,7 +40,7 @@ fn assert_reads(image: &Image, name: &str, expected: &[u8]) {
     ));
 }
 
-/// What wimlib compresses: a WIM resource is laid out like the stream of CompactOS.
+/// The output of wimlib: a WIM resource has the layout of CompactOS' stream.
 fn wim_stream(data: &[u8], algorithm: Algorithm) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("in");
@@ -149,7 +149,7 @@ fn lznt1_files_compressed_by_ntfs_3g() {
         assert!(ntfscat(&image, "packed/file") == data);
         assert_sound(&image);
 
-        // A whole new file takes its place, plain as everything that is written here.
+        // A new plain file replaces it, because every file written here is plain.
         let mut writer = image.writer();
         let patch = writer.patch_file(VOLUME, &path("packed/file"), 5, &[]);
         assert!(patch.is_err(), "a patch of a compressed file");

@@ -1,4 +1,4 @@
-//! FAT: judged by `fsck.fat` and mtools.
+//! FAT, verified by `fsck.fat` and mtools.
 
 use super::*;
 use crate::guest::{Extent, FileKind, FsKind, GuestError, GuestRead, GuestWrite, fs};
@@ -150,7 +150,7 @@ fn a_cyclic_chain_ends() {
         writer.write_file(VOLUME, &file, b"").unwrap();
     }
     writer.close().unwrap();
-    // Every cluster of the table leads to cluster 2, that is: the directory to itself.
+    // Every cluster of the table leads to cluster 2, so the directory leads to itself.
     let boot = image.bytes(0, 512);
     let table = u64::from(fs::le16(&boot, 14)) * 512;
     image.poke(table + 4, &[2, 0].repeat(8));
@@ -195,7 +195,7 @@ fn free_ranges() {
             "{args:?}"
         );
         assert!(ranges.len() > 2 && ranges.windows(2).all(|w| w[0].end < w[1].start));
-        // Nothing of what is left is in them.
+        // No remaining file is in them.
         for r in &ranges {
             image.poke(r.start, &vec![0; (r.end - r.start) as usize]);
         }

@@ -1,11 +1,11 @@
-//! Volumes with random damage: any answer will do, but one must come.
+//! Volumes with random damage: any answer is acceptable, but there must be one.
 
 use std::time::{Duration, Instant};
 
 use super::*;
 use crate::guest::{GuestRead, GuestWrite};
 
-/// Reads what there is to read, as far as it goes.
+/// Reads everything that is readable.
 fn walk(bytes: Vec<u8>) {
     let layout = layout(0, bytes.len() as u64);
     let reader = embedded::open(Arc::new(bytes), &layout).unwrap();
@@ -48,7 +48,7 @@ fn survive(image: &Image, rounds: u64, metadata: &[(u64, usize)]) {
         for roll in dice.chunks_exact(8).take(1 + seed as usize % 40) {
             let (from, len) = metadata[usize::from(roll[0]) % metadata.len()];
             let at = u32::from_le_bytes([roll[1], roll[2], roll[3], 0]) as usize % len;
-            // Small numbers and all ones are where the mistakes are.
+            // Small numbers and all ones are the likeliest to reveal mistakes.
             let value = [roll[4], 0, 0xff, 1, roll[4] & 7][usize::from(roll[5]) % 5];
             bytes[from as usize + at] = value;
         }

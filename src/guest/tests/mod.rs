@@ -1,4 +1,4 @@
-//! The engines on real volumes, with the tools of ntfs-3g, dosfstools and mtools as judges.
+//! The engines on real volumes, verified by the tools of ntfs-3g, dosfstools and mtools.
 
 mod compressed;
 mod fat;
@@ -27,7 +27,7 @@ fn path(text: &str) -> GuestPath {
 
 use crate::skip::{have, skip};
 
-/// Runs a tool and gives its output; panics when it fails.
+/// Runs a tool and returns its output; panics if it fails.
 #[allow(clippy::disallowed_methods)]
 fn run(tool: &str, args: &[&str]) -> Vec<u8> {
     let path = format!(
@@ -51,7 +51,7 @@ fn run(tool: &str, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// A volume in a raw file, by itself so that the tools can look at it.
+/// A volume in a raw file of its own, so that the tools can read it.
 struct Image {
     dir: tempfile::TempDir,
     file: PathBuf,

@@ -1,4 +1,5 @@
-//! NTFS: written by libntfs-3g, read by our reader, judged by ntfs-3g's tools and the crate `ntfs`.
+//! NTFS written by libntfs-3g, read by hyper2kvm's reader, verified by ntfs-3g's tools and the
+//! crate `ntfs`.
 
 use std::sync::Arc;
 
@@ -34,14 +35,15 @@ pub(super) fn ntfscat(image: &Image, path: &str) -> Vec<u8> {
     run("ntfscat", &["-f", image.name(), path])
 }
 
-/// `ntfsfix` without writing: it compares the MFT with its mirror and reads the log.
+/// Fails unless `ntfsfix` without writing, which compares the MFT with its mirror and reads the
+/// log, finds no fault.
 pub(super) fn assert_sound(image: &Image) {
     let said = run("ntfsfix", &["--no-action", image.name()]);
     let said = String::from_utf8_lossy(&said).into_owned();
     assert!(said.contains("processed successfully"), "{said}");
 }
 
-/// What the crate `ntfs` reads.
+/// The contents according to the crate `ntfs`.
 fn crate_read(image: &Image, path: &GuestPath) -> Vec<u8> {
     let disk = Arc::new(FileDisk::open(&image.file).unwrap());
     let mut disk = Window::new(disk, 0, image.size);
@@ -65,7 +67,7 @@ fn crate_read(image: &Image, path: &GuestPath) -> Vec<u8> {
     bytes
 }
 
-/// The value of a line `key: value` of `ntfsinfo`, the first one.
+/// The value of the first line `key: value` of `ntfsinfo`.
 fn info(image: &Image, path: &str, key: &str) -> Option<String> {
     let text = run("ntfsinfo", &["-F", path, image.name()]);
     String::from_utf8_lossy(&text).lines().find_map(|line| {
@@ -331,7 +333,7 @@ fn new_entries_take_the_security_of_a_sibling() {
     assert_eq!(id("drivers/viostor.sys"), file);
     assert_eq!(id("drivers/a much longer driver name.sys"), file);
     assert_eq!(id("drivers/new"), dir);
-    // Nothing beside it: as its parent.
+    // Without a sibling: the descriptor of its parent.
     assert_eq!(id("drivers/new/below"), dir);
     let space = |path: &str| info(&image, path, "Namespace");
     assert_eq!(space("drivers/viostor.sys").as_deref(), Some("Win32 & DOS"));
@@ -379,7 +381,7 @@ fn old_descriptors_are_copied() {
     );
 }
 
-/// Two files growing by turns: every cluster of each is a fragment.
+/// Two files grow in turns: every cluster of each is a fragment.
 #[test]
 fn fragments_in_an_attribute_list() {
     if !ready() {
@@ -415,7 +417,7 @@ fn fragments_in_an_attribute_list() {
         assert!(got == contents[at as usize..end], "{at}");
     }
 
-    // Written back in one piece it keeps its record, and nothing is lost.
+    // Written back as one piece it keeps its record, and nothing is lost.
     let mut writer = image.writer();
     writer.write_file(VOLUME, &a, &contents[7..]).unwrap();
     writer.close().unwrap();
@@ -502,7 +504,7 @@ fn names_kinds_and_errors() {
     assert_eq!(reader.stat(VOLUME, &path("file/x")).unwrap(), None);
     assert_eq!(reader.read_at(VOLUME, &path("file"), 5, 5).unwrap(), b"");
 
-    // Everything can be taken away again.
+    // Everything can be removed again.
     let mut writer = image.writer();
     writer
         .remove_file(VOLUME, &path("dir/ünïcode äöü.TXT"))
@@ -515,7 +517,7 @@ fn names_kinds_and_errors() {
     assert_sound(&image);
 }
 
-/// Not closing is logged, but what was written is there.
+/// A missing close is logged, but the written data is there.
 #[test]
 fn dropping_the_writer_unmounts() {
     if !ready() {
@@ -673,7 +675,7 @@ fn free_ranges_and_scratch_files() {
             "clusters of {cluster}"
         );
         assert!(ranges.windows(2).all(|w| w[0].end < w[1].start));
-        // What is not wanted is not told.
+        // Ranges without interest are not reported.
         reader
             .free_ranges(VOLUME, &|_| false, &mut |r| panic!("{r:?}"))
             .unwrap();
@@ -707,7 +709,8 @@ fn a_bitmap_that_calls_metadata_free_is_not_believed() {
         return;
     }
     let image = Image::ntfs(16, 512, 4096);
-    // Where the map itself is, found by what it holds: the last free range ends with the volume.
+    // The location of the map itself, found by its contents: the last free range ends with the
+    // volume.
     let volume = crate::guest::ntfs_read::NtfsVolume::open(
         Arc::new(FileDisk::open(&image.file).unwrap()),
         0,

@@ -1,4 +1,4 @@
-//! NTFS volumes and files in a state of their own: dirty, hibernated, compressed, encrypted.
+//! NTFS volumes and files in special states: dirty, hibernated, compressed, encrypted.
 
 use super::ntfs::*;
 use super::*;
@@ -86,7 +86,7 @@ fn dirty_volumes_are_refused() {
         let mut writer = Box::new(EmbeddedWriter::new(disk, &image.layout(), force));
         let forced = writer.write_file(VOLUME, &path("x"), b"x");
         writer.close().unwrap();
-        // Metadata that Windows keeps in memory cannot be thrown away.
+        // Metadata that Windows keeps in memory cannot be discarded.
         assert_eq!(forced.is_ok(), version != (2, 0), "{reason}: {forced:?}");
     }
 }
@@ -216,7 +216,7 @@ fn compressed_encrypted_sparse_and_uninitialized_data() {
         let at = attribute_at(&image, record_of(&image, name), 0x80);
         image.poke(at + 12, &flag.to_le_bytes());
     }
-    // Windows leaves clusters behind the valid length as they were.
+    // Windows leaves clusters behind the valid length unchanged.
     let at = attribute_at(&image, record_of(&image, "valid"), 0x80);
     image.poke(at + 56, &10_000u64.to_le_bytes());
 

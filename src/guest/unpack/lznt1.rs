@@ -6,8 +6,8 @@ const CHUNK: usize = 4096;
 const PACKED: u16 = 0x8000;
 const MIN_MATCH: usize = 3;
 
-/// The bytes of a compression unit of up to `size` bytes; fewer when the chunks end before. A chunk
-/// that ends early is followed by zeroes.
+/// Unpacks a compression unit of up to `size` bytes; the result is shorter if the chunks end
+/// before. A chunk that ends early is followed by zeroes.
 pub fn unpack(mut packed: &[u8], size: usize) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(size.min(packed.len().saturating_mul(8)));
     while out.len() < size {
@@ -47,7 +47,7 @@ fn chunk(mut data: &[u8], out: &mut Vec<u8>, end: usize) -> Option<()> {
             let (token, rest) = data.split_first_chunk::<2>()?;
             data = rest;
             let token = u16::from_le_bytes(*token);
-            // The further into the chunk, the more bits the offset has: 4 to 12.
+            // The offset gets more bits further into the chunk: 4 to 12.
             let position = out.len() - start;
             let length_bits = 12
                 - position

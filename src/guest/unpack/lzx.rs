@@ -1,8 +1,8 @@
-//! LZX as WIM archives and CompactOS use it: chunks of 32 KiB, each on its own.
+//! LZX of WIM archives and CompactOS: independent chunks of 32 KiB.
 //!
-//! What differs from the LZX of CAB files: a bit says that a block has the default size, there is no
-//! header with a file size, and targets of x86 calls are always translated, as if the file had
-//! 12 000 000 bytes.
+//! It differs from the LZX of CAB files in three points. A bit marks a block of the default size,
+//! there is no header with a file size, and targets of x86 calls are always translated, as if the
+//! file had 12 000 000 bytes.
 
 use super::{Bits, Huffman, copy_match};
 
@@ -42,7 +42,7 @@ struct Decoder<'i> {
     bits: Bits<'i>,
     out: Vec<u8>,
     size: usize,
-    /// Code lengths; a block gives them as differences to those of the one before.
+    /// Code lengths; a block contains them as differences to those of the previous one.
     main: [u8; MAIN_SYMBOLS],
     lengths: [u8; LENGTH_SYMBOLS],
     recent: [usize; 3],
@@ -69,7 +69,7 @@ impl Decoder<'_> {
     /// A block without compression: aligned to a word, which costs 1 to 16 bits.
     fn plain(&mut self, size: usize) -> Option<()> {
         self.bits.fill();
-        // A word read ahead of time belongs to the block's header.
+        // A word read ahead belongs to the block's header.
         let mut ahead = Vec::new();
         if self.bits.left > 16 {
             let extra = self.bits.left - 16;
@@ -147,7 +147,7 @@ impl Decoder<'_> {
     }
 }
 
-/// Changes code lengths by what the stream says, in a small code of its own.
+/// Updates code lengths from the stream, where they are encoded in a small code of their own.
 fn code_lengths(bits: &mut Bits<'_>, lengths: &mut [u8]) -> Option<()> {
     let pre: [u8; 20] = std::array::from_fn(|_| bits.take(4) as u8);
     let pre = Huffman::new(&pre)?;
@@ -167,7 +167,7 @@ fn code_lengths(bits: &mut Bits<'_>, lengths: &mut [u8]) -> Option<()> {
                 (run, changed(lengths[at], by))
             }
         };
-        // A run may say more than there is to fill.
+        // A run may be longer than the rest to fill.
         let end = (at + run).min(lengths.len());
         lengths[at..end].fill(length);
         at = end;
@@ -175,7 +175,7 @@ fn code_lengths(bits: &mut Bits<'_>, lengths: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-/// The compressor turns the relative targets of x86 calls into absolute ones.
+/// Reverts the compressor's translation of relative targets of x86 calls into absolute ones.
 fn undo_calls(data: &mut [u8]) {
     let end = data.len().saturating_sub(10);
     let mut at = 0;
@@ -201,7 +201,7 @@ fn undo_calls(data: &mut [u8]) {
 mod tests {
     use super::*;
 
-    /// A block without compression, odd, then another: the padding and the alignment.
+    /// An uncompressed block of odd size, then another: the padding and the alignment.
     #[test]
     fn plain_blocks() {
         let mut packed = Vec::new();

@@ -1,19 +1,20 @@
-//! Decompression of what Windows compresses files with: XPRESS Huffman and LZX (CompactOS, see
-//! `wof`), and LZNT1 (the NTFS attribute "compressed").
+//! Decompression of Windows' file compression: XPRESS Huffman and LZX (CompactOS, see `wof`), and
+//! LZNT1 (the NTFS attribute "compressed").
 //!
-//! Specifications: [MS-XCA] for XPRESS and LZNT1; [MS-PATCH] for LZX with the changes WIM makes to
-//! it, as wimlib documents them. Pure functions: a chunk and its size in, bytes out. Every loop puts
-//! out at least a byte or consumes input, nothing is allocated beyond the size asked for, and damaged
-//! input gives `None`.
+//! Specifications: [MS-XCA] for XPRESS and LZNT1; [MS-PATCH] for LZX with the changes of WIM, as
+//! documented by wimlib. Pure functions: a chunk and its size in, bytes out. Every loop writes at
+//! least a byte or consumes input, nothing is allocated beyond the given size, and damaged input
+//! returns `None`.
 //!
-//! Own code because no crate fits: `lzxd` reads the CAB kind of LZX only, `xpress-huffman` and
-//! `lznt1` are one format each, and `ms-compress`, which has all, needs a newer compiler than ours.
+//! No crate is suitable: `lzxd` reads the CAB kind of LZX only, `xpress-huffman` and `lznt1` are
+//! one format each, and `ms-compress`, which has all, needs a newer compiler than the supported
+//! one.
 
 pub mod lznt1;
 pub mod lzx;
 pub mod xpress;
 
-/// Bits from little-endian 16-bit words, highest first. Beyond the end come zeroes.
+/// Bits from little-endian 16-bit words, highest first. Beyond the end there are zeroes.
 struct Bits<'i> {
     input: &'i [u8],
     buffer: u32,
@@ -29,8 +30,8 @@ impl<'i> Bits<'i> {
         }
     }
 
-    /// Makes at least 16 bits available. In XPRESS the place of raw bytes depends on how far ahead
-    /// the words are read, so this is never more than one word too many.
+    /// Makes at least 16 bits available. In XPRESS the position of raw bytes depends on how far
+    /// ahead the words are read, so this is never more than one word too many.
     fn fill(&mut self) {
         if self.left < 16 {
             let word = match self.input {
@@ -53,7 +54,7 @@ impl<'i> Bits<'i> {
         self.left = self.left.saturating_sub(count);
     }
 
-    /// Up to 16 bits.
+    /// Takes up to 16 bits.
     fn take(&mut self, count: u32) -> u32 {
         if count == 0 {
             return 0;
@@ -64,7 +65,7 @@ impl<'i> Bits<'i> {
         bits
     }
 
-    /// Up to 16 bits of those already there, without reading a word.
+    /// Takes up to 16 of the available bits, without reading a word.
     fn take_buffered(&mut self, count: u32) -> u32 {
         if count == 0 {
             return 0;
@@ -88,12 +89,12 @@ const MAX_CODE: usize = 16;
 struct Huffman {
     /// Number of codes of each length.
     counts: [u16; MAX_CODE + 1],
-    /// By length, then by value.
+    /// The symbols by length, then by value.
     symbols: Vec<u16>,
 }
 
 impl Huffman {
-    /// `None` when there are more codes than lengths allow.
+    /// Creates a code; `None` if there are more codes than lengths allow.
     fn new(lengths: &[u8]) -> Option<Self> {
         let mut counts = [0u16; MAX_CODE + 1];
         for length in lengths {
@@ -131,8 +132,8 @@ impl Huffman {
     }
 }
 
-/// Appends a match; the bytes may overlap those they make. `None` when it reaches before the start
-/// or beyond `size`.
+/// Appends a match; the bytes may overlap the appended ones. `None` if it starts before the output
+/// or exceeds `size`.
 fn copy_match(out: &mut Vec<u8>, offset: usize, length: usize, size: usize) -> Option<()> {
     let from = out.len().checked_sub(offset).filter(|_| offset > 0)?;
     if length > size.saturating_sub(out.len()) {

@@ -1,14 +1,14 @@
 //! XPRESS with Huffman codes: [MS-XCA] 2.1 and 2.2, one block (up to 64 KiB) with one code.
 //!
-//! Lengths beyond 17 are raw bytes between the words of the bit stream, where the words read ahead
-//! end. The end-of-data symbol is of no use here: the size is known.
+//! Lengths beyond 17 are raw bytes between the words of the bit stream, after the words read ahead.
+//! The end-of-data symbol is unused here, because the size is known.
 
 use super::{Bits, Huffman, copy_match};
 
 const TABLE: usize = 256;
 const MIN_MATCH: usize = 3;
 
-/// The largest size one code serves.
+/// The largest size of data with one code.
 pub const MAX_SIZE: usize = 64 << 10;
 
 pub fn unpack(packed: &[u8], size: usize) -> Option<Vec<u8>> {
