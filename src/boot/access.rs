@@ -1,8 +1,8 @@
-//! Can the user QEMU runs as get to a file? libvirt gives the file itself to that user when the VM
-//! starts, but not the directories above it.
+//! Checks whether the user of QEMU can reach a file. libvirt gives the file itself to that user
+//! when the VM starts, but not the directories above it.
 //!
-//! Read from the permission bits. A directory with an access control list is taken for open: libvirt's
-//! users are let in that way, and the VM's start tells in any case.
+//! Reads the permission bits. A directory with an access control list counts as accessible:
+//! libvirt's users are admitted by such lists, and the VM's start shows it in any case.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 
 const CONFIG: &str = "/etc/libvirt/qemu.conf";
-/// What distributions call the user, when the configuration does not name one.
+/// The usual names of the user in distributions, if the configuration has none.
 const USUAL: [&str; 2] = ["libvirt-qemu", "qemu"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,19 +21,19 @@ pub struct User {
     pub gid: u32,
 }
 
-/// The user QEMU has on a connection; `None` where it is root, or this very user.
+/// The user of QEMU on a connection; `None` if it is root, or the user of this process.
 pub fn qemu_user(uri: &str) -> Option<User> {
     if !uri.split('?').next().unwrap_or(uri).ends_with("/system") {
         return None;
     }
-    // Usually only root can read it; others get what distributions do.
+    // Usually only root can read it; for other users, the distribution's names are used.
     let config = fs::read_to_string(CONFIG).unwrap_or_default();
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     pick_user(&config, &passwd)
 }
 
-/// Whom the sockets that QEMU of that libvirt connects to have to belong to, where it is another user and this
-/// one may give files away.
+/// The required owner of sockets to which QEMU of that libvirt connects. Set if it is another user
+/// and this process may change owners.
 pub(crate) fn owner(uri: &str) -> Option<(u32, u32)> {
     let user = qemu_user(uri).filter(|_| rustix::process::geteuid().is_root());
     user.map(|user| (user.uid, user.gid))
@@ -72,7 +72,7 @@ pub fn closed_folder(path: &Path, user: &User) -> Option<PathBuf> {
     folders
         .into_iter()
         .find(|folder| {
-            // What cannot be looked at is for libvirt to say.
+            // libvirt reports what is inaccessible here.
             let Ok(meta) = fs::metadata(folder) else {
                 return false;
             };
@@ -96,8 +96,8 @@ fn has_acl(folder: &Path) -> bool {
     )
 }
 
-/// Whether the user cannot read a file that libvirt gives to nobody: a source below an overlay keeps its
-/// owner and mode.
+/// Whether the user cannot read a file whose owner libvirt does not change: a source below an
+/// overlay keeps its owner and mode.
 pub fn closed(path: &Path, user: &User) -> bool {
     let real = path.canonicalize();
     let ways = [Some(path), real.as_deref().ok()];
@@ -130,7 +130,7 @@ fn is_member(groups: &str, gid: u32, name: &str) -> bool {
     })
 }
 
-/// The same as [`check`] for the files of a source, which stay where they are.
+/// Checks the files of a source like [`check`]; they keep their paths.
 pub fn check_source(paths: &[PathBuf], user: Option<&User>) -> Result<()> {
     let Some(user) = user else {
         return Ok(());
@@ -165,7 +165,7 @@ pub fn check_source(paths: &[PathBuf], user: Option<&User>) -> Result<()> {
     Ok(())
 }
 
-/// An error that says who cannot get where, and what helps.
+/// Fails with an error that names the user, the path, and a remedy.
 pub fn check(paths: &[PathBuf], user: Option<&User>) -> Result<()> {
     let Some(user) = user else {
         return Ok(());
@@ -265,7 +265,7 @@ mod tests {
         let error = check().unwrap_err();
         assert!(error.message.contains("may not read"), "{error}");
         assert!(error.hints[0].contains("setfacl -m u:qemu:r "), "{error:?}");
-        // By a link into a directory that is closed.
+        // Through a link into a closed directory.
         let home = dir.path().join("home");
         fs::create_dir(&home).unwrap();
         fs::rename(&disk, home.join("vm.vmdk")).unwrap();

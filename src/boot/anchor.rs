@@ -1,8 +1,10 @@
-//! An output directory that was moved or copied: its domain XML, report and record name where it was.
+//! Updates an output directory that was moved or copied: its domain XML, report and record contain
+//! its old path.
 //!
-//! libvirt needs absolute paths, so they are changed to where the directory lies now, before anything else is
-//! done. Only what is in the directory is followed: disks of elsewhere (`--install-to`, block devices) stay
-//! what they are. Everything may be repeated after an interruption; the report is changed last.
+//! libvirt needs absolute paths, so they are changed to the present path of the directory, before
+//! anything else is done. This applies only to files in the directory: disks elsewhere
+//! (`--install-to`, block devices) keep their paths. Every step may be repeated after an
+//! interruption; the report is changed last.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -22,8 +24,7 @@ use crate::report::OutputFile;
 
 const REPORT: &str = "report.json";
 
-/// Lets the files of the directory name each other where they are. Returns where the directory was, when that
-/// was elsewhere.
+/// Updates the paths in the directory's files. Returns the old path of the directory if it differs.
 pub fn anchor(folder: &Path) -> Result<Option<PathBuf>> {
     let Some(here) = absolute(folder) else {
         return Ok(None);
@@ -56,12 +57,12 @@ pub fn anchor(folder: &Path) -> Result<Option<PathBuf>> {
 struct Moved {
     was: PathBuf,
     here: PathBuf,
-    /// What lies in the directory.
+    /// The names in the directory.
     names: BTreeSet<OsString>,
 }
 
 impl Moved {
-    /// Where a path of the old directory leads now.
+    /// The present path of a file of the old directory.
     fn new_path(&self, old: &str) -> Option<String> {
         let below = Path::new(old).strip_prefix(&self.was).ok()?;
         let Component::Normal(first) = below.components().next()? else {
@@ -82,7 +83,7 @@ impl Moved {
             return Ok(());
         };
         let path = self.here.join(&name);
-        // Broken: said by who opens it.
+        // A broken file: opening it later reports the error.
         let text = read(&path)?;
         let Some(mut root) = text.and_then(|text| Element::parse(&text).ok()) else {
             return Ok(());
@@ -92,7 +93,7 @@ impl Moved {
             // libvirt makes the UEFI variables at the first start: there is no file yet.
             match Path::new(old).strip_prefix(&self.was) {
                 Ok(name) if nvram.as_deref() == Some(old) => Some(self.at_new_place(name)),
-                // Made by who serves there.
+                // The process that serves there creates it.
                 Ok(name) if name.extension() == Some(OsStr::new(SOCKET)) => {
                     Some(self.at_new_place(name))
                 }
@@ -104,7 +105,7 @@ impl Moved {
         Ok(())
     }
 
-    /// What was saved before the switch, and evidence.
+    /// Updates the copies from before the switch, and the evidence.
     fn record(&self) -> Result<()> {
         let path = self.here.join(record::FILE_NAME);
         let text = read(&path)?;
@@ -129,7 +130,8 @@ impl Moved {
     }
 }
 
-/// `None` for what is not there. What a stranger may have written must not become ours.
+/// Reads a file; `None` if it does not exist. A file that others may have written must not be
+/// rewritten as this user's.
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match trusted::read(path) {
         Err(e) if e.is_missing() => Ok(None),
@@ -137,7 +139,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Files of the directory that were written anew, in its report.
+/// Updates the report's list for rewritten files of the directory.
 pub(crate) fn list_anew(folder: &Path, names: &[&str]) -> Result<()> {
     let path = folder.join(REPORT);
     let report = read(&path)?;
@@ -151,7 +153,7 @@ pub(crate) fn list_anew(folder: &Path, names: &[&str]) -> Result<()> {
     replace(&path, format!("{report:#}\n").as_bytes())
 }
 
-/// The entry of a file that was written anew; the others stay what they were found to be.
+/// Updates the entry of a rewritten file; the others stay unchanged.
 fn listed_anew(report: &mut Value, folder: &Path, name: &OsStr) {
     let files = report.get_mut("files").and_then(Value::as_array_mut);
     let is_it = |entry: &&mut Value| entry["path"].as_str().map(OsStr::new) == Some(name);
@@ -171,14 +173,14 @@ fn absolute(folder: &Path) -> Option<PathBuf> {
     std::path::absolute(folder).ok()
 }
 
-/// Where the directory was when the report was written.
+/// The path of the directory when the report was written.
 fn recorded(report: &Value) -> Option<PathBuf> {
     let path = report.pointer("/outputs/final_xml")?.as_str()?;
     let folder = Path::new(path).parent()?;
     folder.is_absolute().then(|| folder.to_path_buf())
 }
 
-/// Another name of the same directory.
+/// Whether two names lead to the same directory.
 fn same(one: &Path, other: &Path) -> bool {
     match (one.canonicalize(), other.canonicalize()) {
         (Ok(one), Ok(other)) => one == other,
@@ -252,7 +254,7 @@ mod tests {
             report["outputs"]["disks"],
             json!([there(&here, "vm.qcow2"), "/images/other.qcow2"])
         );
-        // Where it came from is no file of the directory.
+        // The old path is not a file of the directory.
         assert_eq!(report["source"], there(&was, "vm.qcow2"));
         let size = fs::metadata(here.join("vm.xml")).unwrap().len();
         assert_eq!(report["files"][0]["size_bytes"], size);

@@ -1,5 +1,5 @@
-//! What is kept of a boot that failed, and of every boot of a rehearsal: screen, domain, logs, and from the disk of a VM that is off
-//! the SYSTEM hive and the log of driver installations.
+//! The evidence of a failed boot, and of every boot of a rehearsal: screen, domain and logs. From
+//! the disk of a VM that is off, it includes the SYSTEM hive and the log of driver installations.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,13 +17,13 @@ use crate::fix::trusted::TrustedFolder;
 use crate::threads::joined;
 
 impl Run<'_> {
-    /// Screen, domain and logs of a boot that failed. What cannot be had is a warning: the failure itself
-    /// matters more.
+    /// Saves screen, domain and logs of a failed boot. Missing evidence is a warning: the failure
+    /// itself matters more.
     pub(super) fn evidence(&mut self, stage: Stage) -> PathBuf {
         let mut missing = Vec::new();
         let folder = match self.evidence_path(stage) {
             Ok(folder) => folder,
-            // Under another name, then.
+            // Otherwise, a new name is used.
             Err(error) => {
                 missing.push(error.to_string());
                 let name = format!("evidence-{}-", stage.as_str());
@@ -34,7 +34,7 @@ impl Run<'_> {
             }
         };
         match self.screenshot(&folder) {
-            // The VM is off: what the screen showed before that is kept.
+            // The VM is off: the earlier picture of the screen is kept.
             Ok(None) => {}
             Ok(shot) => self.stage_record(stage).screenshot = shot,
             Err(error) => missing.push(format!("screenshot: {error}")),
@@ -81,16 +81,16 @@ impl Run<'_> {
         self.picture(folder)
     }
 
-    /// The same without waiting to see whether the VM runs.
+    /// Saves a picture without waiting for the VM's state.
     pub(super) fn picture(&self, folder: &Path) -> Result<Option<PathBuf>> {
-        // virsh writes to what is there already.
+        // virsh writes to an existing file.
         let raw = folder.join(format!(".screen.{}", uuid::Uuid::new_v4()));
         self.virsh
             .screenshot(self.files.uuid, &raw)
             .inspect_err(|_| drop(fs::remove_file(&raw)))?;
         let failed = |e: std::io::Error| Error::failed("keeping the screenshot").because(e);
         let picture = fs::read(&raw).map_err(failed)?;
-        // What is no picture we know is kept as it came.
+        // A picture of an unknown format is kept unchanged.
         let Some(png) = screen::png(&picture) else {
             let shot = folder.join("screen");
             fs::rename(&raw, &shot).map_err(failed)?;
@@ -102,7 +102,7 @@ impl Run<'_> {
         Ok(Some(shot))
     }
 
-    /// The SYSTEM hive and the log of driver installations, from the disk of a VM that is off.
+    /// Saves the SYSTEM hive and the log of driver installations from the disk of a VM that is off.
     pub(super) fn guest_evidence(&mut self, folder: &Path) {
         self.end_proof();
         let reached = self.reach().map_or(Ok(()), |thread| joined(thread.join()));
@@ -115,7 +115,7 @@ impl Run<'_> {
                 };
                 let mut missing = Vec::new();
                 missing.extend(keep(folder, "SYSTEM", &hives.system.bytes));
-                // A guest that never installed a driver has none.
+                // A guest that never installed a driver has no such log.
                 if let Some(path) = proof::setup_log_path(windows)
                     && let Ok(log) = guest.read(windows.system_volume, &path, MAX_SERIAL_LOG)
                 {
@@ -130,7 +130,7 @@ impl Run<'_> {
     }
 }
 
-/// The directory for it. What has the name and is not this user's is not written to.
+/// Creates the directory for it. An existing one of another user is not written to.
 fn evidence_folder(path: &Path) -> Result<PathBuf> {
     let trusted = || TrustedFolder::open(path).map(drop);
     match trusted() {
@@ -144,15 +144,15 @@ fn evidence_folder(path: &Path) -> Result<PathBuf> {
     Ok(path.to_path_buf())
 }
 
-/// Writes a file of the evidence in the place of an earlier one, not through it; what went wrong, if
-/// something did.
+/// Writes a file of the evidence in place of an earlier one, not through it. Returns the error, if
+/// any.
 fn keep(folder: &Path, name: &str, bytes: &[u8]) -> Option<String> {
     write_durably(&folder.join(name), bytes)
         .err()
         .map(|e| format!("{name}: {e}"))
 }
 
-/// The same for a log.
+/// Copies a log in the same manner.
 fn copy(log: &Path, folder: &Path, name: &str) -> io::Result<()> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let mut log = File::options()
@@ -168,7 +168,7 @@ fn copy(log: &Path, folder: &Path, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Where libvirt lets QEMU write its messages: of this user's libvirt, or of the system's.
+/// The paths of QEMU's log files: of this user's libvirt, and of the system's.
 pub(crate) fn qemu_logs(name: &str) -> impl Iterator<Item = PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -205,12 +205,12 @@ mod tests {
             (kept("com1.log"), kept("domain.xml")),
             ("said".into(), "<domain/>".into())
         );
-        // A log that became a link is not what the VM said.
+        // A log that became a link is not the VM's output.
         fs::remove_file(&log).unwrap();
         symlink(&victim, &log).unwrap();
         assert!(copy(&log, &folder, "com1.log").is_err());
         assert_eq!(kept("com1.log"), "said");
-        // The directory itself, where others can write or that leads elsewhere.
+        // The directory itself, if others can write to it or it is a link.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
         assert!(evidence_folder(&folder).is_err());
         let link = dir.path().join("evidence-bootstrap");

@@ -1,4 +1,4 @@
-//! The output directory of a conversion as `boot` needs it: the two domains, and copies of them for a
+//! The output directory of a conversion for `boot`: the two domains, and copies of them for a
 //! watched start.
 
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ pub struct Files {
     held: TrustedFolder,
     pub name: String,
     pub uuid: Uuid,
-    /// `None` where Windows goes to virtio at once.
+    /// `None` if Windows boots from virtio directly.
     pub bootstrap: Option<Domain>,
     pub production: Domain,
 }
@@ -35,13 +35,13 @@ pub struct Domain {
 pub struct DomainDisk {
     pub path: PathBuf,
     pub format: String,
-    /// What it is an overlay on, from the top.
+    /// The chain below it, from the top.
     pub below: Vec<PathBuf>,
-    /// libvirt's name for it, e.g. `vda`.
+    /// libvirt's name of it, e.g. `vda`.
     pub target: String,
-    /// The number of its node in a running QEMU.
+    /// The name of its node in a running QEMU.
     pub node: Option<String>,
-    /// Windows is on it.
+    /// Whether Windows is on it.
     pub system: bool,
     boot: bool,
 }
@@ -53,9 +53,9 @@ impl DomainDisk {
     }
 }
 
-/// The output directory, opened; `None` where there is none. Its domains are run and its record says which
-/// files are put over disks, so only the caller or root may be able to write there. The directory may be
-/// named by a link.
+/// Opens the output directory; `None` if it does not exist. Its domains are started, and its record
+/// decides which files replace disks, so only the caller or root may be able to write to it. The
+/// directory may be named by a link.
 pub fn trust(folder: &Path) -> Result<Option<TrustedFolder>> {
     let Ok(real) = folder.canonicalize() else {
         return Ok(None);
@@ -95,7 +95,7 @@ impl Files {
             .hint("virsh define and virsh start its final XML (hyper2kvm docs linux)"));
         }
         let outputs = json.get("outputs").ok_or_else(not_ours)?;
-        // The directory may have been renamed since: the files are in it, whatever it was called.
+        // The directory may have been renamed since: the files are in it, whatever its name was.
         let domain = |key: &str| -> Result<Option<Domain>> {
             let Some(path) = outputs.get(key).and_then(Value::as_str) else {
                 return Ok(None);
@@ -134,7 +134,7 @@ impl Files {
         self.system_disk().map(drop)
     }
 
-    /// Refuses a directory that was exchanged for another one.
+    /// Fails if the directory was exchanged for another one.
     pub fn still_there(&self) -> Result<()> {
         match self.held.is_at(&self.folder) {
             true => Ok(()),
@@ -153,7 +153,7 @@ impl Files {
         }
     }
 
-    /// The disk Windows is on.
+    /// The disk with Windows.
     pub fn system_disk(&self) -> Result<DomainDisk> {
         let disks = self.production.disks();
         let system = disks.iter().find(|d| d.system);
@@ -163,7 +163,7 @@ impl Files {
             .ok_or_else(|| Error::failed("the final domain has no disk to boot from"))
     }
 
-    /// Every file QEMU opens, disks and CD-ROMs of both stages.
+    /// All files that QEMU opens: disks and CD-ROMs of both stages.
     pub fn paths(&self) -> Vec<PathBuf> {
         let domains = self.bootstrap.iter().chain([&self.production]);
         domains
@@ -173,7 +173,7 @@ impl Files {
             .collect()
     }
 
-    /// COM1 of one stage; COM2, where the domain has it, goes to [`second_log`].
+    /// The log of COM1 in one stage; COM2, if the domain has it, uses [`second_log`].
     pub fn serial_log(&self, stage: Stage) -> PathBuf {
         self.folder.join(format!("com1-{}.log", stage.as_str()))
     }
@@ -205,7 +205,7 @@ impl Domain {
             .map_err(|e| Error::failed(format!("{}: bad UUID", self.path.display())).because(e))
     }
 
-    /// The networks of libvirt that its NICs are attached to.
+    /// The libvirt networks of its NICs.
     pub fn networks(&self) -> Vec<&str> {
         let nics = self.root.descendants("interface").into_iter();
         let sources = nics.filter_map(|nic| nic.first("source")?.attr("network"));
@@ -237,8 +237,9 @@ impl Domain {
             .any(|t| t.attr("name") == Some("org.qemu.guest_agent.0"))
     }
 
-    /// The domain with its serial ports logged to files, and with a crash kept to be looked at. Disks of
-    /// `overlays` are run from there: pairs of disk and overlay.
+    /// The domain with its serial ports logged to files, and preserved after a crash for
+    /// examination. `overlays` are pairs of disk and overlay; such a disk is replaced by its
+    /// overlay.
     pub fn watched(&self, log: &Path, overlays: &[(PathBuf, PathBuf)]) -> String {
         let mut root = self.root.clone();
         for element in &mut root.children {
@@ -265,14 +266,14 @@ impl Domain {
     }
 }
 
-/// The domain XML files that the report of an output directory names.
+/// The domain XML files in the report of an output directory.
 pub(crate) fn domain_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let files = Files::open(folder)?;
     let domains = files.bootstrap.iter().chain([&files.production]);
     Ok(domains.map(|domain| domain.path.clone()).collect())
 }
 
-/// Gives a disk its overlay, with what the disk was as the chain below it.
+/// Replaces a disk by its overlay, with the disk's old definition as the chain below.
 fn put_over(disk: &mut Element, overlays: &[(PathBuf, PathBuf)]) {
     let named = |source: &Element| {
         let path = source.attr("file").or(source.attr("dev"))?;
@@ -351,7 +352,7 @@ fn below(disk: &Element) -> Vec<PathBuf> {
     files
 }
 
-/// The stage one of hyper2kvm's domains is in.
+/// The stage of a domain defined by hyper2kvm.
 fn stage_of(root: &Element) -> Option<Stage> {
     let marks = root.path("metadata")?.all("conversion");
     let mark = marks.into_iter().find(|mark| {
@@ -368,7 +369,7 @@ fn stage_of(root: &Element) -> Option<Stage> {
     }
 }
 
-/// What libvirt says a domain is: the stage if hyper2kvm made it, and its disks.
+/// Identifies a domain of libvirt: its stage if hyper2kvm defined it, and its disks.
 pub fn identify(xml: &str) -> Result<(Option<Stage>, Vec<DomainDisk>)> {
     let root = Element::parse(xml.as_bytes())
         .map_err(|e| Error::failed("reading the domain XML of libvirt").because(e))?;
@@ -409,7 +410,7 @@ mod tests {
             let watched = domain.watched(Path::new("/vm/com1.log"), &[]);
             assert!(watched.contains("<log file=\"/vm/com2.log\" append=\"off\"/>"));
             machine.second_serial = false;
-            // On the switch the disk is run from an overlay, whatever it is on itself.
+            // After the switch the disk runs from an overlay, whatever is below it.
             for below in [vec![], vec!["/old/win10.vmdk"]] {
                 machine.disks[0].backing = (below.iter())
                     .map(|path| crate::domain::Backing {

@@ -1,8 +1,9 @@
-//! Is a disk of an earlier result in use? Asked before anything replaces it.
+//! Checks whether a disk of an earlier result is in use, before anything replaces it.
 //!
-//! QEMU holds locks on every image it has open, so an exclusive lock on it fails while a VM runs; held
-//! until the result is replaced, it also keeps one from starting in between. A loop device holds none, and
-//! neither does a VM that libvirt has suspended to disk: these are asked for by name.
+//! QEMU locks every image that it has open, so an exclusive lock on it fails while a VM runs. Held
+//! until the result is replaced, that lock also keeps a VM from starting in between. A loop device
+//! holds no lock, and neither does a VM that libvirt has suspended to disk: these are looked up by
+//! path.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -18,12 +19,12 @@ use crate::disk::kernel;
 use crate::error::{Error, Result};
 use crate::tool::{self, virsh::Virsh};
 
-/// Locks that keep a VM from starting on the disks; given up when dropped.
+/// Locks that keep a VM from starting on the disks; released when dropped.
 #[derive(Debug, Default)]
 pub struct Held(Vec<File>);
 
 impl Held {
-    /// `Some`: who uses the file, in words.
+    /// Locks a file; otherwise returns its user, in words.
     pub fn hold(&mut self, path: &Path) -> Option<String> {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let (file, writable) = match open(path, flags | OFlags::RDWR, Mode::empty()) {
@@ -32,7 +33,7 @@ impl Held {
             Err(Errno::TXTBSY | Errno::BUSY) => return Some("the kernel".to_owned()),
             Err(_) => match open(path, flags | OFlags::RDONLY, Mode::empty()) {
                 Ok(fd) => (File::from(fd), false),
-                // Given to QEMU's user, and closed to this one.
+                // It belongs to QEMU's user, and is closed to this one.
                 Err(e) => return Some(format!("somebody else ({e})")),
             },
         };
@@ -72,8 +73,8 @@ fn listed(file: impl AsFd) -> bool {
     })
 }
 
-/// Refuses to write to a disk of a domain that is suspended to disk: what it holds in memory of the disk
-/// is written over the disk when it is resumed. One that runs has locked the disk.
+/// Refuses to write to a disk of a domain that is suspended to disk: when it is resumed, its cached
+/// data overwrites the disk. A running domain has locked the disk.
 pub fn refuse_suspended(image: &Image) -> Result<()> {
     let files: Vec<PathBuf> = image.written().map(Path::to_path_buf).collect();
     match domain_of(&files, None) {
@@ -86,7 +87,8 @@ pub fn refuse_suspended(image: &Image) -> Result<()> {
     }
 }
 
-/// The domain of this host's libvirt that runs from one of the files, or is suspended to disk with it.
+/// The domain of this host's libvirt that runs from one of the files, or is suspended to disk with
+/// it.
 pub fn domain_of(paths: &[PathBuf], uri: Option<&str>) -> Option<String> {
     tool::find("virsh")?;
     let mut uris: Vec<String> = uri.map(str::to_owned).into_iter().collect();
@@ -98,7 +100,7 @@ pub fn domain_of(paths: &[PathBuf], uri: Option<&str>) -> Option<String> {
     if sockets(Path::new("/run")) {
         uris.push("qemu:///system".to_owned());
     }
-    // Asking would start a daemon where none runs.
+    // A query would start a daemon if none runs.
     if std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|folder| sockets(Path::new(&folder))) {
         uris.push("qemu:///session".to_owned());
     }
@@ -125,7 +127,7 @@ pub fn domain_of(paths: &[PathBuf], uri: Option<&str>) -> Option<String> {
             let uses = |path: &PathBuf| -> bool {
                 paths.contains(path) || identity(path).is_some_and(|id| wanted.contains(&id))
             };
-            // Below an overlay it is read only, and must not change either.
+            // Below an overlay it is only read, and must not change either.
             if (disks.iter()).any(|disk| uses(&disk.path) || disk.below.iter().any(uses)) {
                 return Some(format!("the domain {uuid} of {uri}"));
             }

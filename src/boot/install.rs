@@ -1,12 +1,14 @@
-//! `--install-to DIR`, `--pool NAME`: the disks of an output directory go where libvirt can read them.
+//! `--install-to DIR`, `--pool NAME`: moves the disks of an output directory to a directory that
+//! libvirt can read.
 //!
-//! A disk appears there under a name that was free: as a second link of the same file, or where the file
-//! systems differ as a copy (a reflink where they can) that was made in a directory of its own and is
-//! durable. Then the domain XML, the scripts and the report are changed to the new paths, the report
-//! last, and only then are the originals removed. `install.json` notes what is being done, so a run that
-//! was killed on the way is finished by the next one.
+//! A disk gets a free name there: as a second link to the same file. On another file system it is a
+//! copy (a reflink if possible) that was made in a private directory and is durable. Then the
+//! domain XML, the scripts and the report are changed to the new paths, the report last, and only
+//! then are the originals removed. `install.json` records the steps, so the next run finishes one
+//! that was killed.
 //!
-//! Owner, mode and SELinux label are those libvirt gives to disks; it does so again at each start.
+//! Owner, mode and SELinux label are those that libvirt gives to disks; it sets them again at each
+//! start.
 
 pub(super) mod texts;
 
@@ -38,7 +40,7 @@ use crate::tool::virsh::Virsh;
 use crate::tool::{self, Cmd};
 use texts::{files_of, replace, rewrite, rewrite_report, rewrite_texts};
 
-/// Where the disks go.
+/// The target of the disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     Folder(PathBuf),
@@ -46,17 +48,17 @@ pub enum Place {
     Pool(String),
 }
 
-/// What was where, and is where now.
+/// The old and the new path of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
     pub from: PathBuf,
     pub to: PathBuf,
-    /// The finished copy, where it is no link of the original.
+    /// The finished copy, if it is not a link to the original.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     copy: Option<OutputFile>,
 }
 
-/// `install.json`.
+/// The contents of `install.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Installing {
     moves: Vec<Moved>,
@@ -80,7 +82,7 @@ impl Installing {
         write_durably(&path, text.as_bytes()).map_err(io_error("writing", &path))
     }
 
-    /// A script has the new paths in JSON, and QEMU's options, besides.
+    /// Scripts also contain the new paths in JSON and in QEMU's options.
     fn refuse_unfit_names(&self) -> Result<()> {
         let unfit = self.moves.iter().map(|m| &m.to).find(|p| {
             let text = p.to_string_lossy();
@@ -95,7 +97,7 @@ impl Installing {
         }
     }
 
-    /// The last step: afterwards there is nothing left to continue.
+    /// The last step, after which nothing is left to continue.
     fn remove_originals(&self, folder: &Path) -> Result<()> {
         for moved in &self.moves {
             moved.remove_original()?;
@@ -116,8 +118,8 @@ pub struct Installed {
     pub warnings: Vec<String>,
 }
 
-/// Puts the disks, the probe and the UEFI variables of an output directory there. What is there already
-/// stays; disks of elsewhere (block devices, `--in-place`) are left where they are.
+/// Moves the disks, the probe and the UEFI variables of an output directory. Files already there
+/// stay; disks elsewhere (block devices, `--in-place`) are not moved.
 pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed> {
     let mut output = Output::open(folder)?;
     let target = output.destination(place, virsh)?;
@@ -125,7 +127,7 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     access::check(&[target.join("disk")], user.as_ref())?;
     let (mut state, given_up) = output.moves_to(&target)?;
     state.refuse_unfit_names()?;
-    // Nothing is touched before it is known that everything can go.
+    // Nothing is changed before it is certain that every file can be moved.
     let nvram = output.nvram();
     for moved in &state.moves {
         moved.check(&output.report, &nvram)?;
@@ -160,7 +162,7 @@ fn point(name: &str) -> Result<()> {
 struct Output {
     folder: PathBuf,
     report: Value,
-    /// The domain XML files that the report names.
+    /// The domain XML files in the report.
     domains: Vec<(PathBuf, Element)>,
 }
 
@@ -220,7 +222,7 @@ impl Output {
             .collect()
     }
 
-    /// What is to be moved, and the moves to another place that an earlier run had begun.
+    /// The files to move, and unfinished moves of an earlier run to another place.
     fn moves_to(&self, target: &Path) -> Result<(Installing, Vec<Moved>)> {
         let mut state = Installing::load(&self.folder)?;
         let mut given_up = Vec::new();
@@ -232,7 +234,7 @@ impl Output {
                 continue;
             };
             let to = target.join(name);
-            // Of an earlier run to another place nothing was changed yet: it starts over.
+            // An earlier run to another place has not changed anything yet: it starts over.
             let elsewhere = |m: &mut Moved| m.from == file && m.to != to;
             for old in state.moves.extract_if(.., elsewhere) {
                 old.refuse_half_way()?;
@@ -265,8 +267,8 @@ impl Output {
     }
 }
 
-/// Keeps a VM from starting on the disks while they are moved; refuses what one uses already: a copy of it
-/// would be torn.
+/// Keeps a VM from starting on the disks while they are moved. Refuses disks in use, of which a
+/// copy would be torn.
 fn hold(moves: &[Moved], uri: &str) -> Result<Held> {
     let in_use = |file: &Path, user: &str| {
         Error::failed(format!("{} is in use by {user}", file.display()))
@@ -289,7 +291,7 @@ fn hold(moves: &[Moved], uri: &str) -> Result<Held> {
     }
 }
 
-/// Every file under its new name, besides the old one. When one cannot be, the others are taken back.
+/// Creates all new names beside the old ones. If one fails, the others are removed again.
 fn put_all(
     output: &Output,
     state: &mut Installing,
@@ -297,7 +299,7 @@ fn put_all(
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     let Output { folder, report, .. } = output;
-    // A killed run has changed the XML already: there is no rollback, only forward.
+    // A killed run has changed the XML already: a rollback is impossible, so the move is completed.
     let begun = output
         .files()
         .any(|file| state.moves.iter().any(|m| m.to == file));
@@ -316,7 +318,7 @@ fn put_all(
             for moved in &state.moves {
                 moved.take_back(report);
             }
-            // Says nothing any more that is true.
+            // Contains nothing valid any more.
             let _ = fs::remove_file(folder.join(INSTALLING));
             return Err(error);
         }
@@ -328,7 +330,7 @@ fn put_all(
 fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
     let Moved { from, to, .. } = state.moves[i].clone();
     if !from.exists() || state.moves[i].is_put() {
-        // Put by an earlier run, or variables that libvirt makes at the first start.
+        // Created by an earlier run, or variables that libvirt makes at the first start.
         return Ok(());
     }
     let exists = || {
@@ -336,7 +338,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
             .hint("convert with another --name, or remove it if it is of no use any more")
     };
     let beside = to.parent().unwrap_or(Path::new("/"));
-    // The original may go only when the new name survives a loss of power.
+    // The original may be removed only when the new name survives a loss of power.
     let sync = || sync_folder(beside).map_err(io_error("syncing", beside));
     let linked = match failpoint::hit("install-link") {
         Ok(()) => linkat(CWD, &from, CWD, &to, AtFlags::empty()),
@@ -346,7 +348,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
         Ok(()) => return sync(),
         Err(Errno::EXIST) => return Err(exists()),
         Err(Errno::XDEV) => {}
-        // No second name for a file there: its only one is changed, in one step.
+        // The file system has no second names for a file: its only one is changed, in one step.
         Err(_) => match renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
             Ok(()) => return sync(),
             Err(Errno::EXIST) => return Err(exists()),
@@ -368,7 +370,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
             .ok_or_else(|| io::Error::other("the copy is no file"))
     };
     state.moves[i].copy = Some(finished().map_err(io_error("copying to", &to))?);
-    // Noted before it has its name: a run that finds it there knows whose it is.
+    // Recorded before it gets its name, so that a run that finds it there can identify it.
     state.save(folder)?;
     point("install-copied")?;
     rename_new(&copy, &to).map_err(|e| match e.kind() {
@@ -378,7 +380,7 @@ fn put(folder: &Path, state: &mut Installing, i: usize) -> Result<()> {
     sync()
 }
 
-/// A directory of this user alone beside the target; locked as long as it is used, removed when dropped.
+/// A private directory beside the target; locked while it is in use, removed when dropped.
 struct Work {
     path: PathBuf,
     _lock: File,
@@ -395,12 +397,12 @@ impl Work {
             .create(&path)
             .map_err(io_error("creating", &path))?;
         let lock = File::open(&path).map_err(io_error("opening", &path))?;
-        // Without locks there it is no run's to remove.
+        // Without locks, no run may remove it.
         let _ = flock(&lock, FlockOperation::NonBlockingLockExclusive);
         Ok(Self { path, _lock: lock })
     }
 
-    /// What killed runs left beside the target.
+    /// Removes the directories that killed runs left beside the target.
     fn remove_dead(to: &Path) {
         let (Some(folder), Some(name)) = (to.parent(), to.file_name().and_then(|n| n.to_str()))
         else {
@@ -422,7 +424,7 @@ impl Work {
             if uuid::Uuid::parse_str(id).is_err() || TrustedFolder::open(&path).is_err() {
                 continue;
             }
-            // Another run may be copying there just now.
+            // Another run may be copying there at this moment.
             let dead = File::open(&path).is_ok_and(|folder| {
                 flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok()
             });
@@ -435,14 +437,14 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        // The original is still there, or the copy has its name.
+        // The original still exists, or the copy has its name.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
 
 impl Moved {
-    /// Refuses a target that somebody else has taken, and a file that is nowhere. `nvram`: the paths of UEFI
-    /// variables, which libvirt makes at the first start.
+    /// Refuses a target name that somebody else has taken, and a missing file. `nvram` are the
+    /// paths of UEFI variables, which libvirt makes at the first start.
     fn check(&self, report: &Value, nvram: &[PathBuf]) -> Result<()> {
         let from = self.from.symlink_metadata().ok();
         if from.as_ref().is_some_and(|found| !found.is_file()) {
@@ -476,8 +478,8 @@ impl Moved {
         self.is(there) || self.is_renamed(there, report)
     }
 
-    /// Whether the report lists what is at the new name, and nothing is at the old one: a run was killed
-    /// after a rename, or after the original was removed.
+    /// Whether the report lists the file at the new name, and the old name is gone: a run was
+    /// killed after a rename, or after the original was removed.
     fn is_renamed(&self, there: &fs::Metadata, report: &Value) -> bool {
         if !there.is_file() || self.from.symlink_metadata().is_ok() {
             return false;
@@ -489,7 +491,7 @@ impl Moved {
         let mut disks = report["outputs"]["disks"].as_array().into_iter().flatten();
         match list {
             Some(list) => list.iter().any(|f| {
-                // A VM may have run from where the report says it is.
+                // A VM may have run from the path in the report.
                 f.path == self.to && f.inode == there.ino()
                     || f.path == name && Some(f) == OutputFile::of(name.clone(), there).as_ref()
             }),
@@ -500,7 +502,7 @@ impl Moved {
         }
     }
 
-    /// Of a run to another place: whether the file is there alone.
+    /// Fails if an unfinished run to another place has left the file only there.
     fn refuse_half_way(&self) -> Result<()> {
         if self.from.symlink_metadata().is_ok() || self.to.symlink_metadata().is_err() {
             return Ok(());
@@ -516,7 +518,7 @@ impl Moved {
         )))
     }
 
-    /// Whether the new name leads to this very file, or to the copy that was noted.
+    /// Whether the new name leads to this very file, or to the recorded copy.
     fn is_put(&self) -> bool {
         self.to
             .symlink_metadata()
@@ -529,19 +531,19 @@ impl Moved {
             || self.copy.is_some() && self.copy == OutputFile::of(self.to.clone(), there)
     }
 
-    /// Last of all, and only when the file has its new name.
+    /// Removes the original, as the last step, and only if the file has its new name.
     fn remove_original(&self) -> Result<()> {
         let Ok(original) = self.from.symlink_metadata() else {
             return Ok(());
         };
-        // A file with one name would be gone.
+        // A file with a single name would be lost.
         if !self.is_put() || self.copy.is_none() && original.nlink() < 2 {
             return Ok(());
         }
         fs::remove_file(&self.from).map_err(io_error("removing", &self.from))
     }
 
-    /// Gives up the new name where the original is still there, or can be again.
+    /// Removes the new name if the original still exists, or can be restored.
     fn take_back(&self, report: &Value) {
         let there = self.to.symlink_metadata();
         if there.is_ok_and(|there| self.copy.is_none() && self.is_renamed(&there, report)) {
@@ -580,8 +582,8 @@ pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Whoever can change names there could have another file given away, or written to. An ordinary user
-/// may share a directory with a group.
+/// Refuses a directory in which others can change names: they could have the ownership of another
+/// file changed, or have it written to. An ordinary user may share a directory with a group.
 fn refuse_others(folder: &Path) -> Result<()> {
     let found = fs::metadata(folder).map_err(io_error("looking at", folder))?;
     let caller = rustix::process::geteuid();

@@ -1,6 +1,6 @@
-//! A VM whose source on another host is out of reach: QEMU has paused it, before Windows would give the disk up,
-//! and it continues when the line is back. Whoever serves the source resumes it: `hyper2kvm serve`, or the
-//! rehearsal that has started the VM.
+//! Handles a VM whose source on another host is unreachable. QEMU has paused it, before Windows
+//! would give up the disk, and it continues when the connection is restored. The process that
+//! serves the source resumes it: `hyper2kvm serve`, or the rehearsal that has started the VM.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::later::serve::{self, Trouble};
 use crate::tool::virsh::Tick;
 
-/// The outages of one boot. They do not count as time in which Windows could have come up.
+/// The outages of one boot. They do not count towards the time limit for Windows.
 #[derive(Default)]
 pub(super) struct Outages {
     since: Option<Instant>,
@@ -22,19 +22,19 @@ impl Outages {
     }
 }
 
-/// What a look at the VM has shown.
+/// The state of the connection in one look at the VM.
 pub(super) enum Line {
-    /// The VM does not wait for its source.
+    /// The VM is not waiting for its source.
     Up,
     Down,
-    /// It waits in vain.
+    /// The VM waits for a source that will not return.
     Lost(Failure),
 }
 
 impl Run<'_> {
     pub(super) fn line(&self, tick: &Tick, outages: &mut Outages) -> Result<Line> {
         let uuid = self.files.uuid;
-        // A disk of this host that is full has nothing to do with the line.
+        // A full disk of this host is unrelated to the connection.
         if !tick.is_io_error() || !self.on_wire || self.virsh.is_full(uuid)? {
             let since = outages.since.take();
             outages.over += since.map_or(Duration::ZERO, |since| since.elapsed());

@@ -1,5 +1,5 @@
-//! What the disk says after the first boot: did Windows find the VirtIO controller and bind our driver
-//! to it? Read with the VM off, by our own readers, and nothing is written.
+//! Evidence on the disk after the first boot: whether Windows found the VirtIO controller and bound
+//! its driver. It is read while the VM is off, by hyper2kvm's own readers, and nothing is written.
 
 use std::path::PathBuf;
 
@@ -21,25 +21,25 @@ const SHOWN_ERRORS: usize = 5;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
-    /// Every VirtIO device Windows has met, with the service bound to it.
+    /// Every VirtIO device that Windows has seen, with the service bound to it.
     pub devices: Vec<Device>,
-    /// The storage driver of the final stage is bound to a device.
+    /// Whether the storage driver of the final stage is bound to a device.
     pub bound: bool,
-    /// Windows wrote its registry back when it was shut down.
+    /// Whether Windows wrote its registry back when it was shut down.
     pub clean_shutdown: bool,
-    /// What `setupapi.dev.log` says went wrong with our drivers.
+    /// Errors of these drivers in `setupapi.dev.log`.
     pub setup_errors: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
-    /// Below `Enum\PCI`, e.g. `VEN_1AF4&DEV_1001&SUBSYS_00021AF4&REV_00\3&...`.
+    /// The name below `Enum\PCI`, e.g. `VEN_1AF4&DEV_1001&SUBSYS_00021AF4&REV_00\3&...`.
     pub instance: String,
     pub service: Option<String>,
 }
 
 impl Proof {
-    /// What is missing, in a sentence with its consequence.
+    /// Sentences about missing evidence, each with its consequence.
     pub fn doubts(&self, bus: DiskBus) -> Vec<String> {
         let mut doubts = Vec::new();
         if !self.bound {
@@ -65,14 +65,14 @@ fn service(bus: DiskBus) -> String {
     let device = match bus {
         DiskBus::VirtioBlk => VirtioDevice::Blk,
         DiskBus::VirtioScsi => VirtioDevice::Scsi,
-        // Only Linux VMs end there, and they are not watched.
+        // Only Linux VMs have that bus in the end, and they are not watched.
         DiskBus::Sata | DiskBus::Ide => return "storahci".into(),
     };
     let catalogue = Catalogue::builtin();
     catalogue.service_of(device).unwrap_or_default().into()
 }
 
-/// Words that tell a section of the log: it is about a VirtIO device, or a driver of a disk or NIC.
+/// Words by which a section of the log concerns a VirtIO device, or a driver of a disk or NIC.
 fn words() -> Vec<String> {
     let catalogue = Catalogue::builtin();
     let drivers = catalogue.drivers.iter();
@@ -89,11 +89,11 @@ pub struct GuestDisk<'a> {
     pub path: PathBuf,
     pub format: String,
     pub keys: &'a Keys,
-    /// The files it may be an overlay on.
+    /// The files below it, if it is an overlay.
     pub source: &'a [PathBuf],
 }
 
-/// Opens the disk read-only and hands what is on it to `read`.
+/// Opens the disk read-only and passes its file systems to `read`.
 pub fn with_disk<T>(
     disk: &GuestDisk<'_>,
     read: impl FnOnce(&Survey, &dyn GuestRead) -> Result<T>,
@@ -113,7 +113,7 @@ pub fn with_disk<T>(
     result
 }
 
-/// The proof for the bus of the final stage.
+/// Reads the evidence for the bus of the final stage.
 pub fn read(disk: &GuestDisk<'_>, bus: DiskBus) -> Result<Proof> {
     with_disk(disk, |survey, guest| {
         let (Some(hives), Some(windows)) = (&survey.hives, &survey.inspection.windows) else {
@@ -167,7 +167,7 @@ pub fn setup_log_path(windows: &WindowsFacts) -> Option<GuestPath> {
     windows.root.join("INF\\setupapi.dev.log").ok()
 }
 
-/// The `!!!` lines of the sections that are about VirtIO devices or drivers. A section starts with `>>>`
+/// The `!!!` lines of the sections about VirtIO devices or drivers. A section starts with `>>>`
 /// lines and ends with `<<<` ones.
 fn errors(log: &str) -> Vec<String> {
     let mut found = Vec::new();

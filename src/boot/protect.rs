@@ -1,13 +1,13 @@
-//! Keeping the disks as they are before the switch, and putting them back.
+//! Preserves the disks before the switch, and restores them.
 //!
-//! A qcow2 disk gets an overlay that takes what is written from the switch on: it is thrown away when the
-//! final boot fails, and merged into the disk ([`merge`](super::merge)) when it does not. An internal snapshot
-//! would not do: where the disk is an overlay on a source itself, the snapshot's data goes with the source. Raw
-//! files get a copy beside them (a reflink where the file system has them), and the UEFI variables a copy in
-//! the output directory. All of it while the VM is off.
+//! A qcow2 disk gets an overlay that takes all writes from the switch on. It is discarded if the
+//! final boot fails, and merged into the disk ([`merge`](super::merge)) if it succeeds. An internal
+//! snapshot is no alternative: if the disk is itself an overlay on a source, the snapshot's data is
+//! lost with the source. Raw files get a copy beside them (a reflink if the file system has them),
+//! and the UEFI variables a copy in the output directory. All of this happens while the VM is off.
 //!
-//! A copy is named in the record before it is made, under a name that was free, and is durable before the
-//! switch. It is put back only when it has the size it had then.
+//! A copy is recorded before it is made, under a free name, and is durable before the switch. It is
+//! restored only if it still has the same size.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -30,10 +30,10 @@ use crate::timeline;
 use crate::tool::confine::Confinement;
 use crate::tool::{Cmd, qemu_img};
 
-/// The internal snapshot that earlier versions made.
+/// The name of the internal snapshot that earlier versions made.
 pub const SNAPSHOT: &str = "hyper2kvm-before-final";
 
-/// Between two looks at whether the user wants to stop.
+/// The number of bytes between two checks of the stop flag.
 const CHUNK: u64 = 64 << 20;
 const MAX_NVRAM: u64 = 64 << 20;
 
@@ -42,7 +42,7 @@ const MAX_NVRAM: u64 = 64 << 20;
 pub enum Protected {
     /// The disk is not written to: the VM runs on the overlay.
     Overlay { disk: PathBuf, overlay: PathBuf },
-    /// Of an earlier version.
+    /// Made by an earlier version.
     Snapshot { disk: PathBuf },
     Copy {
         disk: PathBuf,
@@ -65,14 +65,14 @@ pub struct Saved {
     inode: u64,
 }
 
-/// What will keep one disk; `None` when nothing can.
+/// The planned protection of one disk; `None` if nothing can preserve it.
 pub fn plan(disk: &Path, format: &str) -> Option<Protected> {
     let beside = |what: &str| -> PathBuf {
         let mut name = disk.as_os_str().to_owned();
         name.push(format!(".{what}-{}", uuid::Uuid::new_v4()));
         name.into()
     };
-    // A block device has no room beside it.
+    // A block device has no space beside it.
     if !disk.is_file() {
         return None;
     }
@@ -90,11 +90,11 @@ pub fn plan(disk: &Path, format: &str) -> Option<Protected> {
 }
 
 impl Run<'_> {
-    /// Saves the VM, which is off, before the switch.
+    /// Saves the state of the VM, which is off, before the switch.
     pub(super) fn protect(&mut self) -> Result<()> {
         let _span = timeline::span("save the VM");
         self.shut_down()?;
-        // Of a run that was killed in here: perhaps half a copy.
+        // Left by a run that was killed here: possibly half a copy.
         for kept in std::mem::take(&mut self.record.protected) {
             let _ = kept.forget();
         }
@@ -134,7 +134,7 @@ impl Run<'_> {
     }
 }
 
-/// An empty overlay on a disk, with its owner and mode.
+/// Creates an empty overlay on a disk, with the disk's owner and mode.
 fn create_overlay(disk: &Path, overlay: &Path) -> Result<()> {
     let reading = |e: io::Error| Error::failed(format!("reading {}", disk.display())).because(e);
     let below = open_file(File::options().read(true), disk).map_err(reading)?;
@@ -175,7 +175,7 @@ fn snapshot(action: &str, disk: &Path) -> Result<()> {
 }
 
 impl Protected {
-    /// Refuses a file of the user under the name that is about to be used.
+    /// Fails if a file of the user has the intended name.
     pub fn refuse_taken(&self) -> Result<()> {
         match self {
             Self::Overlay { overlay: copy, .. }
@@ -193,7 +193,7 @@ impl Protected {
         }
     }
 
-    /// Saves; durable when it returns.
+    /// Saves one file; it is durable when this returns.
     pub fn save(&mut self) -> Result<()> {
         let failed = |what: &Path, e: Error| {
             if e.kind == ErrorKind::Interrupted {
@@ -207,7 +207,7 @@ impl Protected {
             Self::Overlay { disk, overlay } => {
                 create_overlay(disk, overlay).map_err(|e| failed(disk, e))
             }
-            // None are made any more.
+            // These are no longer made.
             Self::Snapshot { .. } => Ok(()),
             Self::Copy { disk, copy, saved } => {
                 *saved = Some(copy_disk(disk, copy).map_err(|e| failed(disk, e))?);
@@ -229,10 +229,10 @@ impl Protected {
         }
     }
 
-    /// Puts back; may be repeated until [`Protected::forget`].
+    /// Restores the saved state; may be repeated until [`Protected::forget`].
     pub fn restore(&self) -> Result<()> {
         match self {
-            // Nothing was written to it; whoever forgets the overlay forgets what was written since.
+            // The disk was not written to; discarding the overlay discards all writes since.
             Self::Overlay { disk, .. } => fs::metadata(disk)
                 .map(drop)
                 .map_err(|e| Error::failed(format!("looking for {}", disk.display())).because(e)),
@@ -255,8 +255,8 @@ impl Protected {
         }
     }
 
-    /// Gives up what was saved, and of an overlay what it holds; a snapshot only while no machine uses the
-    /// disk.
+    /// Discards the saved state, including the contents of an overlay; a snapshot only while no VM
+    /// uses the disk.
     pub fn forget(&self) -> Result<()> {
         match self {
             Self::Snapshot { disk } => snapshot("-d", disk),
@@ -271,7 +271,7 @@ impl Protected {
         }
     }
 
-    /// The command that does what [`Protected::forget`] does.
+    /// The command that has the effect of [`Protected::forget`].
     pub fn forget_command(&self) -> String {
         match self {
             Self::Snapshot { disk } => {
@@ -296,7 +296,7 @@ impl Saved {
     }
 }
 
-/// Opens a regular file that is no link.
+/// Opens a regular file; a link is an error.
 fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = options.custom_flags(flags.bits() as i32).open(path)?;
@@ -306,7 +306,7 @@ fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
 }
 
-/// Copies a disk to a name that must be free, with its owner and mode.
+/// Copies a disk to a free name, with its owner and mode.
 fn copy_disk(disk: &Path, copy: &Path) -> Result<Saved> {
     let failed = |e: io::Error| Error::failed(format!("writing {}", copy.display())).because(e);
     let source = File::open(disk)
@@ -335,7 +335,7 @@ fn copy_disk(disk: &Path, copy: &Path) -> Result<Saved> {
     })
 }
 
-/// As a reflink, or what is no hole.
+/// Copies the file as a reflink, or its ranges with data.
 fn fill(source: &File, target: &File, size: u64) -> io::Result<()> {
     if ioctl_ficlone(target, source).is_ok() {
         return Ok(());
@@ -345,7 +345,7 @@ fn fill(source: &File, target: &File, size: u64) -> io::Result<()> {
     while at < size {
         let data = match seek(source, To::Data(at)) {
             Err(Errno::NXIO) => break,
-            // The file system knows no holes.
+            // The file system does not support holes.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
             found => found?,
         };
@@ -368,12 +368,12 @@ fn fill(source: &File, target: &File, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// In one step, so that the disk is always there.
+/// Renames in one step, so that the disk always exists.
 fn put_back(disk: &Path, copy: &Path, saved: Option<Saved>) -> Result<()> {
     let failed = |e: io::Error| Error::failed(format!("restoring {}", disk.display())).because(e);
     let found = match copy.symlink_metadata() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            // Done by a run that was killed before it could say so.
+            // A run that was killed before it could record this has already done it.
             let there = fs::metadata(disk).map_err(failed)?;
             if saved.is_none_or(|saved| saved.inode == there.ino()) {
                 return Ok(());
@@ -391,7 +391,7 @@ fn put_back(disk: &Path, copy: &Path, saved: Option<Saved>) -> Result<()> {
     sync_folder(disk.parent().unwrap_or(Path::new("/"))).map_err(failed)
 }
 
-/// Records of earlier versions have no size.
+/// Fails if the size of a copy has changed. Records of earlier versions have no size.
 fn check_size(copy: &Path, size: u64, saved: Option<Saved>) -> Result<()> {
     match saved {
         Some(saved) if saved.size_bytes != size => Err(Error::failed(format!(
@@ -439,11 +439,11 @@ mod tests {
         crate::disk::empty::create_qcow2(&disk, 1 << 20).unwrap();
         write(1);
         let mut copy = plan(&raw, "raw").unwrap();
-        // The second time over what an interrupted run left.
+        // The second time over the remains of an interrupted run.
         copy.save().unwrap();
         copy.forget().unwrap();
         copy.save().unwrap();
-        // Of an earlier version.
+        // Made by an earlier version.
         let old = Protected::Snapshot { disk: disk.clone() };
         snapshot("-c", &disk).unwrap();
         write(2);
@@ -461,7 +461,7 @@ mod tests {
         assert_eq!(plan(Path::new("/dev/null"), "raw"), None);
     }
 
-    /// On a disk that stands alone, and on one over a source elsewhere.
+    /// On a standalone disk, and on one over a source elsewhere.
     #[test]
     fn an_overlay_takes_what_is_written_since() {
         if !have(&["qemu-img", "qemu-io"]) {
@@ -506,7 +506,7 @@ mod tests {
         assert!(fs::read(&source).unwrap() == vec![1; 1 << 20]);
     }
 
-    /// What the user and others have beside a disk is theirs, and only what was saved is put back.
+    /// Other files beside a disk are left alone, and only the saved state is restored.
     #[test]
     fn a_copy_replaces_nothing_and_is_whole() {
         let dir = tempfile::tempdir().unwrap();
@@ -541,7 +541,7 @@ mod tests {
         }
         assert!(kept.save().is_err(), "its name is taken");
         contents(2);
-        // As a loss of power may leave it.
+        // A possible state after a loss of power.
         let whole = dir.path().join("whole");
         fs::copy(&copy, &whole).unwrap();
         File::create(&copy).unwrap();
@@ -553,7 +553,7 @@ mod tests {
         fs::rename(&whole, &copy).unwrap();
         kept.restore().unwrap();
         assert!(fs::read(&raw).unwrap() == before);
-        // It has its name by now; and without a copy nothing is as it was.
+        // It has its name by now; and without a copy nothing can be restored.
         let mut again = plan(&raw, "raw").unwrap();
         again.save().unwrap();
         again.restore().unwrap();
@@ -585,7 +585,7 @@ mod tests {
             error.message.contains("nvram.before-final exists"),
             "{error}"
         );
-        // It may come after that look.
+        // The file may appear after that check.
         kept.save().unwrap();
         fs::write(&file, "changed since").unwrap();
         kept.restore().unwrap();

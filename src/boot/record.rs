@@ -1,5 +1,5 @@
-//! `boot.json`: how far the two boots have come. Written before each step, so that an interrupted run
-//! continues where it was.
+//! `boot.json`: the progress of the two boots. Written before each step, so that an interrupted run
+//! continues at that step.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::fix::journal::write_durably;
 use crate::fix::trusted;
 
 pub const FILE_NAME: &str = "boot.json";
-/// What `--install-to` is about to do; gone when it is done.
+/// The file that records the steps of `--install-to`; removed at the end.
 pub const INSTALLING: &str = "install.json";
 const SCHEMA: &str = "hyper2kvm/boot/1";
 
@@ -21,19 +21,19 @@ const SCHEMA: &str = "hyper2kvm/boot/1";
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     New,
-    /// The bootstrap domain is defined, perhaps running.
+    /// The bootstrap domain is defined, possibly running.
     Bootstrap,
-    /// Windows has come up there and is to be shut down.
+    /// Windows has come up there and will be shut down.
     BootstrapUp,
     /// It is off, and the disk can be switched over.
     BootstrapDone,
     /// The disk is being saved.
     Protecting,
-    /// The disk is saved; the final domain is defined, perhaps running.
+    /// The disk is saved; the final domain is defined, possibly running.
     Final,
-    /// The final boot failed and the disk is being put back.
+    /// The final boot failed and the disk is being restored.
     Restoring,
-    /// It is put back, and the bootstrap domain is there again.
+    /// The disk is restored, and the bootstrap domain is defined again.
     FinalFailed,
     Done,
 }
@@ -54,13 +54,13 @@ impl Phase {
     }
 }
 
-/// How one boot went.
+/// The result of one boot.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageRecord {
     pub started: bool,
-    /// How Windows was seen to be up: `marker`, `agent` or `manual`.
+    /// The evidence that Windows was up: `marker`, `agent` or `manual`.
     pub up_by: Option<String>,
-    /// Why it failed: `timeout`, `stopped`, `panic`, `reboot-loop`, `paused`.
+    /// The reason for a failure: `timeout`, `stopped`, `panic`, `reboot-loop`, `paused`.
     pub failure: Option<String>,
     pub message: Option<String>,
     pub seconds: f64,
@@ -77,11 +77,11 @@ pub struct Record {
     pub name: String,
     pub uuid: Uuid,
     pub bootstrap: Option<StageRecord>,
-    /// What the disk said between the boots.
+    /// The evidence on the disk between the boots.
     pub proof: Option<Proof>,
     #[serde(rename = "final")]
     pub production: Option<StageRecord>,
-    /// What the disk can be put back from.
+    /// The saved states from which the disks can be restored.
     pub protected: Vec<Protected>,
     pub evidence: Vec<PathBuf>,
     pub warnings: Vec<String>,
@@ -107,10 +107,10 @@ impl Record {
         }
     }
 
-    /// What an earlier run left, if there was one.
+    /// Loads the record of an earlier run, if there is one.
     pub fn load(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(FILE_NAME);
-        // It says which files are put back over which disks.
+        // It determines which files are restored over which disks.
         let text = match trusted::read(&path) {
             Err(e) if e.is_missing() => return Ok(None),
             text => text?,
@@ -123,7 +123,7 @@ impl Record {
         Ok(Some(record))
     }
 
-    /// Durable before it returns.
+    /// Saves the record; it is durable when this returns.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE_NAME);
         let text = format!("{:#}\n", serde_json::json!(self));

@@ -1,11 +1,12 @@
-//! What is different in a rehearsal: evidence of what worked, and no rollback.
+//! Differences of a rehearsal: it also keeps evidence of a success, and does not roll back.
 
 use super::{Failure, Run};
 use crate::domain::Stage;
 use crate::error::{Error, ErrorKind, Result};
 
 impl Run<'_> {
-    /// The screen of a rehearsal, in the place of the last picture: a VM may go off at any moment.
+    /// Saves the screen of a rehearsal in place of the last picture: a VM may turn off at any
+    /// moment.
     pub(super) fn glance(&mut self, stage: Stage) {
         if self.options.rehearsal.is_none() {
             return;
@@ -20,14 +21,14 @@ impl Run<'_> {
         }
     }
 
-    /// A rehearsal has evidence of what worked, too.
+    /// Saves the evidence of a success in a rehearsal.
     pub(super) fn rehearsal_evidence(&mut self, stage: Stage) {
         if self.options.rehearsal.is_some() {
             self.evidence(stage);
         }
     }
 
-    /// The same from the disk of the VM, which is off.
+    /// Saves the evidence from the disk of the VM, which is off.
     pub(super) fn rehearsal_hives(&mut self, stage: Stage) {
         if self.options.rehearsal.is_none() {
             return;
@@ -41,7 +42,7 @@ impl Run<'_> {
         }
     }
 
-    /// A final boot that failed: the throw-away disk stays as that boot has left it.
+    /// Ends a failed final boot: the throw-away disk stays in the state of that boot.
     pub(super) fn rehearsal_failed(&mut self, failure: &Failure) -> Result<Error> {
         let folder = self.evidence(Stage::Final);
         if !self.is_off()? {

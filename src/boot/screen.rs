@@ -1,5 +1,5 @@
-//! Screenshots are kept as PNG. New versions of QEMU give one; from older ones comes a PPM (binary RGB,
-//! `P6`), which is packed here.
+//! Converts screenshots to PNG. New versions of QEMU provide PNG; older ones provide PPM (binary
+//! RGB, `P6`).
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use flate2::write::ZlibEncoder;
 
 const MAX_SIDE: u32 = 16_384;
 
-/// The picture as PNG; `None` when it is neither PNG nor PPM.
+/// The picture as PNG; `None` if it is neither PNG nor PPM.
 pub fn png(picture: &[u8]) -> Option<Vec<u8>> {
     if picture.starts_with(b"\x89PNG") {
         return Some(picture.to_vec());
@@ -44,7 +44,7 @@ fn chunk(png: &mut Vec<u8>, kind: &[u8; 4], data: &[u8]) {
     png.extend(sum.sum().to_be_bytes());
 }
 
-/// Width, height and pixels of `P6 <width> <height> 255`.
+/// Parses width, height and pixels of `P6 <width> <height> 255`.
 fn ppm(bytes: &[u8]) -> Option<(u32, u32, &[u8])> {
     let mut rest = bytes.strip_prefix(b"P6")?;
     let mut numbers = [0u32; 3];

@@ -1,4 +1,4 @@
-//! A VM whose disks need their source still: it is looked at, served, and connected to.
+//! A VM whose disks still need their source: checks, serves and connects to the source.
 
 use std::thread::{self, JoinHandle};
 
@@ -10,8 +10,8 @@ use crate::threads::side_by_side;
 use crate::timeline;
 
 impl Run<'_> {
-    /// Sees that QEMU gets at the files, that no other domain is in the way, and that the source is what it was
-    /// and is served.
+    /// Checks that QEMU can read the files, that no other domain conflicts, and that the source is
+    /// unchanged and served.
     pub(super) fn ready(&mut self, later: Option<&Record>) -> Result<Option<Left>> {
         let done = self.record.phase == Phase::Done;
         if !done {
@@ -24,7 +24,7 @@ impl Run<'_> {
             let _span = timeline::span("look at the source");
             later.map_or(Ok(()), |later| later.check_source(&folder))
         };
-        // Who rehearses serves by himself, and ends it with the VM.
+        // A rehearsal serves the source itself, and stops with the VM.
         let serves = self.on_wire && self.options.rehearsal.is_none() && !done;
         if !serves || serve::is_served(&folder)? {
             let (found, checked) = side_by_side(|| self.find_domain(), check);
@@ -32,7 +32,8 @@ impl Run<'_> {
             self.absent = !found?;
             return Ok(None);
         }
-        // It looks at the source before it serves it. This process connects while the VM starts.
+        // The server checks the source before it serves it. This process connects while the VM
+        // starts.
         let (found, served) = side_by_side(|| self.find_domain(), || self.serve());
         match (found, served) {
             (Ok(found), Ok(Some(served))) => {
@@ -40,7 +41,7 @@ impl Run<'_> {
                 self.unreached = later.cloned();
                 Ok(Some(served))
             }
-            // Somebody else has begun to serve meanwhile.
+            // Another process has begun to serve in the meantime.
             (Ok(found), Ok(None)) => {
                 check()?;
                 self.absent = !found;
@@ -48,7 +49,7 @@ impl Run<'_> {
             }
             (found, Err(error)) => {
                 if error.kind != ErrorKind::Interrupted {
-                    // What is wrong with it, as a document tells it.
+                    // The server's error, parsed from its document.
                     check()?;
                 }
                 found?;
@@ -63,7 +64,7 @@ impl Run<'_> {
         }
     }
 
-    /// The way to a source on another host, which has to be there as long as the VM runs.
+    /// Starts to serve a source on another host, which must be reachable as long as the VM runs.
     fn serve(&self) -> Result<Option<Left>> {
         let _span = timeline::span("start serve");
         let left = serve::leave(&self.files.folder, &self.options.uri)?;
@@ -80,7 +81,7 @@ impl Run<'_> {
         Ok(left)
     }
 
-    /// Begins to connect to the source, for whoever reads the disk while the VM is off.
+    /// Starts to connect to the source, for reading the disk while the VM is off.
     pub(super) fn begin_reaching(&mut self) {
         if let Some(later) = self.unreached.take() {
             let folder = self.files.folder.clone();
@@ -91,7 +92,7 @@ impl Run<'_> {
         }
     }
 
-    /// What has to end before the disk is read.
+    /// The connection attempt that has to end before the disk is read.
     pub(super) fn reach(&mut self) -> Option<JoinHandle<Result<()>>> {
         self.begin_reaching();
         self.reaching.take()

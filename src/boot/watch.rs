@@ -1,4 +1,4 @@
-//! A boot is started and watched until Windows is up or has failed.
+//! Starts a boot and watches it until Windows is up or has failed.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -18,17 +18,18 @@ use crate::text::quote;
 use crate::timeline;
 use crate::tool::virsh::{State, Tick};
 
-/// How long the script may still run once the agent answers.
+/// The time for which the script may still run after the agent answers.
 const AGENT_GRACE: Duration = Duration::from_secs(120);
 const AGENT_INTERVAL: Duration = Duration::from_secs(5);
-/// Between two looks at the log of COM1.
+/// The interval between two reads of COM1's log.
 const LOOK: Duration = Duration::from_millis(50);
 const SHORT_LOG: u64 = 256 << 10;
-/// How old the last picture of the screen may be in a rehearsal.
+/// The maximum age of the last picture of the screen in a rehearsal.
 const GLANCE_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Run<'_> {
-    /// Starts the domain of a stage, unless it runs already, and waits until Windows is up or has failed.
+    /// Starts the domain of a stage, unless it already runs, and waits until Windows is up or has
+    /// failed.
     pub(super) fn start_and_watch(&mut self, stage: Stage) -> Result<Outcome> {
         let log = self.files.serial_log(stage);
         let found = match self.absent || self.is_known_off() {
@@ -50,7 +51,7 @@ impl Run<'_> {
                 && self.stage_record(stage).started
                 && marked(&log)
             {
-                // It came up and went down while nobody watched.
+                // It came up and was turned off while nobody watched.
                 self.stage_record(stage).up_by = Some("marker".into());
                 return Ok(Outcome::Up("marker"));
             }
@@ -92,7 +93,7 @@ impl Run<'_> {
         self.watch(stage, &log, begin)
     }
 
-    /// What to look at when libvirt does not start a domain.
+    /// What to check if libvirt does not start a domain.
     fn why_not_started(&self, stage: Stage) -> String {
         let active = self.virsh.active_networks();
         let wanted = self.files.domain(stage).map(Domain::networks);
@@ -156,7 +157,7 @@ impl Run<'_> {
             }
             let tick = self.tick(by_marker.then_some(log))?;
             reboots += tick.reboots;
-            // Read after the state: of a VM that is off, the log is complete.
+            // Read after the state: when the VM is off, the log is complete.
             if by_marker && marked(log) {
                 self.off = (tick.state == State::Off).then(Instant::now);
                 break Outcome::Up("marker");
@@ -209,7 +210,7 @@ impl Run<'_> {
         let (seen, done) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
         let found = thread::scope(|scope| {
             scope.spawn(|| {
-                // What one boot writes is short. A longer log is read once a tick.
+                // One boot writes little. A longer log is read once a tick.
                 let short = |log: &Path| fs::metadata(log).is_ok_and(|m| m.len() < SHORT_LOG);
                 while !done.load(Ordering::SeqCst) {
                     if log.is_some_and(|log| short(log) && marked(log)) {
@@ -226,7 +227,7 @@ impl Run<'_> {
         found?.ok_or_else(|| Error::failed(format!("libvirt has {} no more", self.files.name)))
     }
 
-    /// What ends the wait without the marker.
+    /// The failure that ends the wait without the marker.
     fn failure(&self, tick: &Tick, reboots: u32, elapsed: Duration) -> Option<Outcome> {
         let failed = |code, message: String| Some(Outcome::Failed(Failure { code, message }));
         if tick.panicked {
@@ -248,7 +249,7 @@ impl Run<'_> {
                     ),
                 );
             }
-            // A user may pause it; a disk that cannot be written to is not repaired.
+            // A user may have paused it; a disk that cannot be written to does not recover.
             State::Paused if tick.is_io_error() => {
                 return failed(
                     "paused",
@@ -272,7 +273,7 @@ impl Run<'_> {
     }
 }
 
-/// Whether the marker is in the log of COM1 or in that of COM2, as a line of its own.
+/// Whether the log of COM1 or that of COM2 has the marker as a line of its own.
 fn marked(log: &Path) -> bool {
     use std::io::Read;
     [log, &files::second_log(log)].iter().any(|log| {

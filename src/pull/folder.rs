@@ -1,4 +1,4 @@
-//! The output directory of a VM, as `pull` and `release` need it: whatever guest it is, and whoever started it.
+//! The output directory of a VM for `pull` and `release`, with any guest, started by any program.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -24,16 +24,16 @@ pub(crate) struct Folder {
     pub(crate) path: PathBuf,
     held: TrustedFolder,
     report: Value,
-    /// In the order of the report; some may have been moved elsewhere.
+    /// The disks in the order of the report; some may have been moved elsewhere.
     pub(crate) disks: Vec<PathBuf>,
     /// The domain XML of each stage.
     xml: Vec<PathBuf>,
-    /// `None`: the domain XML is gone, as after a release that was killed.
+    /// `None` if the domain XML is missing, as after a killed release.
     pub(crate) uuid: Option<Uuid>,
     pub(crate) boot: Option<BootRecord>,
 }
 
-/// The domain of the directory, as libvirt has it.
+/// The domain of the directory in libvirt.
 pub(crate) struct Domain {
     pub(crate) virsh: Virsh,
     pub(crate) uuid: Uuid,
@@ -87,9 +87,9 @@ impl Folder {
         })
     }
 
-    /// The domain that `boot`, or the user with the XML of this directory, defined; `None` where there is
-    /// none, or no libvirt to ask. One of that UUID that hyper2kvm did not define, or that has other disks,
-    /// is somebody else's.
+    /// The domain that `boot`, or the user with the XML of this directory, defined. `None` if there
+    /// is none, or no libvirt to query. A domain with that UUID that hyper2kvm did not define, or
+    /// that has other disks, is somebody else's.
     pub(crate) fn domain(&self, uri: &str) -> Result<Option<Domain>> {
         let Some(uuid) = self.uuid.filter(|_| tool::find("virsh").is_some()) else {
             return Ok(None);
@@ -99,7 +99,7 @@ impl Folder {
         let (tick, xml) = match virsh.look(uuid) {
             Ok(Some(found)) => found,
             Ok(None) => return Ok(None),
-            // Where no libvirt answers, the locks of QEMU tell whether the disks are in use.
+            // Without libvirt, the locks of QEMU show whether the disks are in use.
             Err(error) if virsh.uuids().is_err() => {
                 tracing::info!("{uri}: {error}");
                 return Ok(None);
@@ -118,7 +118,7 @@ impl Folder {
         disks.iter().any(ours)
     }
 
-    /// Takes the chains out of the domain XML of both stages.
+    /// Removes the chains from the domain XML of both stages.
     pub(crate) fn describe_alone(&self) -> Result<()> {
         for path in &self.xml {
             let mut root = parsed(&self.held, path)?;
@@ -130,8 +130,8 @@ impl Folder {
         Ok(())
     }
 
-    /// The same for the next start of the domain, where libvirt has not done it on its own. Everything else
-    /// the user may have changed there stays.
+    /// Removes the chains from the next start of the domain, if libvirt has not done so itself.
+    /// Other changes by the user stay.
     pub(crate) fn define_alone(&self, domain: &Domain) -> Result<()> {
         let xml = domain.virsh.xml_to_change(domain.uuid)?;
         let mut root = Element::parse(xml.as_bytes())
@@ -150,7 +150,7 @@ impl Folder {
         Ok(defined?)
     }
 
-    /// Says in the report that the disks stand alone, and how the files are now.
+    /// Records in the report that the disks stand alone, and the facts about the files.
     pub(crate) fn report_alone(&mut self) -> Result<()> {
         self.page_alone()?;
         let report = &mut self.report;
@@ -175,7 +175,7 @@ impl Folder {
             .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
     }
 
-    /// The same in the page to look at.
+    /// Updates the HTML page accordingly.
     fn page_alone(&self) -> Result<()> {
         let path = self.path.join("report.html");
         let page = match self.held.read(Path::new("report.html")) {
@@ -191,14 +191,14 @@ impl Folder {
             .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
     }
 
-    /// Everything the report lists, relative to the directory or, once a disk was moved, absolute.
+    /// Everything that the report lists, relative to the directory or, for a disk that was moved,
+    /// absolute.
     pub(crate) fn listed(&self) -> Vec<OutputFile> {
         let list = self.report.get("files").cloned().unwrap_or_default();
         serde_json::from_value(list).unwrap_or_default()
     }
 
-    /// The files of the directory that the report lists, and what was moved out of it: there it must still be
-    /// the same file.
+    /// The files of the directory in the report, and those moved out of it if they are unchanged.
     pub(crate) fn own_files(&self) -> Vec<PathBuf> {
         let plain = |path: &Path| path.components().all(|c| matches!(c, Component::Normal(_)));
         let list = self.listed().into_iter();
@@ -225,7 +225,7 @@ fn parsed(held: &TrustedFolder, path: &Path) -> Result<Element> {
         .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))
 }
 
-/// Takes the chain, and what a VM does when it is out of reach, from the disks of a domain.
+/// Removes the chain, and the policies for an unreachable one, from the disks of a domain.
 fn stand_alone(domain: &mut Element, disks: &[PathBuf]) {
     let devices = domain.children.iter_mut().filter(|e| e.is("devices"));
     let all = devices.flat_map(|devices| &mut devices.children);
@@ -244,7 +244,7 @@ fn stand_alone(domain: &mut Element, disks: &[PathBuf]) {
     }
 }
 
-/// Whether a stage of the switch is under way, in which the disks must stay what they are.
+/// Whether the switch is in progress, during which the disks must not change.
 pub(crate) fn between_boots(boot: &BootRecord) -> bool {
     use crate::boot::record::Phase;
     !matches!(boot.phase, Phase::New | Phase::Done)
@@ -270,7 +270,7 @@ mod tests {
             machine.disks[0].backing.clear();
             assert_ne!(later, copied);
             let mut root = Element::parse(later.as_bytes()).unwrap();
-            // Of somebody else: left unchanged.
+            // Of somebody else: unchanged.
             stand_alone(&mut root, &["/vm/other.qcow2".into()]);
             assert_eq!(root.to_document(), later);
             stand_alone(&mut root, &[machine.disks[0].path.clone()]);

@@ -1,9 +1,9 @@
-//! `pull`: copies what only the source holds, until the disks stand alone.
+//! `pull`: copies the data that only the source has, until the disks stand alone.
 //!
-//! While the VM runs, QEMU copies ([`running`]); otherwise the copy loop of this program. In both cases
-//! the overlay itself says what is left, so nothing has to be recorded: what was written and flushed is not
-//! copied again, whatever ended the run. A disk stands alone when everything is in it, it names nothing else,
-//! and reading the chain shows that; only then do the domain XML and the report say so.
+//! While the VM runs, QEMU copies ([`running`]); otherwise this program's copy loop does. In both
+//! cases the overlay itself shows what is left, so no record is needed: flushed data is not copied
+//! again, whatever ended the run. A disk stands alone when all data is in it, it names no other
+//! file, and reading the chain confirms that. Only then do the domain XML and the report show it.
 
 pub(crate) mod folder;
 pub(crate) mod release;
@@ -33,17 +33,17 @@ use folder::{Domain, Folder, between_boots};
 pub(crate) struct Options {
     pub(crate) folder: PathBuf,
     pub(crate) uri: String,
-    /// MiB per second, over all disks.
+    /// The limit for all disks together, in MiB per second.
     pub(crate) bandwidth: Option<u64>,
 }
 
-/// Who copied.
+/// The program that copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum By {
     /// QEMU, while the VM ran.
     Libvirt,
-    /// This program, while it was off.
+    /// This program, while the VM was off.
     Offline,
 }
 
@@ -60,9 +60,9 @@ pub(crate) struct Pulled {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Bytes {
-    /// Copied by this run.
+    /// Bytes copied by this run.
     pub(crate) copied: u64,
-    /// 0: the disks stand alone.
+    /// Bytes left; 0 if the disks stand alone.
     pub(crate) left: u64,
 }
 
@@ -120,7 +120,8 @@ pub(crate) fn pull(options: &Options, ui: &Ui) -> Result<Pulled> {
     Ok(pulled)
 }
 
-/// Between its two boots the VM runs from further overlays, and goes back to these disks when it fails.
+/// Fails between the two boots of a VM: it runs from further overlays then, and returns to these
+/// disks if it fails.
 fn refuse_between_boots(folder: &Folder) -> Result<()> {
     match &folder.boot {
         Some(boot) if between_boots(boot) => Err(Error::failed(format!(
@@ -135,7 +136,8 @@ fn refuse_between_boots(folder: &Folder) -> Result<()> {
     }
 }
 
-/// Everything that says where the disks are, in an order in which a run that is killed can be repeated.
+/// Updates all documents with the paths of the disks, in an order that permits repeating a killed
+/// run.
 fn complete(folder: &mut Folder, record: &mut Record, domain: Option<&Domain>) -> Result<()> {
     hit("pull-alone")?;
     folder.describe_alone()?;
@@ -175,7 +177,7 @@ fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Resu
     }
     let total = todo.iter().map(|(ranges, _)| ranges.bytes()).sum();
     let sizes = (todo.iter()).map(|(ranges, image)| (image.path(), ranges.bytes()));
-    // The same command continues where it stops now.
+    // The same command continues after an interruption.
     if let Err(error) = room::check(sizes) {
         ui.warn(&format!("{error}; what is zero in it takes none"));
     }
@@ -193,11 +195,11 @@ fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Resu
             record.check_source(&folder.path)?;
             hit("pull-copied")?;
             let path = image.path().to_owned();
-            // qemu-img takes the locks that this holds.
+            // qemu-img takes the locks that this run holds.
             drop(image);
             qemu_img::set_backing(&path, None)
                 .map_err(|e| Error::failed(format!("completing {}", path.display())).because(e))?;
-            // A run that was cut short has left some; nothing but room is lost to them.
+            // An interrupted run has left some leaks, which only waste space.
             if let Err(error) = crate::disk::copy::drop_leaks(&path) {
                 tracing::info!("looking for lost clusters of {}: {error}", path.display());
             }
@@ -209,7 +211,7 @@ fn offline(options: &Options, ui: &Ui, folder: &Folder, record: &Record) -> Resu
     Ok(total)
 }
 
-/// What only the levels below the overlay hold.
+/// The ranges that only the levels below the overlay contain.
 fn left(image: &Image) -> Result<Extents> {
     let mut ranges = Extents::default();
     qemu_img::mapped(&image.spec(), false, &mut |range, depth| {
@@ -223,7 +225,7 @@ fn left(image: &Image) -> Result<Extents> {
     Ok(ranges)
 }
 
-/// Copies into the overlay, flushing as it goes: the overlay's map is the record of what it holds.
+/// Copies into the overlay with regular flushes: the overlay's map records what it contains.
 fn copy(
     image: &Image,
     ranges: &Extents,

@@ -1,5 +1,5 @@
-//! `release`: gives up a VM whose disks are overlays on a source. The domain is switched off and undefined, and
-//! the directory removed; the source is as it was.
+//! `release`: deletes a VM whose disks are overlays on a source. The domain is turned off and
+//! undefined, and the directory removed; the source is unchanged.
 
 use std::fs;
 use std::io;
@@ -25,23 +25,23 @@ use crate::ui::Ui;
 pub(crate) struct Options {
     pub(crate) folder: PathBuf,
     pub(crate) uri: String,
-    /// Also when the VM has run.
+    /// Release even if the VM has run.
     pub(crate) force: bool,
 }
 
-/// What was given up.
+/// The result of a release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Released {
     #[serde(with = "crate::text::json_path")]
     pub(crate) folder: PathBuf,
-    /// A domain was undefined.
+    /// Whether a domain was undefined.
     pub(crate) domain: bool,
-    /// What is lost with it.
+    /// The data that is lost with it.
     pub(crate) lost: String,
-    /// The files of the source, which nothing stands on any more.
+    /// The files of the source, which are no longer in use.
     #[serde(serialize_with = "crate::text::json_path::list")]
     pub(crate) source: Vec<PathBuf>,
-    /// What hyper2kvm did not write, and is still there.
+    /// Files that hyper2kvm did not write, and that still exist.
     #[serde(serialize_with = "crate::text::json_path::list")]
     pub(crate) kept: Vec<PathBuf>,
 }
@@ -79,7 +79,7 @@ pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
         undefine(&domain, ui)?;
     }
     hit("released-domain")?;
-    // Nobody else may be using the disks, whatever libvirt calls it.
+    // Nobody else may be using the disks, under any name in libvirt.
     let mut held = Held::default();
     let disks: Vec<PathBuf> = (folder.disks.iter().filter(|disk| disk.is_file()))
         .cloned()
@@ -137,7 +137,7 @@ fn nothing_to_release(folder: &Path, why: &str) -> Error {
     ))
 }
 
-/// What the VM has written, when it has run; `None` where nothing is lost.
+/// The data written by the VM, if it has run; `None` if nothing is lost.
 fn lost(folder: &Folder, domain: Option<&Domain>) -> Option<String> {
     if domain.is_some_and(Domain::is_active) {
         return Some("the VM runs: what it has in memory and has written".to_owned());
@@ -170,8 +170,8 @@ fn undefine(domain: &Domain, ui: &Ui) -> Result<()> {
     Ok(domain.virsh.undefine(domain.uuid)?)
 }
 
-/// Removes what hyper2kvm wrote, the record and the report last: a run that is killed is begun again. Returns
-/// what is somebody else's.
+/// Removes the files of hyper2kvm, the record and the report last, so that a killed run can be
+/// repeated. Returns the files of somebody else.
 fn remove(folder: &Folder) -> Result<Vec<PathBuf>> {
     let failed = |path: &Path, e: io::Error| {
         Error::failed(format!("removing {}", path.display())).because(e)
@@ -223,7 +223,7 @@ fn remove_empty(folder: &Path, kept: &mut Vec<PathBuf>) {
     }
 }
 
-/// What `boot` and libvirt leave beside the files of the conversion.
+/// Whether `boot` or libvirt leaves a file of that name beside those of the conversion.
 fn of_boot(name: &str) -> bool {
     let named = [
         "boot.json",

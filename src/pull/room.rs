@@ -1,4 +1,4 @@
-//! Whether what is left fits beside the overlays.
+//! Checks whether the remaining data fits beside the overlays.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -8,13 +8,13 @@ use crate::disk::copy::free_space;
 use crate::error::{Error, Result};
 use crate::ui;
 
-/// Fails where a file system has less room than is left to copy to it. Zeroes in it take none, so it may fit all
-/// the same.
+/// Fails if a file system has less space than remains to be copied to it. Zeroes in it take none,
+/// so it may fit nevertheless.
 pub(super) fn check<'a>(left: impl IntoIterator<Item = (&'a Path, u64)>) -> Result<()> {
     let mut wanted: BTreeMap<u64, (PathBuf, u64)> = BTreeMap::new();
     for (disk, bytes) in left {
         let folder = disk.parent().unwrap_or(Path::new("/"));
-        // What cannot be looked at is for the copy to say.
+        // The copy reports what is inaccessible here.
         let Ok(found) = std::fs::metadata(folder) else {
             continue;
         };

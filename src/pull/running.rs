@@ -1,7 +1,7 @@
-//! The pull of a VM that runs: QEMU copies, libvirt keeps the domain, and this program looks on.
+//! The pull of a running VM: QEMU copies, libvirt manages the domain, and this program observes.
 //!
-//! It may end at any time: a job that was begun continues without it, one that was lost with the VM or its
-//! libvirt is begun again, and QEMU copies what the image does not have yet.
+//! It may end at any time. A started job continues without it, one that was lost with the VM or its
+//! libvirt is started again, and QEMU copies the data that the image still lacks.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,16 +20,16 @@ use crate::tool::spec::Spec;
 use crate::tool::virsh::{JobKind, State};
 use crate::ui::{self, Progress, Ui};
 
-/// Between two looks at the job.
+/// The interval between two queries of the job.
 const TICK: Duration = Duration::from_millis(300);
-/// Between two flushes, each with a look at what is left.
+/// The interval between two flushes, each with a check of what is left.
 const FLUSH: Duration = Duration::from_secs(10);
-/// Between two looks whether a source that did not answer does again.
+/// The interval between two checks of a source that did not answer.
 const AGAIN: Duration = Duration::from_secs(3);
-/// A job that ends without an end is begun again so often.
+/// The number of attempts for a job that disappears without completing.
 const ATTEMPTS: u32 = 5;
 
-/// Copies every disk; returns how much that was.
+/// Copies every disk; returns the number of bytes.
 pub(super) fn pull(
     options: &Options,
     ui: &Ui,
@@ -42,7 +42,7 @@ pub(super) fn pull(
         lefts.push(left(path, disk)?);
     }
     let total = lefts.iter().sum();
-    // QEMU pauses a VM whose disk finds no room.
+    // QEMU pauses a VM whose disk is out of space.
     let sizes = folder.disks.iter().map(std::path::PathBuf::as_path);
     room::check(sizes.zip(lefts.iter().copied()))?;
     ui.status(
@@ -82,9 +82,9 @@ struct Pulling<'a> {
     path: &'a Path,
     disk: &'a Disk,
     progress: &'a Progress,
-    /// Copied of the disks before this one.
+    /// Bytes copied of the previous disks.
     before: u64,
-    /// What only the source held at the start.
+    /// Bytes that only the source had at the start.
     left: u64,
 }
 
@@ -112,7 +112,7 @@ impl Pulling<'_> {
             }
             let virsh = &self.domain.virsh;
             match virsh.job(self.domain.uuid, &live.target)? {
-                // A job that ended early may have met a line that is down.
+                // A job that ended early may have met a broken connection.
                 None if attempts > 0 && !self.answers(&mut waits)? => {
                     std::thread::sleep(AGAIN);
                     continue;
@@ -122,7 +122,8 @@ impl Pulling<'_> {
                     attempts += 1;
                     limited = true;
                     let limit = self.options.bandwidth.unwrap_or(0);
-                    // It may have ended, or be another's, at this very moment: the next look tells.
+                    // It may have ended, or be another program's, at this very moment: the next
+                    // query shows.
                     if let Err(error) = virsh.start_pull(self.domain.uuid, &live.target, limit) {
                         tracing::info!("pulling {}: {error}", live.target);
                     }
@@ -158,7 +159,8 @@ impl Pulling<'_> {
         Ok(disks.into_iter().find(|disk| disk.path == self.path))
     }
 
-    /// Whether the source can be read; one that has changed is an error. `waits`: that was said.
+    /// Whether the source is readable; a changed one is an error. `waits` is whether the wait was
+    /// announced.
     fn answers(&self, waits: &mut bool) -> Result<bool> {
         if self.disk.wire().is_none() {
             return Ok(true);
@@ -179,7 +181,7 @@ impl Pulling<'_> {
         }
     }
 
-    /// Whether the VM is paused until a source on the wire is there again.
+    /// Whether the VM is paused until a remote source returns.
     fn waits(&self) -> Result<bool> {
         let found = self.domain.virsh.state(self.domain.uuid)?;
         let tick = found.ok_or_else(|| self.lost())?;
@@ -221,7 +223,7 @@ impl Pulling<'_> {
         .hint("shut the VM down and run the same command again: it copies without QEMU's help")
     }
 
-    /// What is in the image is not copied again, whatever happens now.
+    /// Flushes the image: its data is not copied again, whatever happens next.
     fn flush(&self, live: &DomainDisk) {
         let Some(node) = &live.node else { return };
         if let Err(error) = self.domain.virsh.flush(self.domain.uuid, node) {
@@ -237,7 +239,7 @@ impl Pulling<'_> {
     }
 }
 
-/// Bytes that the image of a VM that runs does not hold itself, as far as it was flushed.
+/// Bytes that the image of a running VM lacks, as far as it was flushed.
 fn left(path: &Path, disk: &Disk) -> Result<u64> {
     let reading = || Error::failed(format!("reading the map of {}", path.display()));
     if qemu_img::chain_length(path).is_ok_and(|levels| levels == 1) {
@@ -253,7 +255,7 @@ fn left(path: &Path, disk: &Disk) -> Result<u64> {
     Ok(bytes)
 }
 
-/// The chain by its names: QEMU of the VM has the files, and their locks.
+/// The chain by paths: QEMU of the VM has the files open and locked.
 fn spec(path: &Path, disk: &Disk) -> Result<Spec> {
     let file = |path: &Path| {
         let driver = match path.starts_with("/dev") {

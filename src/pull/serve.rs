@@ -1,4 +1,5 @@
-//! `serve`: holds the way to a source on another host, and resumes a VM that QEMU has paused for it.
+//! `serve`: keeps the connection to a source on another host, and resumes a VM that QEMU has paused
+//! because of it.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,27 +12,27 @@ use crate::later::serve::{Server, Trouble, hit};
 use crate::stop;
 use crate::ui::Ui;
 
-/// How often is looked whether the directory still needs it.
+/// The interval of checks whether the directory still needs the source.
 const TICK: Duration = Duration::from_millis(250);
-/// How often the VM is looked at.
+/// The interval of checks of the VM.
 const LOOK: Duration = Duration::from_secs(2);
-/// Between two attempts to resume a VM.
+/// The interval between two attempts to resume a VM.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// What is served, and to whom.
+/// The served source and its VM.
 pub(crate) struct Serving {
     folder: PathBuf,
     uri: String,
     server: Server,
 }
 
-/// Why it ended well.
+/// The reason for a normal end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Asked,
     /// Everything was pulled.
     Alone,
-    /// The directory was given up.
+    /// The directory was released.
     Released,
 }
 
@@ -49,8 +50,8 @@ impl Serving {
         &self.server
     }
 
-    /// Serves until it is asked to end, or until nobody needs it any more. With the bytes that have crossed
-    /// the wire.
+    /// Serves until it is asked to end, or until nothing needs it any more. Also returns the bytes
+    /// that have crossed the wire.
     pub(crate) fn watch(self, ui: &Ui) -> Result<(End, u64)> {
         let (mut looked, mut tried) = (Instant::now(), None::<Instant>);
         let mut said = String::new();
@@ -60,7 +61,7 @@ impl Serving {
                 _ if stop::requested() => Some(End::Asked),
                 Ok(None) => Some(End::Released),
                 Ok(Some(record)) if record.state == record::State::Alone => Some(End::Alone),
-                // Being written, or out of reach for a moment: the VM still needs it.
+                // Being written, or unreachable for a moment: the VM still needs the source.
                 _ => None,
             };
             if let Some(end) = end {
@@ -83,7 +84,7 @@ impl Serving {
         }
     }
 
-    /// Resumes the VM when QEMU has paused it and the source answers. Whether it was paused.
+    /// Resumes the VM if QEMU has paused it and the source answers. Returns whether it was paused.
     fn resume(&self, ui: &Ui, said: &mut String) -> Result<bool> {
         let Some(domain) = Folder::open(&self.folder)?.domain(&self.uri)? else {
             return Ok(false);
@@ -114,7 +115,7 @@ impl Serving {
     }
 }
 
-/// Says what was not said last.
+/// Prints a message unless it was the last one printed.
 fn once(ui: &Ui, said: &mut String, why: String) {
     if *said != why {
         ui.warn(&why);

@@ -1,4 +1,4 @@
-//! Many rehearsals: each in a child of this program, as many at a time as memory allows.
+//! Runs many rehearsals, each in a child of this program, as many at a time as memory permits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -23,27 +23,27 @@ use crate::ui::{Board, Ui};
 use super::memory;
 use super::result::{Rehearsal, Verdict};
 
-/// More VMs than this never run at a time.
+/// The most VMs that run at a time.
 const MOST: usize = 256;
-/// How often memory is looked at while a VM waits for it.
+/// The interval at which memory is checked while a VM waits for it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// One rehearsal to make.
+/// One VM to rehearse.
 pub(crate) struct Vm {
     pub(crate) name: String,
     pub(crate) source: PathBuf,
     /// The evidence directory, absolute.
     pub(crate) evidence: PathBuf,
-    /// Of `rehearse`, without directory and source.
+    /// The options of `rehearse`, without directory and source.
     pub(crate) args: Vec<OsString>,
-    /// What must not be seen on a command line.
+    /// Secrets, which must not appear on a command line.
     pub(crate) env: Vec<(String, String)>,
     pub(crate) memory_mib: u64,
-    /// libvirt.
+    /// The libvirt connection.
     pub(crate) uri: String,
 }
 
-/// What became of one.
+/// The result of one rehearsal.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
     pub(crate) name: String,
@@ -51,15 +51,15 @@ pub(crate) struct Row {
     pub(crate) source: PathBuf,
     pub(crate) seconds: f64,
     pub(crate) rehearsal: Option<Rehearsal>,
-    /// Where there is no verdict.
+    /// The error, if there is no verdict.
     #[serde(rename = "error")]
     pub(crate) failure: Option<Failure>,
-    /// The last lines on stderr of one that failed.
+    /// The last lines on stderr of a failed one.
     pub(crate) log: Vec<String>,
 }
 
 impl Row {
-    /// Of a rehearsal that has a verdict.
+    /// The row of a rehearsal with a verdict.
     pub(crate) fn of(rehearsal: Rehearsal) -> Self {
         Self {
             name: rehearsal.name.clone(),
@@ -86,7 +86,7 @@ impl Row {
         self.rehearsal.as_ref().map(|r| r.verdict)
     }
 
-    /// In one word.
+    /// The state in one word.
     pub(crate) fn state(&self) -> &'static str {
         match (self.verdict(), &self.failure) {
             (Some(verdict), _) => verdict.as_str(),
@@ -100,7 +100,7 @@ impl Row {
         self.verdict().map_or(0, urgency)
     }
 
-    /// Why, in one line.
+    /// The reason in one line.
     pub(crate) fn why(&self) -> String {
         let failure = self.failure.as_ref();
         let failure = failure.or(self.rehearsal.as_ref().and_then(|r| r.error.as_ref()));
@@ -114,20 +114,20 @@ impl Row {
     }
 }
 
-/// Of all of them.
+/// The results of all rehearsals.
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
     #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub(crate) file: PathBuf,
     pub(crate) total_s: f64,
-    /// How many rehearsals ran at a time at most.
+    /// The largest number of rehearsals that ran at a time.
     pub(crate) most_at_a_time: usize,
     pub(crate) counts: BTreeMap<&'static str, usize>,
     #[serde(rename = "machines")]
     pub(crate) rows: Vec<Row>,
 }
 
-/// What can become of a VM, the best first.
+/// The possible states of a VM, the best first.
 const STATES: [&str; 6] = [
     "up",
     "down",
@@ -156,7 +156,7 @@ impl Summary {
         self.counts.get(state).copied().unwrap_or(0)
     }
 
-    /// `None` when all came up.
+    /// The kind of error for the exit code; `None` if all came up.
     pub(crate) fn verdict(&self) -> Option<ErrorKind> {
         if self.count("interrupted") + self.count("not started") > 0 {
             return Some(ErrorKind::Interrupted);
@@ -197,7 +197,7 @@ pub(crate) struct Ran {
     pub(crate) most_at_a_time: usize,
 }
 
-/// What waits and what runs.
+/// The waiting and the running rehearsals.
 struct Queue {
     waiting: Vec<usize>,
     running: usize,
@@ -214,8 +214,8 @@ struct Work<'a> {
     board: Board,
 }
 
-/// Fails where a libvirt cannot be reached. A session's daemon is started by this: two that start it at once
-/// get in each other's way.
+/// Fails if a libvirt is unreachable. This also starts a session's daemon: two processes that start
+/// it at the same time interfere with each other.
 pub(crate) fn reach(vms: &[Vm]) -> Result<()> {
     let uris: BTreeSet<&str> = vms.iter().map(|vm| vm.uri.as_str()).collect();
     for uri in uris {
@@ -227,7 +227,7 @@ pub(crate) fn reach(vms: &[Vm]) -> Result<()> {
     Ok(())
 }
 
-/// Rehearses them all. `jobs`: no more than so many at a time, whatever memory there is.
+/// Rehearses all VMs. `jobs` limits how many run at a time, whatever memory there is.
 pub(crate) fn run(vms: &[Vm], jobs: Option<usize>, ui: &Ui) -> Ran {
     let work = Work {
         vms,
@@ -288,7 +288,7 @@ impl Work<'_> {
         }
     }
 
-    /// The next one that fits; waits for one that ends.
+    /// The next one that fits in memory; waits until one ends.
     fn next(&self) -> Option<usize> {
         let mut queue = self.queue();
         loop {
@@ -385,7 +385,7 @@ pub(crate) fn document(summary: &Summary) -> Value {
     json!(summary)
 }
 
-/// Refused and failed ones are told from those that came up.
+/// Sorts refused and failed ones before those that came up.
 fn urgency(verdict: Verdict) -> u8 {
     match verdict {
         Verdict::Down => 1,

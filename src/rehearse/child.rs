@@ -1,5 +1,5 @@
-//! The conversion of a rehearsal: `convert --copy later` in a child of this program, with the limits a
-//! conversion has, because the boots that follow need more than those.
+//! The conversion of a rehearsal: `convert --copy later` in a child of this program. It has the
+//! restrictions of a conversion; the boots that follow need more rights.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -17,14 +17,14 @@ use crate::ui::Ui;
 #[derive(Debug, Clone)]
 pub(crate) struct Conversion {
     pub(crate) source: PathBuf,
-    /// Options of `convert`, without directory and source.
+    /// The options of `convert`, without directory and source.
     pub(crate) args: Vec<OsString>,
-    /// What must not be seen on a command line.
+    /// Secrets, which must not appear on a command line.
     pub(crate) env: Vec<(String, String)>,
 }
 
 impl Conversion {
-    /// Converts into a new directory; returns the report.
+    /// Converts to a new directory; returns the report.
     pub(crate) fn run(&self, folder: &Path, ui: &Ui) -> Result<Value> {
         let mut command = Cmd::new(SELF)
             .privileges(Privileges::Ours)
@@ -52,7 +52,7 @@ fn outcome(ended: Ended) -> Result<Value> {
         document,
         log,
     } = ended;
-    // What was accepted may keep Windows from starting: that is what the rehearsal shows.
+    // Accepted problems may keep Windows from starting: the rehearsal shows whether they do.
     let accepted = document["accepted"].is_array() && status.code() == Some(4);
     if (status.success() || accepted) && document["outputs"].is_object() {
         return Ok(document);

@@ -1,5 +1,5 @@
-//! The domain XML of a conversion, made into that of a rehearsal: a name and a UUID of its own, no network,
-//! and nothing of the host or the user that it could write to.
+//! Turns the domain XML of a conversion into that of a rehearsal: a name and a UUID of its own, no
+//! network, and no writable files or devices of the host or the user.
 
 use std::path::Path;
 
@@ -9,9 +9,9 @@ use crate::domain::element::Element;
 
 use super::record::{MARK, Record};
 
-/// What an `--xml-patch` may have added of the host: other VMs or the user work with it.
+/// Devices of the host that an `--xml-patch` may have added: other VMs or the user work with them.
 const OF_THE_HOST: [&str; 4] = ["hostdev", "filesystem", "lease", "shmem"];
-/// What is kept of a NIC; the rest says where it is attached.
+/// The elements of a NIC that are kept; the others define its network.
 const OF_A_NIC: [&str; 7] = ["mac", "model", "address", "boot", "rom", "alias", "acpi"];
 
 /// Changes a domain into one of the rehearsal. Returns what was left out.
@@ -39,7 +39,7 @@ pub(crate) fn rehearsed(root: &mut Element, record: &Record, network: Option<&st
     left_out
 }
 
-/// libvirt wants the UUID of the tables to be that of the domain.
+/// Sets the UUID in the SMBIOS tables: libvirt requires that of the domain.
 fn smbios(sysinfo: &mut Element, uuid: &str) {
     let tables = sysinfo.children.iter_mut().filter(|e| e.is("system"));
     let entries = tables.flat_map(|system| &mut system.children);
@@ -56,7 +56,7 @@ fn mark(metadata: &mut Element, token: Uuid) {
     }
 }
 
-/// The UEFI variables are those of the rehearsal, wherever a patch has put them.
+/// Sets the UEFI variables to those of the rehearsal, wherever a patch has put them.
 fn variables(os: &mut Element, work: &Path) {
     for nvram in os.children.iter_mut().filter(|e| e.is("nvram")) {
         if !nvram.text.is_empty() && !is_below(&nvram.text, work) {
@@ -80,7 +80,7 @@ fn devices(devices: &mut Element, work: &Path, network: Option<&str>, left_out: 
     }
 }
 
-/// The file of a disk that the guest could write to and that is no part of the rehearsal.
+/// The file of a disk that the guest could write to and that is not part of the rehearsal.
 fn written_elsewhere(device: &Element, work: &Path) -> Option<String> {
     if !device.is("disk")
         || device.attr("device") == Some("cdrom")
@@ -97,8 +97,8 @@ fn written_elsewhere(device: &Element, work: &Path) -> Option<String> {
     }
 }
 
-/// Without a network the NIC is there, with its link down, behind QEMU's own network stack: on no bridge
-/// and no network of this host.
+/// Changes a NIC. Without a network its link is down, and it uses QEMU's own network stack: no
+/// bridge and no network of this host.
 fn rehearsed_nic(nic: &Element, network: Option<&str>) -> Element {
     let mut new = Element::new(&nic.name);
     let kept = |child: &&Element| OF_A_NIC.iter().any(|name| child.is(name));

@@ -1,19 +1,19 @@
-//! How many VMs the memory of this host holds at a time.
+//! Computes how many VMs fit in the memory of this host at a time.
 
 use std::fs;
 
-/// What QEMU takes besides the memory of the VM.
+/// The memory of QEMU in addition to that of the VM.
 const OVERHEAD_MIB: u64 = 256;
-/// What is left to the host: so much at least, and one in so many.
+/// The memory reserved for the host: at least so much, and this fraction.
 const RESERVE_MIB: u64 = 512;
 const RESERVE_PART: u64 = 20;
 
-/// What one rehearsal takes.
+/// The memory of one rehearsal.
 pub(crate) fn need_mib(memory_mib: u64) -> u64 {
     memory_mib.saturating_add(OVERHEAD_MIB)
 }
 
-/// What can be given to VMs now; `None` where the host does not say.
+/// The memory available for VMs at present; `None` if the host does not report it.
 pub(crate) fn free_mib() -> Option<u64> {
     free(&fs::read_to_string("/proc/meminfo").ok()?)
 }
@@ -28,8 +28,8 @@ fn free(meminfo: &str) -> Option<u64> {
     Some(mib("MemAvailable:")?.saturating_sub(reserve))
 }
 
-/// Whether one more may start. `running`: what those that run take together; `at_start`: what was free
-/// before the first; `now`: what is free. One alone starts in any case.
+/// Whether one more VM may start. `running` is the memory of all running VMs, `at_start` what was
+/// free before the first, `now` what is free. A single VM may always start.
 pub(crate) fn fits(need: u64, running: u64, at_start: u64, now: u64) -> bool {
     running == 0 || (running.saturating_add(need) <= at_start && need <= now)
 }
@@ -57,9 +57,9 @@ mod tests {
         assert!(fits(need, 0, 10240, 10240));
         assert!(fits(need, need, 10240, 8000));
         assert!(!fits(need, 2 * need, 10240, 4000));
-        // The first has not touched its memory yet: it counts all the same.
+        // The first has not touched its memory yet, but it counts.
         assert!(!fits(need, 2 * need, 10240, 10240));
-        // Others took the memory meanwhile.
+        // Others took the memory in the meantime.
         assert!(!fits(need, need, 10240, 1000));
         assert!(fits(need_mib(1 << 20), 0, 10240, 10240), "alone");
     }

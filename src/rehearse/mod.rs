@@ -1,11 +1,12 @@
-//! `rehearse`: both boots of a VM on a throw-away overlay, watched, with nothing left behind.
+//! `rehearse`: watches both boots of a VM on a throw-away overlay, and leaves nothing behind.
 //!
 //! ```text
 //!  lock -> whose UUID? -> note -> convert (a child, to an overlay) -> domain XML -> both boots -> remove
 //! ```
 //!
-//! The source is only read. The domain has a name of its own and no network ([`domain`]). What is to be
-//! removed is noted before it is made ([`record`]), so that the next run removes what a killed one left.
+//! The source is only read. The domain has a name of its own and no network ([`domain`]).
+//! Everything that will be removed is recorded before it is made ([`record`]), so that the next run
+//! removes what a killed one left.
 
 pub(crate) mod batch;
 mod child;
@@ -43,30 +44,31 @@ use self::batch::Row;
 use self::record::{Claim, Record};
 use self::result::{FILE_NAME, PAGE, REPORT, Rehearsal, Verdict};
 
-/// Below the work directory.
+/// The output directory, below the work directory.
 const OUTPUT: &str = "vm";
 
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) source: PathBuf,
     pub(crate) name: String,
-    /// Of the VM, where its source says it.
+    /// The UUID of the VM, if its source has one.
     pub(crate) uuid: Option<Uuid>,
     /// The evidence directory.
     pub(crate) evidence: PathBuf,
-    /// Where the overlay lies, in the place of the evidence directory.
+    /// The directory for the overlay, if it is not the evidence directory.
     pub(crate) place: Option<Place>,
-    /// A libvirt network that the NICs are attached to; without one their links are down.
+    /// A libvirt network to which the NICs are attached; without one their links are down.
     pub(crate) network: Option<String>,
     pub(crate) convert: child::Conversion,
-    /// Of the boots. Directory and evidence are filled in.
+    /// The options of the boots. Directory and evidence are filled in later.
     pub(crate) boot: boot::Options,
 }
 
 pub(crate) use self::child::Conversion;
 pub(crate) use self::page::TITLE as PAGE_TITLE;
 
-/// Rehearses. The error beside the result says why Windows did not come up, or why it was not started.
+/// Rehearses. The error beside the result is the reason why Windows did not come up, or was not
+/// started.
 pub(crate) fn rehearse(options: &Options, ui: &Ui) -> Result<(Rehearsal, Option<Error>)> {
     let begin = Instant::now();
     boot::local(&options.boot.uri)?;
@@ -99,18 +101,19 @@ pub(crate) fn rehearse(options: &Options, ui: &Ui) -> Result<(Rehearsal, Option<
     let error = outcome.err();
     rehearsal.seconds = begin.elapsed().as_secs_f64();
     let ended = conclude(&mut rehearsal, error, &evidence);
-    // What could not be removed stays noted.
+    // Anything that could not be removed stays recorded.
     if rehearsal.left.is_empty() {
         claim.done();
     }
     if ended.is_err() {
-        // Nobody needs an empty directory.
+        // An empty directory is useless.
         let _ = fs::remove_dir(&evidence);
     }
     ended.map(|error| (rehearsal, error))
 }
 
-/// The verdict, and the documents in the evidence directory. What says nothing about the guest is an error.
+/// Writes the verdict and the documents to the evidence directory. A failure unrelated to the guest
+/// is an error.
 fn conclude(
     rehearsal: &mut Rehearsal,
     error: Option<Error>,
@@ -146,7 +149,7 @@ fn conclude(
     Ok(error)
 }
 
-/// Removes what killed rehearsals of this user have left.
+/// Removes the leftovers of this user's killed rehearsals.
 pub(crate) fn clean_up(ui: &Ui) {
     for left in record::leftovers() {
         if left.runs {
@@ -163,8 +166,8 @@ pub(crate) fn clean_up(ui: &Ui) {
     }
 }
 
-/// The UUID of the rehearsal: that of the VM, because Windows keeps its hardware configuration and its
-/// activation by it; another one where this host has a domain with it.
+/// The UUID of the rehearsal. It is that of the VM, because Windows ties its hardware configuration
+/// and its activation to it. It is another one if this host has a domain with it.
 fn identity(options: &Options, virsh: &Virsh, rehearsal: &mut Rehearsal) -> Result<Uuid> {
     let Some(uuid) = options.uuid else {
         return Ok(Uuid::new_v4());
@@ -188,7 +191,7 @@ fn identity(options: &Options, virsh: &Virsh, rehearsal: &mut Rehearsal) -> Resu
     Ok(other)
 }
 
-/// From the source to both boots.
+/// Runs everything from the source to both boots.
 fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -> Result<()> {
     rehearsal.domain = Some(record.name.clone());
     rehearsal.uuid = Some(record.uuid);
@@ -218,7 +221,7 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
     let mut boots = options.boot.clone();
     boots.folder = folder.clone();
     boots.rehearsal = Some(record.evidence.clone());
-    // What is thrown away need not be saved.
+    // A throw-away disk need not be saved.
     boots.snapshot = false;
     let server = match later::Record::left(&folder)? {
         Some(left) if left.is_on_wire() => {
@@ -249,7 +252,7 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
     })
 }
 
-/// Both domains of the directory, made into those of the rehearsal.
+/// Turns both domains of the directory into those of the rehearsal.
 fn rewrite_domains(
     folder: &Path,
     options: &Options,
@@ -271,7 +274,8 @@ fn rewrite_domains(
     Ok(())
 }
 
-/// The evidence directory, which QEMU's user must get through: empty, or of an earlier rehearsal.
+/// Prepares the evidence directory, which QEMU's user must be able to pass through: empty, or of an
+/// earlier rehearsal.
 fn evidence_directory(path: &Path) -> Result<PathBuf> {
     let failed = |e: io::Error| Error::failed(format!("creating {}", path.display())).because(e);
     let path = std::path::absolute(path)
@@ -297,10 +301,10 @@ fn evidence_directory(path: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What a rehearsal writes into its evidence directory.
+/// The files that a rehearsal writes to its evidence directory.
 const OLD: [&str; 5] = ["bootstrap", "final", REPORT, PAGE, FILE_NAME];
 
-/// The evidence of an earlier rehearsal. What the user has put beside it stays.
+/// Removes the evidence of an earlier rehearsal. Other files of the user stay.
 fn remove_old(evidence: &Path) -> Result<()> {
     let removed = |path: &Path| match path.symlink_metadata() {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),

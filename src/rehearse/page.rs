@@ -1,6 +1,6 @@
 //! The page of rehearsals: a row for each VM, with the picture of its screen.
 //!
-//! It is one file: pictures are in it. A picture that is too large for that is a link.
+//! It is a single file with embedded pictures. A picture that is too large for that is a link.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -13,9 +13,9 @@ use crate::text::base64;
 use super::batch::{Row, Summary};
 use super::result::{Rehearsal, Stage};
 
-/// By which a page is told from a file of the user.
+/// Distinguishes a page from a file of the user.
 pub(crate) const TITLE: &str = "<title>hyper2kvm: rehearsal</title>";
-/// Of one picture.
+/// The size limit of an embedded picture.
 const MAX_PICTURE: u64 = 1 << 20;
 const STYLE: &str = "<style>\
     body{font:16px/1.5 system-ui,sans-serif;max-width:90rem;margin:2rem auto;padding:0 1rem}\
@@ -30,7 +30,7 @@ const STYLE: &str = "<style>\
     a{color:#8ab4f8}.down,.failed{color:#ff7b72}.refused{color:#e3b341}.up{color:#6fd08c}}\
     </style>";
 
-/// The page, to be put into `folder`.
+/// Renders the page for `folder`.
 pub(crate) fn page(title: &str, rows: &[Row], folder: &Path) -> String {
     let mut h = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -40,7 +40,7 @@ pub(crate) fn page(title: &str, rows: &[Row], folder: &Path) -> String {
         escape(title)
     );
     let mut rows: Vec<&Row> = rows.iter().collect();
-    // What needs somebody's attention comes first.
+    // Rows that need attention come first.
     rows.sort_by_key(|row| row.urgency());
     for row in rows {
         match &row.rehearsal {
@@ -70,7 +70,7 @@ fn rehearsed(h: &mut String, rehearsal: &Rehearsal, folder: &Path) {
     );
 }
 
-/// A rehearsal that ended with an error of its own.
+/// Renders a rehearsal that ended with its own error.
 fn failed(h: &mut String, row: &Row) {
     let failure = row.failure.iter();
     let why = failure.clone().flat_map(|f| {
@@ -97,7 +97,7 @@ fn stage(stage: &Stage) -> String {
     }
 }
 
-/// Why it failed, what inspection found, and the warnings.
+/// Lists why it failed, the findings of the inspection, and the warnings.
 fn found(rehearsal: &Rehearsal) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(failure) = &rehearsal.error {
@@ -140,7 +140,7 @@ fn picture(path: &Path, folder: &Path) -> String {
     format!("<a href=\"{address}\"><img alt=\"the screen\" src=\"{source}\"></a>")
 }
 
-/// The page of a list.
+/// Renders the page of a list.
 pub(crate) fn of_list(summary: &Summary, folder: &Path) -> String {
     let title = format!("{} of {} VMs", summary.sentence(), summary.rows.len());
     page(&title, &summary.rows, folder)
@@ -182,7 +182,7 @@ mod tests {
         assert!(page.contains("go &lt;on&gt;") && !page.contains("<script>"));
         let (down, up) = (page.find("bad").unwrap(), page.find("good").unwrap());
         assert!(down < up, "what failed comes first");
-        // What is no picture is not put in.
+        // Other files are not embedded.
         std::fs::write(&screen, b"<svg onload=x>").unwrap();
         assert!(!super::picture(&screen, dir.path()).contains("data:"));
     }

@@ -1,8 +1,8 @@
-//! What a rehearsal would leave behind when it is killed, noted before it is made.
+//! Records everything that a killed rehearsal would leave behind, before it is made.
 //!
-//! The lock file in the evidence directory names the domain and the work directory, and a copy of that
-//! lies where [`leftovers`] finds it. A rehearsal is over when nobody holds the lock: the next run removes
-//! what the note names, and `doctor` lists it.
+//! The lock file in the evidence directory names the domain and the work directory, and a copy of
+//! it is where [`leftovers`] finds it. A rehearsal has ended when nobody holds the lock: the next
+//! run removes everything in the record, and `doctor` lists it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -21,9 +21,9 @@ use crate::fix::trusted::TrustedFolder;
 use crate::lock::{FileLock, LockError};
 use crate::tool::virsh::Virsh;
 
-/// In the evidence directory; locked while the rehearsal runs.
+/// The lock file in the evidence directory; locked while the rehearsal runs.
 pub(crate) const LOCK: &str = ".rehearsal.lock";
-/// What a work directory is called, before the token.
+/// The prefix of a work directory's name, before the token.
 pub(crate) const WORK: &str = ".rehearsal-";
 const SCHEMA: &str = "hyper2kvm/rehearsal-record/1";
 const SUFFIX: &str = "json";
@@ -31,24 +31,24 @@ const SUFFIX: &str = "json";
 /// Attribute of the metadata element that marks the domain, with the token of the rehearsal.
 pub(super) const MARK: &str = "rehearsal";
 
-/// What is to be removed in the end.
+/// The things to remove at the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     schema: String,
     pub(crate) uri: String,
     pub(crate) uuid: Uuid,
-    /// Of the domain.
+    /// The name of the domain.
     pub(crate) name: String,
     #[serde(with = "crate::text::json_path")]
     pub(crate) evidence: PathBuf,
     #[serde(with = "crate::text::json_path")]
     pub(crate) work: PathBuf,
-    /// Marks the domain.
+    /// The token in the mark of the domain.
     pub(crate) token: Uuid,
 }
 
 impl Record {
-    /// `place`: where the work directory is created.
+    /// Creates a record; `place` is the directory in which the work directory is created.
     pub(crate) fn new(uri: &str, uuid: Uuid, vm: &str, evidence: &Path, place: &Path) -> Self {
         let token = Uuid::new_v4();
         let short = short(token);
@@ -68,7 +68,8 @@ impl Record {
         (record.schema == SCHEMA && record.is_sound()).then_some(record)
     }
 
-    /// Only what has the name of a work directory is ever removed as one.
+    /// Whether the record is valid: only a directory with the name of a work directory is ever
+    /// removed as one.
     fn is_sound(&self) -> bool {
         let name = format!("{WORK}{}", short(self.token));
         self.work.is_absolute() && self.work.file_name() == Some(OsStr::new(&name))
@@ -78,8 +79,8 @@ impl Record {
         format!("{:#}\n", serde_json::json!(self))
     }
 
-    /// Removes the domain with its UEFI variables and TPM, the work directory and QEMU's log. May be
-    /// repeated. A domain without the mark of this rehearsal is not touched.
+    /// Removes the domain with its UEFI variables and TPM, the work directory and QEMU's log. May
+    /// be repeated. A domain without the mark of this rehearsal is not changed.
     pub(crate) fn remove(&self) -> Result<()> {
         let virsh = Virsh::new(&self.uri).ignoring_stop();
         let there = || Ok::<_, Error>(virsh.uuids()?.contains(&self.uuid));
@@ -103,7 +104,7 @@ impl Record {
             }
             _ => {}
         }
-        // Its name is that of no other domain. Who may not remove it leaves it.
+        // No other domain has its name. A user without permission leaves it.
         for log in qemu_logs(&self.name) {
             let _ = fs::remove_file(log);
         }
@@ -115,7 +116,7 @@ fn short(token: Uuid) -> String {
     token.simple().to_string().chars().take(8).collect()
 }
 
-/// An evidence directory that is locked by this run.
+/// An evidence directory locked by this run.
 #[derive(Debug)]
 pub(crate) struct Claim {
     lock: FileLock,
@@ -123,7 +124,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Locks the directory and removes what a killed run has noted there.
+    /// Locks the directory and removes the leftovers that a killed run has recorded there.
     pub(crate) fn take(evidence: &Path) -> Result<Self> {
         TrustedFolder::open(evidence)?;
         let lock = FileLock::of_directory(evidence, LOCK, || {
@@ -141,7 +142,7 @@ impl Claim {
         Ok(Self { lock, index: None })
     }
 
-    /// Notes what is about to be made; durable when it returns.
+    /// Records what will be made next; durable when this returns.
     pub(crate) fn note(&mut self, record: &Record) -> Result<()> {
         let failed = |e: io::Error| {
             Error::failed(format!("writing to {}", record.evidence.display())).because(e)
@@ -149,13 +150,13 @@ impl Claim {
         self.lock.set_note(&record.text()).map_err(failed)?;
         match enter(record) {
             Ok(path) => self.index = Some(path),
-            // The evidence directory has the note, too.
+            // The evidence directory has the record, too.
             Err(error) => tracing::warn!("doctor will not know of this rehearsal: {error}"),
         }
         Ok(())
     }
 
-    /// Everything is removed.
+    /// Ends the record after everything is removed.
     pub(crate) fn done(self) {
         if let Some(index) = self.index {
             let _ = fs::remove_file(index);
@@ -164,7 +165,7 @@ impl Claim {
     }
 }
 
-/// Where the notes of this user's rehearsals are.
+/// The directory with the records of this user's rehearsals.
 fn index() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).map(PathBuf::from);
     let state = set("XDG_STATE_HOME").filter(|p| p.is_absolute());
@@ -193,16 +194,16 @@ fn forget(record: &Record) {
     }
 }
 
-/// A rehearsal that was noted and has not ended as it should.
+/// A recorded rehearsal that has not ended normally.
 #[derive(Debug)]
 pub(crate) struct Leftover {
     pub(crate) record: Record,
-    /// Somebody is at work on it.
+    /// Whether a process is still working on it.
     pub(crate) runs: bool,
     lock: Option<FileLock>,
 }
 
-/// All of this user. Those that do not run stay locked until they are dropped.
+/// All leftovers of this user. Those that are not running stay locked until they are dropped.
 pub(crate) fn leftovers() -> Vec<Leftover> {
     let Some(folder) = index() else {
         return Vec::new();
@@ -235,7 +236,7 @@ impl Leftover {
         Self { record, runs, lock }
     }
 
-    /// Removes what it left.
+    /// Removes its leftovers.
     pub(crate) fn remove(self) -> Result<()> {
         self.record.remove()?;
         forget(&self.record);
@@ -249,7 +250,7 @@ impl Leftover {
     }
 }
 
-/// Whether a domain of libvirt is that of the rehearsal with this token.
+/// Whether a domain of libvirt has the mark with this token.
 pub(crate) fn is_marked(xml: &str, token: Uuid) -> bool {
     let token = token.to_string();
     let marked = |root: Element| {

@@ -1,4 +1,4 @@
-//! What a rehearsal has shown: `rehearse --json`, and `rehearsal.json` in the evidence directory.
+//! The result of a rehearsal: `rehearse --json`, and `rehearsal.json` in the evidence directory.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,9 @@ use crate::later;
 
 /// The document of a rehearsal in its evidence directory.
 pub(crate) const FILE_NAME: &str = "rehearsal.json";
-/// The same as a page.
+/// The same as an HTML page.
 pub(crate) const PAGE: &str = "rehearsal.html";
-/// What `convert` reported of the throw-away disk.
+/// The report of `convert` about the throw-away disk.
 pub(crate) const REPORT: &str = "report.json";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -24,9 +24,9 @@ pub(crate) const REPORT: &str = "report.json";
 pub(crate) enum Verdict {
     /// Windows came up on VirtIO.
     Up,
-    /// It did not.
+    /// Windows did not come up.
     Down,
-    /// It was not started: this guest cannot be converted, or must not be started now.
+    /// The VM was not started: this guest cannot be converted, or must not be started now.
     Refused,
 }
 
@@ -40,15 +40,15 @@ impl Verdict {
     }
 }
 
-/// How one boot went.
+/// The result of one boot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Stage {
     /// `up`, `not-run`, or a failure of `boot`: `timeout`, `reboot-loop`, `panic`, `stopped`, `paused`.
     pub(crate) state: String,
-    /// From the start of the domain to the marker, or to the failure.
+    /// The time from the start of the domain to the marker, or to the failure.
     pub(crate) seconds: f64,
     pub(crate) reboots: u32,
-    /// How Windows was seen to be up: `marker`, `agent` or `manual`.
+    /// The evidence that Windows was up: `marker`, `agent` or `manual`.
     pub(crate) up_by: Option<String>,
     pub(crate) message: Option<String>,
 }
@@ -99,13 +99,13 @@ pub(crate) struct Stages {
 pub(crate) struct Evidence {
     /// `screen`, `com1`, `com2`, `qemu-log`, `domain`, `system-hive`, `setupapi-log` or `report`.
     pub(crate) kind: String,
-    /// `bootstrap` or `final`; of neither: the report.
+    /// `bootstrap` or `final`; `None` for the report.
     pub(crate) stage: Option<String>,
     #[serde(with = "crate::text::json_path")]
     pub(crate) path: PathBuf,
 }
 
-/// The files of one stage, and what they are.
+/// The files of one stage, and their kinds.
 const KINDS: [(&str, &str); 8] = [
     ("screen.png", "screen"),
     ("screen", "screen"),
@@ -117,7 +117,7 @@ const KINDS: [(&str, &str); 8] = [
     ("setupapi.dev.log", "setupapi-log"),
 ];
 
-/// What lies in an evidence directory.
+/// Lists the evidence in a directory.
 pub(crate) fn evidence(folder: &Path) -> Vec<Evidence> {
     let mut found = Vec::new();
     for stage in ["bootstrap", "final"] {
@@ -146,14 +146,14 @@ pub(crate) fn evidence(folder: &Path) -> Vec<Evidence> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Bytes {
-    /// Bytes that crossed the wire; 0 where the source lies on this host.
+    /// Bytes that crossed the wire; 0 if the source is on this host.
     pub(crate) fetched: u64,
-    /// Of all disks together.
+    /// The total of all disks.
     #[serde(rename = "virtual")]
     pub(crate) virtual_size: u64,
 }
 
-/// A finding of inspection that is more than a piece of information.
+/// A finding of the inspection with a severity above information.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Finding {
@@ -169,9 +169,9 @@ pub(crate) struct Rehearsal {
     pub(crate) name: String,
     #[serde(with = "crate::text::json_path")]
     pub(crate) source: PathBuf,
-    /// Of the rehearsal's domain, which is gone.
+    /// The name of the rehearsal's domain, which is gone.
     pub(crate) domain: Option<String>,
-    /// What Windows has seen as its SMBIOS UUID.
+    /// The SMBIOS UUID that Windows has seen.
     pub(crate) uuid: Option<Uuid>,
     pub(crate) stages: Stages,
     #[serde(with = "crate::text::json_path")]
@@ -180,15 +180,15 @@ pub(crate) struct Rehearsal {
     pub(crate) bytes: Bytes,
     pub(crate) transport: Option<String>,
     pub(crate) findings: Vec<Finding>,
-    /// What the disk said after the first boot.
+    /// The evidence on the disk after the first boot.
     pub(crate) proof: Option<Proof>,
     pub(crate) warnings: Vec<String>,
-    /// What to do about it.
+    /// Recommended next steps.
     pub(crate) next: Vec<String>,
     pub(crate) seconds: f64,
-    /// Why it was refused, or Windows did not come up.
+    /// The reason why it was refused, or Windows did not come up.
     pub(crate) error: Option<Failure>,
-    /// What could not be removed.
+    /// Things that could not be removed.
     pub(crate) left: Vec<String>,
 }
 
@@ -218,7 +218,7 @@ impl Rehearsal {
         }
     }
 
-    /// What the conversion says of the guest.
+    /// Adds the conversion's facts about the guest.
     pub(crate) fn converted(&mut self, report: &Value) {
         self.bytes = serde_json::from_value(report["bytes"].clone()).unwrap_or_default();
         self.transport = report["transport"].as_str().map(str::to_owned);
@@ -233,7 +233,7 @@ impl Rehearsal {
         self.warnings.extend(texts.map(str::to_owned));
     }
 
-    /// What the boots have shown.
+    /// Adds the results of the boots.
     pub(crate) fn booted(&mut self, record: &record::Record) {
         self.stages = Stages {
             bootstrap: Stage::of(record.bootstrap.as_ref()),
@@ -243,7 +243,7 @@ impl Rehearsal {
         self.warnings.extend(record.warnings.iter().cloned());
     }
 
-    /// The error as a part of the document.
+    /// Adds the error.
     pub(crate) fn failed(&mut self, error: &Error) {
         self.error = Some(Failure {
             code: error.kind.code(),
@@ -258,13 +258,13 @@ impl Rehearsal {
         });
     }
 
-    /// The picture that tells most: that of the last stage that ran.
+    /// The most informative picture: that of the last stage that ran.
     pub(crate) fn picture(&self) -> Option<&Path> {
         let mut screens = self.evidence.iter().filter(|e| e.kind == "screen");
         screens.next_back().map(|e| e.path.as_path())
     }
 
-    /// Sets what to do about the verdict.
+    /// Sets the recommended next steps for the verdict.
     pub(crate) fn advise(&mut self) {
         self.next = match self.verdict {
             Verdict::Up => up(self),
@@ -327,7 +327,7 @@ fn down(rehearsal: &Rehearsal) -> Vec<String> {
 pub(crate) mod tests {
     use super::*;
 
-    /// A rehearsal as a test wants it.
+    /// A rehearsal for tests.
     pub(crate) fn rehearsal(name: &str, verdict: Verdict) -> Rehearsal {
         Rehearsal {
             verdict,

@@ -1,4 +1,4 @@
-//! Moves between directories and file systems, interrupted ones too.
+//! Moves between directories and file systems, including interrupted ones.
 
 use super::*;
 use crate::skip::skip;
@@ -88,7 +88,7 @@ fn a_name_that_is_taken_is_left_alone() {
     state.moves[0].remove_original().unwrap();
     assert_eq!(fs::read_to_string(&from).unwrap(), "mine");
     assert_eq!(fs::read_to_string(&to).unwrap(), "another's");
-    // Variables that are not there yet must not become those of another VM.
+    // Missing variables must not become those of another VM.
     fs::remove_file(&from).unwrap();
     assert!(state.moves[0].check(&Value::Null, &[]).is_err());
 }
@@ -153,12 +153,12 @@ fn the_report_knows_what_was_moved() {
     ] {
         assert_eq!(one.check(&listed(path), &[]).is_ok(), known, "{path:?}");
     }
-    // A VM ran from it since.
+    // A VM has run from it since.
     let report = listed(&to);
     fs::write(&to, "changed").unwrap();
     one.check(&report, &[]).unwrap();
     assert!(one.check(&listed(Path::new("disk")), &[]).is_err());
-    // Both are there: one of them is somebody else's.
+    // Both exist: one of them is somebody else's.
     fs::write(&from, "x").unwrap();
     assert!(one.check(&report, &[]).is_err());
 }

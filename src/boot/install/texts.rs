@@ -1,4 +1,4 @@
-//! The documents that name the disks, changed to new paths.
+//! Changes the documents that name the disks to new paths.
 
 use std::fs;
 use std::io;
@@ -27,7 +27,7 @@ pub(super) fn files_of(root: &Element) -> Vec<PathBuf> {
     files
 }
 
-/// Gives the disks and UEFI variables of a domain the paths that `new` has for them.
+/// Replaces the paths of a domain's disks and UEFI variables by those that `new` returns.
 pub(in crate::boot) fn rewrite(element: &mut Element, new: &dyn Fn(&str) -> Option<String>) {
     if element.is("source") {
         for (_, value) in element.attrs.iter_mut().filter(|(key, _)| key == "file") {
@@ -55,8 +55,8 @@ pub(in crate::boot) fn rewrite(element: &mut Element, new: &dyn Fn(&str) -> Opti
 
 const REPORT: &str = "report.html";
 
-/// The same in what else names the disks: scripts and YAML, where paths are between single quotes, and
-/// the report to look at.
+/// Replaces the paths in all other files that name the disks: in scripts and YAML, where paths are
+/// in single quotes, and in the HTML report.
 pub(super) fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
     let emitted = report.pointer("/outputs/emitted").and_then(Value::as_array);
     let names = emitted.into_iter().flatten().filter_map(Value::as_str);
@@ -69,7 +69,7 @@ pub(super) fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> R
                 .map_err(|e| Error::failed(format!("reading {}", path.display())).because(e))?,
         };
         for Moved { from, to, .. } in moved {
-            // The state of a TPM lies beside the variables.
+            // The TPM's state is stored beside the variables.
             let tpm = [from, to].map(|path| path.with_extension("tpm"));
             for [from, to] in [[from, to], [&tpm[0], &tpm[1]]] {
                 let [from, to] =
@@ -88,7 +88,7 @@ pub(super) fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> R
     Ok(())
 }
 
-/// Durable before it is under its name; the mode stays.
+/// Replaces a file, durably before it gets its name; the mode is kept.
 pub(in crate::boot) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
         let mode = fs::metadata(path)?.permissions();
@@ -98,7 +98,7 @@ pub(in crate::boot) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(io_error("writing", path))
 }
 
-/// The new paths of the disks, and what their files are now.
+/// Updates the paths of the disks, and the facts about their files.
 pub(super) fn rewrite_report(folder: &Path, report: &mut Value, moves: &[Moved]) {
     if let Some(disks) = report
         .pointer_mut("/outputs/disks")
