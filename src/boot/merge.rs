@@ -1,7 +1,9 @@
-//! Windows has come up on VirtIO: what was written since the switch goes into the disks.
+//! Merges overlays after Windows has come up on VirtIO: the writes since the switch go into the
+//! disks.
 //!
-//! Of a VM that is off by `qemu-img commit`, of one that runs by a block job of libvirt. Both may be
-//! interrupted at any point and begun again: the overlay is only forgotten when the disk has everything.
+//! For a VM that is off, `qemu-img commit` does this; for a running one, a block job of libvirt.
+//! Both may be interrupted at any point and repeated: the overlay is discarded only when the disk
+//! has all of its data.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,17 +17,17 @@ use crate::stop;
 use crate::tool::qemu_img;
 use crate::tool::virsh::JobKind;
 
-/// Between two looks at a job of libvirt.
+/// The interval between two queries of a libvirt job.
 const TICK: Duration = Duration::from_millis(200);
 
-/// One disk with the overlay it runs from.
+/// One disk with the overlay from which it runs.
 struct Pair {
     disk: PathBuf,
     overlay: PathBuf,
 }
 
 impl Run<'_> {
-    /// The disks that run from an overlay since the switch.
+    /// The disks that have run from an overlay since the switch.
     pub(super) fn overlays(&self) -> Vec<(PathBuf, PathBuf)> {
         let protected = self.record.protected.iter();
         protected
@@ -36,13 +38,14 @@ impl Run<'_> {
             .collect()
     }
 
-    /// Whether Windows writes to an overlay from the switch on: a look at the disk may then last.
+    /// Whether Windows writes to an overlay from the switch on: reading the disk may then take its
+    /// time.
     pub(super) fn is_system_disk_kept(&self) -> bool {
         let system = self.files.system_disk();
         system.is_ok_and(|disk| self.overlays().iter().any(|(kept, _)| *kept == disk.path))
     }
 
-    /// Merges every overlay into its disk and removes it. What it was kept for is over.
+    /// Merges every overlay into its disk and removes it. The overlay is no longer needed.
     pub(super) fn merge_overlays(&mut self) -> Result<()> {
         for (disk, overlay) in self.overlays() {
             self.ui
@@ -68,7 +71,8 @@ impl Run<'_> {
         if self.is_off()? || !self.merge_running(pair)? {
             self.merge_off(pair)?;
         }
-        // From now on nothing names the overlay: neither the record nor, with the next definition, libvirt.
+        // From here on nothing names the overlay: neither the record nor, with the next definition,
+        // libvirt.
         let is_it = |kept: &Protected| matches!(kept, Protected::Overlay { disk, .. } if *disk == pair.disk);
         self.point("boot-merging")?;
         self.define(crate::domain::Stage::Final, None)?;
@@ -83,7 +87,7 @@ impl Run<'_> {
         kept.map_or(Ok(()), |kept| kept.forget())
     }
 
-    /// `false`: it went off meanwhile.
+    /// Merges while the VM runs; `false` if it was turned off in the meantime.
     fn merge_running(&self, pair: &Pair) -> Result<bool> {
         let domain = self.files.uuid;
         let Some(target) = self.target(pair)? else {
@@ -112,7 +116,7 @@ impl Run<'_> {
                         self.options.uri
                     )));
                 }
-                // It stays at the end until it is told to go over.
+                // The job waits at the end until it gets the command to pivot.
                 Some(job) if job.end > 0 && job.done == job.end => {
                     if let Err(error) = self.virsh.pivot(domain, &target) {
                         tracing::info!("going over to {}: {error}", pair.disk.display());
@@ -124,7 +128,7 @@ impl Run<'_> {
         }
     }
 
-    /// libvirt's name of the disk that runs from the overlay; `None` when none does any more.
+    /// libvirt's name of the disk that runs from the overlay; `None` if no disk does any more.
     fn target(&self, pair: &Pair) -> Result<Option<String>> {
         let (_, disks) = files::identify(&self.virsh.xml(self.files.uuid, true)?)?;
         let disk = disks.into_iter().find(|disk| disk.path == pair.overlay);

@@ -1,4 +1,4 @@
-//! `boot`: both boots of a converted VM on libvirt, watched, with a rollback.
+//! `boot`: watches both boots of a converted VM on libvirt, with a rollback.
 //!
 //! ```text
 //!  new -> bootstrap -> bootstrap-up -> bootstrap-done -> protecting -> final -> done
@@ -6,12 +6,12 @@
 //!                                            +---- final-failed <- restoring
 //! ```
 //!
-//! The phase is written to `boot.json` before the step it names begins ([`record`]), so a run that was
-//! killed continues where it was, and a run after the end changes nothing. Windows is up when its
-//! first-boot script has written [`MARKER`] to COM1, or when the guest agent answers. Between the boots
-//! the disk is read ([`proof`]) and saved ([`protect`]): when the final boot fails, it is put back and
-//! the bootstrap domain is defined and started again. A domain this program has not defined is never
-//! touched ([`files::identify`]).
+//! The phase is written to `boot.json` before its step begins ([`record`]), so a killed run can
+//! continue, and a run after the end changes nothing. Windows is up when its first-boot script has
+//! written [`MARKER`] to COM1, or when the guest agent answers. Between the boots the disk is read
+//! ([`proof`]) and saved ([`protect`]). If the final boot fails, it is restored, and the bootstrap
+//! domain is defined and started again. A domain that this program has not defined is never changed
+//! ([`files::identify`]).
 
 pub(crate) mod access;
 pub(crate) mod anchor;
@@ -54,26 +54,26 @@ use outage::{Line, Outages};
 use proof::Proof;
 use record::{Phase, Record, StageRecord};
 
-/// What the first-boot script writes to COM1 when it is done.
+/// The line that the first-boot script writes to COM1 at its end.
 pub const MARKER: &str = "hyper2kvm: first boot finished";
-/// Locked by the run that works on an output directory.
+/// The lock file of an output directory.
 pub(crate) const LOCK: &str = ".boot.lock";
-/// Windows overlooks the power button now and then.
+/// The interval for repeating the request: Windows sometimes misses the power button.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// For so long is looked often whether a VM has gone off.
+/// The time for which the end of a VM is polled at short intervals.
 const SOON: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
-/// A look at the VM is as good as another one for so long.
+/// The time for which a query of the VM's state remains valid.
 const FRESH: Duration = Duration::from_secs(1);
 const MAX_SERIAL_LOG: u64 = 64 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// The marker, or else the agent.
+    /// The marker, or otherwise the agent.
     Auto,
     Marker,
     Agent,
-    /// The user looks at the VM and shuts Windows down when it is up.
+    /// The user watches the VM and shuts Windows down when it is up.
     Manual,
 }
 
@@ -84,20 +84,20 @@ pub struct Options {
     pub wait: Wait,
     pub timeout: Duration,
     pub shutdown_timeout: Duration,
-    /// More resets than this in one boot are a loop.
+    /// The most resets in one boot; more are a loop.
     pub max_reboots: u32,
     pub stop_after_bootstrap: bool,
     pub snapshot: bool,
-    /// Of BitLocker volumes, to read the disk while the VM is off.
+    /// The keys of BitLocker volumes, for reading the disk while the VM is off.
     pub keys: Keys,
-    /// Where the disks go first.
+    /// The directory to which the disks are moved first.
     pub install: Option<Place>,
-    /// Nothing of this VM is kept ([`crate::rehearse`]): evidence of every boot goes to this directory, and
-    /// a final boot that fails is not undone.
+    /// The evidence directory of a rehearsal ([`crate::rehearse`]), which keeps nothing of the VM.
+    /// Evidence of every boot is saved, and a failed final boot is not undone.
     pub rehearsal: Option<PathBuf>,
 }
 
-/// Why a boot did not end with Windows up.
+/// The reason why a boot did not end with Windows up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Failure {
     code: &'static str,
@@ -109,13 +109,13 @@ enum Outcome {
     Failed(Failure),
 }
 
-/// Runs what is left to do. The record is on disk whatever the result. An interrupted exchange of the
-/// directory must be completed before (`convert::exchange`).
+/// Runs the remaining steps. The record is on disk whatever the result. An interrupted exchange of
+/// the directory must be completed before (`convert::exchange`).
 pub fn boot(options: &Options, ui: &Ui) -> Result<Record> {
     boot_served(options, None, ui)
 }
 
-/// The same with a source on another host that the caller serves.
+/// Runs [`boot`] with a source on another host that the caller serves.
 pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -> Result<Record> {
     local(&options.uri)?;
     let virsh = Virsh::new(&options.uri);
@@ -126,7 +126,7 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
     files::trust(&options.folder)?;
     let lock = match options.folder.join("report.json").is_file() {
         true => Some(lock(&options.folder)?),
-        // `Files::open` says what is wrong.
+        // `Files::open` reports errors.
         false => None,
     };
     anchored(&options.folder, ui)?;
@@ -164,7 +164,7 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
     };
     let served = run.ready(later.as_ref())?;
     let outcome = run.phases();
-    // What was found is kept where something else has failed meanwhile.
+    // The evidence found is kept if something else has failed in the meantime.
     let outcome = outcome.and(run.save_proof());
     if let Some(served) = served
         && outcome.is_err()
@@ -177,11 +177,11 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
     Ok(run.record)
 }
 
-/// Step 0. A VM that was started keeps its disks where they are.
+/// Step 0: moves the disks. Those of a VM that was started stay in their place.
 fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Result<Vec<String>> {
     files::trust(&options.folder)?;
     if !options.folder.join("report.json").is_file() {
-        // `Files::open` says what is wrong.
+        // `Files::open` reports errors.
         return Ok(Vec::new());
     }
     let _lock = lock(&options.folder)?;
@@ -211,7 +211,7 @@ pub(crate) fn anchored(folder: &Path, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// Why a first call of libvirt failed.
+/// The error for a failed first call of libvirt.
 pub(crate) fn unreachable(uri: &str, error: ToolError) -> Error {
     let error = Error::from(error);
     if error.kind != ErrorKind::Failed {
@@ -222,7 +222,7 @@ pub(crate) fn unreachable(uri: &str, error: ToolError) -> Error {
         .hint("is libvirtd running, and may this user connect (group libvirt)? --connect names another URI")
 }
 
-/// COM1 and the disks are files of this host.
+/// Refuses a remote libvirt: COM1 and the disks are files of this host.
 pub(crate) fn local(uri: &str) -> Result<()> {
     let rest = uri.split_once("://").map(|(_, rest)| rest);
     if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
@@ -232,13 +232,13 @@ pub(crate) fn local(uri: &str) -> Result<()> {
         .hint("run hyper2kvm boot on the host the VM is to run on"))
 }
 
-/// Locks an output directory, unless another run has it: nothing is waited for.
+/// Locks an output directory without waiting; `None` if another run has it.
 pub(crate) fn lock_if_free(folder: &Path) -> Option<FileLock> {
     let open = fs::File::open(folder).ok()?;
     FileLock::take(&open, LOCK.as_ref(), folder, true).ok()?
 }
 
-/// One run at a time works on an output directory.
+/// Locks an output directory, on which one run at a time works.
 pub(crate) fn lock(folder: &Path) -> Result<FileLock> {
     FileLock::of_directory(folder, LOCK, || {
         let shown = folder.display();
@@ -252,19 +252,19 @@ struct Run<'a> {
     virsh: Virsh,
     files: Files,
     record: Record,
-    /// The files that the disks are overlays on, after `convert --copy later`.
+    /// The files below the disks after `convert --copy later`.
     source: Vec<PathBuf>,
-    /// They are overlays on a source of another host.
+    /// Whether they are on another host.
     on_wire: bool,
-    /// Who serves that, where the caller does.
+    /// The server of the source, if the caller provides it.
     server: Option<&'a Server>,
-    /// libvirt had no domain of that UUID, and none was defined since.
+    /// Whether libvirt had no domain of that UUID, and none was defined since.
     absent: bool,
-    /// When a look has seen the VM off, which this run has not started since.
+    /// The time at which the VM was seen to be off; this run has not started it since.
     off: Option<Instant>,
-    /// The look at the disk between the boots, while it lasts.
+    /// The running examination of the disk between the boots.
     proving: Option<JoinHandle<Result<Proof>>>,
-    /// The source, where this process has no connection to it yet, and the one that is being made.
+    /// The source to which this process has no connection yet, and the connection attempt.
     unreached: Option<later::Record>,
     reaching: Option<JoinHandle<Result<()>>>,
 }
@@ -272,7 +272,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn phases(&mut self) -> Result<()> {
         if self.record.phase == Phase::FinalFailed {
-            // Asked for again: the bootstrap VM may be running.
+            // Queried again, because the bootstrap VM may be running.
             self.shut_down()?;
             self.enter(Phase::BootstrapDone)?;
         }
@@ -331,7 +331,8 @@ impl Run<'_> {
             .map_err(|e| Error::failed("booting").because(e))
     }
 
-    /// Whether libvirt has the domain. One of that UUID or name must be ours and of this directory.
+    /// Whether libvirt has the domain. One of that UUID or name must have been defined by hyper2kvm
+    /// for this directory.
     fn find_domain(&self) -> Result<bool> {
         let connecting = |e| unreachable(&self.options.uri, e);
         let refuse = |reason: String, remedy: &str| {
@@ -361,7 +362,7 @@ impl Run<'_> {
             );
         }
         let ours = self.files.system_disk()?.path;
-        // The directory was moved since it was defined: it is defined anew before the next start.
+        // The directory was moved since it was defined: it is defined again before the next start.
         let left_behind = |disk: &Path| disk.file_name() == ours.file_name() && !disk.exists();
         let named = |d: &files::DomainDisk| {
             left_behind(&d.path) || d.below.iter().any(|below| left_behind(below))
@@ -379,7 +380,7 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// Whether a look was just now, and has seen it off.
+    /// Whether a recent query has shown that it is off.
     fn is_known_off(&self) -> bool {
         self.off.is_some_and(|seen| seen.elapsed() < FRESH)
     }
@@ -405,7 +406,7 @@ impl Run<'_> {
         }
     }
 
-    /// Defines the domain of a stage as it is in the directory, or with COM1 logged to a file.
+    /// Defines the domain of a stage unchanged, or with COM1 logged to a file.
     fn define(&mut self, stage: Stage, log: Option<&Path>) -> Result<()> {
         let domain = self
             .files
@@ -417,7 +418,7 @@ impl Run<'_> {
             return Ok(self.virsh.define(&domain.path)?);
         };
         let path = self.files.folder.join(".boot-domain.xml");
-        // Never through what somebody put under that name.
+        // Never through a file that somebody else put there.
         let overlays = match stage {
             Stage::Final => self.overlays(),
             Stage::Bootstrap => Vec::new(),
@@ -425,12 +426,12 @@ impl Run<'_> {
         write_durably(&path, domain.watched(log, &overlays).as_bytes())
             .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))?;
         let defined = self.virsh.define(&path);
-        // It is only a copy; libvirt has it now.
+        // It is only a copy; libvirt has its own by now.
         let _ = fs::remove_file(&path);
         Ok(defined?)
     }
 
-    /// Asks Windows to shut down, and waits until it has. Never pulls the plug.
+    /// Asks Windows to shut down, and waits until it has. Never turns the VM off.
     fn shut_down(&mut self) -> Result<()> {
         if self.is_known_off() {
             return Ok(());
@@ -439,7 +440,7 @@ impl Run<'_> {
         let mut asked: Option<Instant> = None;
         let mut outages = Outages::default();
         loop {
-            // It may go off at once: an event that comes before one waits for it is missed.
+            // It may turn off immediately: an event before the wait would be missed.
             let found = match asked {
                 Some(at) if at.elapsed() > SOON => self.virsh.tick(self.files.uuid, 1)?,
                 _ => self.virsh.state(self.files.uuid)?,
@@ -448,13 +449,13 @@ impl Run<'_> {
                 self.off = Some(Instant::now());
                 return Ok(());
             };
-            // Windows hears nothing meanwhile.
+            // Windows receives nothing in the meantime.
             if let Line::Lost(failure) = self.line(&tick, &mut outages)? {
                 return Err(Error::new(ErrorKind::NotReady, failure.message));
             }
             if asked.is_none_or(|t| t.elapsed() > ASK_AGAIN) {
                 self.ui.status("Stopping", &self.files.name);
-                // It may go off on its own at this very moment.
+                // It may turn off by itself at this very moment.
                 if let Err(error) = self.virsh.shutdown(self.files.uuid) {
                     tracing::info!("asking for a shutdown: {error}");
                 }
@@ -477,8 +478,8 @@ impl Run<'_> {
         }
     }
 
-    /// Begins to look at the disk of the VM, which is off, unless that was done: while the switch is
-    /// prepared.
+    /// Starts to examine the disk of the VM, which is off, unless that was done. Meanwhile the
+    /// switch is prepared.
     fn begin_proof(&mut self) {
         let is_wanted = self.record.bootstrap.is_some() && self.record.proof.is_none();
         if !is_wanted || self.proving.is_some() {
@@ -507,7 +508,7 @@ impl Run<'_> {
         self.proving = Some(thread::spawn(look));
     }
 
-    /// Waits for it, and records it.
+    /// Waits for the examination, and records its result.
     fn save_proof(&mut self) -> Result<()> {
         if self.proving.is_none() {
             return Ok(());
@@ -516,7 +517,7 @@ impl Run<'_> {
         self.record.save(&self.files.folder)
     }
 
-    /// Waits for it.
+    /// Waits for the examination and discards its result.
     fn end_proof(&mut self) {
         let Some(proving) = self.proving.take() else {
             return;
@@ -540,7 +541,7 @@ impl Run<'_> {
         }
     }
 
-    /// A disk to look at while the VM is off, as the VM has written it.
+    /// A disk to read while the VM is off, in the state that the VM has left.
     fn guest_disk(&self, disk: files::DomainDisk) -> proof::GuestDisk<'_> {
         let overlays = self.overlays();
         let over = overlays.into_iter().find(|(below, _)| *below == disk.path);
@@ -554,7 +555,7 @@ impl Run<'_> {
 
     fn finish(&mut self) -> Result<()> {
         self.merge_overlays()?;
-        // From the next start on it is the domain of the output directory, without our log.
+        // From the next start on it is the domain of the output directory, without this log.
         self.define(Stage::Final, None)?;
         let off = self.is_off()?;
         let mut left = Vec::new();
@@ -604,7 +605,7 @@ impl Run<'_> {
         })
     }
 
-    /// Evidence while the VM is still there; then off with it.
+    /// Saves evidence while the VM still exists, then turns it off.
     fn give_up_final(&mut self, failure: &Failure) -> Result<()> {
         self.ui.warn(&format!(
             "{} on {}: going back",
@@ -619,10 +620,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Puts everything back, and the bootstrap VM to work. Returns the error to end with.
+    /// Restores everything, and starts the bootstrap VM again. Returns the error of the run.
     fn restore(&mut self) -> Result<Error> {
         if !self.is_off()? {
-            // Only a run that was killed in here leaves it on.
+            // Only a run that was killed here leaves it running.
             self.virsh.destroy(self.files.uuid)?;
         }
         for kept in &self.record.protected {
@@ -633,7 +634,7 @@ impl Run<'_> {
             })?;
         }
         let bootstrap = self.files.bootstrap.is_some();
-        // What libvirt has names the overlay, which goes.
+        // libvirt's definition names the overlay, which is removed.
         self.define(
             match bootstrap {
                 true => Stage::Bootstrap,

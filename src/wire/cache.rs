@@ -1,20 +1,20 @@
-//! What was fetched, kept in a file without a name, so that nothing small is fetched twice.
+//! Caches fetched data in a file without a name, so that nothing small is fetched twice.
 //!
-//! 64 KiB slots with a bit for each 4 KiB; the least used one gives way (second chance). What is read in
-//! long streams is not kept: it would drive out what is read again.
+//! 64 KiB slots with a bit for each 4 KiB; the least used one is replaced (second chance). Data
+//! read in long streams is not cached, because it would replace data that is read again.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// What is fetched at least.
+/// The smallest unit that is fetched.
 pub(super) const SECTOR: u64 = 4096;
 const SLOT: u64 = 64 << 10;
 /// 256 MiB.
 const SLOTS: u32 = 4096;
 
-/// The slot's number in a file of the source.
+/// The file of the source, and the slot's number in it.
 type Key = (u64, u64);
 
 #[derive(Debug)]
@@ -28,9 +28,9 @@ pub(super) struct Cache {
 #[derive(Debug)]
 struct Slot {
     key: Key,
-    /// A bit for each sector that is there.
+    /// A bit for each cached sector.
     valid: u16,
-    /// Since the hand came by.
+    /// Whether it was used since the hand last passed.
     used: bool,
 }
 
@@ -44,7 +44,8 @@ impl Cache {
         }
     }
 
-    /// Fills in what is there; returns the ranges that are not, each an offset in `out` and a length.
+    /// Copies cached data to `out`; returns the missing ranges, each an offset in `out` and a
+    /// length.
     pub(super) fn read(&mut self, id: u64, offset: u64, out: &mut [u8]) -> Vec<(usize, usize)> {
         let mut gaps: Vec<(usize, usize)> = Vec::new();
         let end = offset + out.len() as u64;
@@ -79,7 +80,7 @@ impl Cache {
                 .is_ok()
     }
 
-    /// Keeps whole sectors; `size` is that of the file, whose last sector may be shorter.
+    /// Caches whole sectors; `size` is that of the file, whose last sector may be shorter.
     pub(super) fn write(&mut self, id: u64, offset: u64, bytes: &[u8], size: u64) {
         let end = offset + bytes.len() as u64;
         let mut at = offset.div_ceil(SECTOR) * SECTOR;
@@ -115,7 +116,7 @@ impl Cache {
         let fresh = Slot {
             key,
             valid: 0,
-            // Read once it is there, it gets a second chance.
+            // It gets a second chance if it is read again.
             used: false,
         };
         let number = if self.slots.len() < SLOTS as usize {
@@ -156,7 +157,7 @@ mod tests {
         assert_eq!(cache.read(1, 0, &mut [0; 10]), [(0, 10)]);
         assert_eq!(cache.read(2, 4096, &mut [0; 10]), [(0, 10)]);
         assert!(cache.read(1, 5000, &mut [0; 10]).is_empty());
-        // The end of a file that is no multiple of a sector.
+        // The end of a file whose size is not a multiple of a sector.
         cache.write(3, 65536, &bytes[..5000], 65536 + 5000);
         assert!(cache.read(3, 65536 + 4096, &mut [0; 904]).is_empty());
     }

@@ -1,7 +1,8 @@
-//! The child's side: takes its order, gives up what it does not need, connects, serves.
+//! The child's side: receives its order, gives up unneeded rights, connects and serves.
 //!
-//! One conversation with the parent, one thread for each client of the NBD server, one for each connection
-//! to the other side. It ends when the parent closes the conversation, and with the parent.
+//! One conversation with the parent, one thread for each client of the NBD server, one for each
+//! connection to the other side. The child ends when the parent closes the conversation, and with
+//! the parent.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
@@ -24,11 +25,11 @@ use crate::failpoint;
 use crate::tool::confine::{self, Dials};
 use crate::tool::launcher;
 
-/// Hit at every request but the first.
+/// The failpoint at every request except the first.
 const FAILPOINT: &str = "wire-child";
 
-/// To be called in `main` with all arguments: `Some` when this process was started as the child, or by
-/// `ssh` to ask for a password.
+/// Runs the child if this process was started as one, or by `ssh` to provide a password. Called in
+/// `main` with all arguments.
 pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let args: Vec<OsString> = args.into_iter().collect();
     if args.get(1).is_none_or(|verb| verb != VERB) {
@@ -39,27 +40,27 @@ pub fn run_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode
     }
     Some(match run(args.into_iter().nth(2)) {
         Ok(()) => ExitCode::SUCCESS,
-        // What was wrong went over the socket, where there was one.
+        // The error was sent over the socket, if there was one.
         Err(_) => ExitCode::FAILURE,
     })
 }
 
 fn run(parent: Option<OsString>) -> io::Result<()> {
     launcher::tie_to(parent)?;
-    // It starts `ssh` or the source command, which are to end with it.
+    // It starts `ssh` or the source command, which have to end with it.
     launcher::enable();
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     converse(UnixStream::from(socket), Confined::Yes)
 }
 
-/// Whether this is a process of its own, which gives up what it does not need.
+/// Whether this is a separate process, which gives up unneeded rights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Confined {
     Yes,
     No,
 }
 
-/// Answers the parent until it hangs up.
+/// Answers the parent until it disconnects.
 pub(super) fn converse(stream: UnixStream, confined: Confined) -> io::Result<()> {
     let mut output = stream.try_clone()?;
     let mut input = BufReader::new(stream);
@@ -118,7 +119,7 @@ fn start(order: &Order, confined: Confined) -> Result<Arc<Service>> {
     Ok(service)
 }
 
-/// What the child keeps for that server.
+/// The access that the child keeps for that server.
 fn reach(server: &Server) -> Dials {
     match server {
         Server::Https { port, .. } | Server::Nbd { port, .. } => Dials::Tcp(*port),

@@ -1,6 +1,6 @@
-//! What parent and child say to each other over their socket: one line of JSON each way, and the bytes
-//! of a file after the line that announces them. Secrets go this way too, never by argument or
-//! environment.
+//! The protocol of parent and child on their socket: one line of JSON in each direction, and the
+//! bytes of a file after the line that announces them. Secrets are sent over it too, never by
+//! argument or environment.
 
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
@@ -17,13 +17,13 @@ use super::{Access, Identity, Listed};
 /// The longest line: a listing of a large directory.
 const MAX_LINE: u64 = 64 << 20;
 
-/// What the child is to reach, and how.
+/// The server and the options for the child.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Order {
     pub(super) server: Server,
     pub(super) access: Access,
     pub(super) password: Option<Password>,
-    /// Where its NBD server listens.
+    /// The socket of its NBD server.
     pub(super) socket: PathBuf,
 }
 
@@ -61,22 +61,23 @@ impl std::fmt::Debug for Password {
 
 #[derive(Serialize, Deserialize)]
 pub(super) enum Request {
-    /// The first one.
+    /// The first request.
     Start(Box<Order>),
-    /// Exports the file, and tells its identity.
+    /// Exports the file, and returns its identity.
     Open(Location),
-    /// Its identity now.
+    /// Returns the present identity.
     Identify(Location),
     List(Location),
-    /// What the dirty bitmaps of an export show.
+    /// Returns the contents of an export's dirty bitmaps.
     Dirty(Location),
     ReadWhole {
         at: Location,
         most: u64,
     },
-    /// Much of an open file is going to be read.
+    /// Announces that much of an open file will be read.
     Prepare(Location),
-    /// Ranges of an open file that are going to be read in this order, each of an offset and a length.
+    /// Announces ranges of an open file that will be read in this order, each an offset and a
+    /// length.
     Expect {
         at: Location,
         ranges: Vec<(u64, u64)>,
@@ -90,17 +91,17 @@ pub(super) enum Answer {
     Identity(Identity),
     Listed(Vec<Listed>),
     Dirty(Option<Ranges>),
-    /// So many bytes follow the line.
+    /// That many bytes follow the line.
     Bytes(u64),
     Status(Status),
     Failed(WireError),
 }
 
-/// What the child has done so far.
+/// The child's statistics so far.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Status {
     pub(super) fetched: u64,
-    /// Why the last read failed, or is being tried again.
+    /// The reason why the last read failed, or is being retried.
     pub(super) trouble: Option<WireError>,
 }
 

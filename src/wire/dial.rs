@@ -1,4 +1,4 @@
-//! Which transport reaches a server, and the diallers that need few words: NBD and commands.
+//! Selects the transport for a server, and implements the short diallers: NBD and commands.
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -22,7 +22,7 @@ use super::upstream::{Connection, Dial, Meter, STALL};
 use super::url::{Location, Server};
 use crate::tool::Cmd;
 
-/// The dialler of an order. Reads the files it names, so before they are out of reach.
+/// The dialler of an order. It reads the named files, before they are out of reach.
 pub(super) fn of_order(order: &Order, meter: &Arc<Meter>) -> Result<Box<dyn Dial>> {
     let (server, access) = (order.server.clone(), &order.access);
     check(&server, access, order.password.as_ref())?;
@@ -61,7 +61,7 @@ pub(super) fn of_order(order: &Order, meter: &Arc<Meter>) -> Result<Box<dyn Dial
     })
 }
 
-/// Options that mean nothing for this server are refused: a password that nobody asks for was meant for
+/// Refuses options that have no meaning for this server: an unused password was certainly meant for
 /// something.
 fn check(server: &Server, access: &Access, password: Option<&Password>) -> Result<()> {
     let refuse = |option: &str, of: &str| {
@@ -87,7 +87,7 @@ fn prompter(socket: &Path, password: &Password, server: &Server) -> Result<Promp
     started.map_err(|e| WireError::failed(server, format!("preparing the password: {e}"), ""))
 }
 
-/// A command as POSIX quotes it, without a shell and without expansion.
+/// Splits a command by POSIX quoting, without a shell and without expansion.
 pub(super) fn words(command: &str) -> Result<Vec<String>> {
     let words = shell_words::split(command)
         .map_err(|e| WireError::usage(format!("--source-command: {e}"), "close the quotes"))?;
@@ -108,7 +108,7 @@ struct NbdDial {
 
 type Start = dyn Fn(&Location) -> Result<Nbd> + Send;
 
-/// The export's name is the path of the file that is read: a connection is for one.
+/// A connection to one export: the path of the file is the export's name.
 struct NbdConnection {
     dial: Box<Start>,
     open: Option<(Location, Nbd)>,
@@ -129,7 +129,7 @@ impl NbdConnection {
 
 impl Connection for NbdConnection {
     fn identify(&mut self, at: &Location) -> Result<super::Identity> {
-        // Told in the greeting, so a new one is needed.
+        // The size is in the greeting, so a new connection is needed.
         self.open = None;
         self.to(at)?.identify(at)
     }
@@ -243,14 +243,14 @@ fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// Starts a program for each connection, which speaks NBD on its stdin and stdout.
+/// Starts for each connection a program that speaks NBD on its stdin and stdout.
 struct CommandDial {
     words: Vec<String>,
     meter: Arc<Meter>,
 }
 
 impl CommandDial {
-    /// The program, its stream, and how it is called in messages.
+    /// The program, its stream, and its name in messages.
     fn start(&self) -> Result<(Program, UnixStream, String)> {
         let Some((name, args)) = self.words.split_first() else {
             return Err(WireError::usage("--source-command names no program", ""));

@@ -1,7 +1,7 @@
-//! What the dirty bitmaps of an NBD export show: where the disk was written to since each began.
+//! Reads the dirty bitmaps of an NBD export: the ranges that were written to since each began.
 //!
-//! Asked on a connection of its own, because it takes structured replies. A server that has no bitmaps, or
-//! does not know the options, shows none.
+//! They are queried on a separate connection, because they need structured replies. A server
+//! without bitmaps, or without support for the options, returns none.
 //!
 //! Specification: NetworkBlockDevice/nbd `doc/proto.md`, and `docs/interop/nbd.txt` of QEMU.
 
@@ -21,22 +21,22 @@ const STRUCTURED_MAGIC: u32 = 0x668e_33ef;
 const FLAG_DONE: u16 = 1;
 const CHUNK_NONE: u16 = 0;
 const CHUNK_BLOCK_STATUS: u16 = 5;
-/// The bit of a bitmap's state that says written.
+/// The bit of a bitmap's state that means written.
 const DIRTY: u32 = 1;
-/// Bitmaps of an export, in the words of QEMU.
+/// The prefix of bitmap names in QEMU.
 const BITMAPS: &str = "qemu:dirty-bitmap:";
-/// More bitmaps no server has.
+/// The most bitmaps; no server has more.
 const MAX_BITMAPS: usize = 64;
-/// What the chunks of one answer may hold together: a state for every 512 bytes of a step, for two bitmaps.
+/// The limit of all chunks of one answer: a state for every 512 bytes of a step, for two bitmaps.
 const MAX_ANSWER: usize = 64 << 20;
 const MAX_REPLIES: usize = 4096;
-/// What is asked about at a time.
+/// The range of one query.
 const STEP: u64 = 1 << 30;
-/// Ranges closer than this are told as one, or as far apart as it takes to tell no more than so many.
+/// Ranges closer than this are joined, or further apart if that is needed to limit their number.
 const GAP: u64 = 64 << 10;
 const MAX_RANGES: usize = 1 << 20;
 
-/// Where any bitmap of the export is dirty. `None`: it has none.
+/// The ranges in which any bitmap of the export is dirty. `None` if it has none.
 pub(super) fn ranges(stream: &mut dyn Stream, flags: u16, names: &Names) -> Result<Option<Ranges>> {
     names.option(stream, OPT_STRUCTURED_REPLY, &[])?;
     if names.answer(stream, OPT_STRUCTURED_REPLY)?.0 != REP_ACK {
@@ -84,7 +84,8 @@ pub(super) fn ranges(stream: &mut dyn Stream, flags: u16, names: &Names) -> Resu
     Ok(Some(dirty.ranges()))
 }
 
-/// The contexts that answer to the queries, by their identifiers. None where the server knows no contexts.
+/// The contexts that match the queries, by their identifiers. None if the server supports no
+/// contexts.
 fn contexts(
     stream: &mut dyn Stream,
     names: &Names,
@@ -147,7 +148,7 @@ fn request(
     stream.write_all(&message).map_err(|e| names.failed(e))
 }
 
-/// Lengths and states from `offset` on, by context. The offset is the cookie of the request, too.
+/// Lengths and states from `offset` on, by context. The offset also is the cookie of the request.
 fn block_status(
     stream: &mut dyn Stream,
     names: &Names,
@@ -199,10 +200,10 @@ fn block_status(
     Err(names.nonsense("an answer without an end"))
 }
 
-/// Ranges that come in order for each bitmap, step by step.
+/// Ranges that arrive in order for each bitmap, step by step.
 #[derive(Default)]
 struct Gathered {
-    /// End by start; they neither overlap nor are closer than the gap.
+    /// The end of each range by its start; they neither overlap nor are closer than the gap.
     ranges: BTreeMap<u64, u64>,
     gap: u64,
 }
@@ -245,7 +246,7 @@ mod tests {
     use super::*;
     use crate::wire::nbd_protocol::OPTION_REPLY_MAGIC;
 
-    /// A server that gives the same reply for ever.
+    /// A server that repeats the same reply for ever.
     struct Endless(Vec<u8>, usize);
 
     impl Read for Endless {

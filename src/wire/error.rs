@@ -1,5 +1,5 @@
-//! What can go wrong with a source on the wire. It crosses the socket between child and parent, so
-//! every field is text or a number.
+//! Errors of a source on the wire. They cross the socket between child and parent, so every field
+//! is text or a number.
 
 use std::io;
 
@@ -8,22 +8,22 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Errno, Error, ErrorKind};
 use crate::stop;
 
-/// Why a source on the wire could not be reached, read or trusted.
+/// The reason why a remote source could not be reached, read or trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub(crate) enum WireError {
-    /// The URL or an option of it cannot be meant.
+    /// The URL or one of its options has no valid meaning.
     #[error("{reason}")]
     Usage { reason: String, hint: String },
     #[error("{at}: there is no such file")]
     NotFound { at: String },
-    /// The other side refuses: a wrong password, a file of somebody else's.
+    /// The other side refuses: a wrong password, a file of somebody else.
     #[error("{at}: {reason}")]
     Denied {
         at: String,
         reason: String,
         hint: String,
     },
-    /// The host key or the certificate is not the one that was expected.
+    /// The host key or the certificate is not the expected one.
     #[error("{at} did not prove its identity: it shows {shown}, expected is {expected}")]
     Untrusted {
         at: String,
@@ -37,7 +37,7 @@ pub(crate) enum WireError {
         was: String,
         now: String,
     },
-    /// The protocol has no listing, or the server gives none.
+    /// The protocol has no listing, or the server provides none.
     #[error("{at}: {reason}")]
     CannotList { at: String, reason: String },
     #[error("{at} has {size} bytes, at most {most} are read of such a file")]
@@ -88,7 +88,7 @@ impl WireError {
         }
     }
 
-    /// [`WireError::failed`] with what this host said.
+    /// Creates [`WireError::failed`] with an error of this host.
     pub(crate) fn host(
         at: impl ToString,
         doing: &str,
@@ -107,7 +107,7 @@ impl WireError {
         }
     }
 
-    /// Whether the same might succeed a little later.
+    /// Whether the same request might succeed a little later.
     pub(crate) fn is_passing(&self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! One entry for the fuzz target `wire`: what a server sends, read by the code that reads servers.
+//! The entry of the fuzz target `wire`: data of a server, parsed by the clients of such servers.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::upstream::{Connection, Meter, Target, Wanted};
 use super::url::Location;
 use super::{Identity, dirty, listing};
 
-/// Says the same whatever it is sent.
+/// A server with fixed output, whatever it receives.
 struct Scripted(io::Cursor<Vec<u8>>);
 
 impl Scripted {
@@ -54,7 +54,7 @@ fn wanted(at: &Location) -> Wanted {
     }
 }
 
-/// Reads what `connection` gives until it fails.
+/// Reads from `connection` until it fails.
 fn drain(connection: &mut dyn Connection, at: &Location) {
     let wanted = wanted(at);
     for token in 0..4 {
@@ -71,7 +71,8 @@ fn drain(connection: &mut dyn Connection, at: &Location) {
     }
 }
 
-/// The answers of a server: of SFTP, of NBD, to the questions about bitmaps, or a page that lists.
+/// Parses the answers of a server: of SFTP, of NBD, to queries of bitmaps, or a page with a
+/// listing.
 #[doc(hidden)]
 pub fn answers(kind: u8, bytes: &[u8]) {
     let (Some(file), Some(export)) = (at("ssh://h/d/disk"), at("nbd://h/x")) else {

@@ -1,9 +1,11 @@
-//! Ranges of files over HTTPS: a plain web server, an ESXi host, the `/folder` of a vCenter.
+//! Ranges of files over HTTPS: from a plain web server, an ESXi host, or the `/folder` of a
+//! vCenter.
 //!
-//! `ureq` speaks HTTP; TLS is ours, because certificates can be pinned ([`super::tls`]). A file is read by
-//! GET with `Range`, never announced by HEAD (ESXi announces nothing, and answers 206), and only a 206
-//! with the very range and the length of it is believed. A 503 is waited for, a 401 begins a new session
-//! once, redirects stay on the host, and what tells that the file changed ends the run.
+//! `ureq` implements HTTP; TLS is set up here, because certificates can be pinned ([`super::tls`]).
+//! A file is read by GET with `Range`, without a HEAD before (ESXi announces nothing, and answers
+//! 206). Only a 206 with exactly the requested range and length is accepted. After a 503 the
+//! request is repeated, after a 401 once in a new session. Redirects stay on the host, and any sign
+//! that the file changed ends the run.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -30,35 +32,35 @@ use super::url::{Location, Server};
 use super::{Access, Identity, Listed};
 
 const MAX_REDIRECTS: usize = 5;
-/// How often a server that is busy is waited for in one request, and how long at most each time.
+/// The number of waits for a busy server in one request, and the longest duration of each.
 const MAX_WAITS: usize = 10;
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How often sessions that expire are renewed in one request.
+/// The number of renewals of expired sessions in one request.
 const MAX_RENEWALS: usize = 5;
 const MAX_COOKIES: usize = 16;
 const MAX_COOKIE: usize = 4096;
-/// The page of a listing.
+/// The size limit of a page with a listing.
 const MAX_PAGE: u64 = 4 << 20;
-/// Read from the connection at a time.
+/// The number of bytes read from the connection at a time.
 const INPUT: usize = 128 << 10;
 
-/// Cookies, which name a session: one for all connections, because hosts limit their number.
+/// Cookies, which identify a session: one for all connections, because hosts limit their number.
 #[derive(Debug, Default)]
 struct Session {
     cookies: Vec<(String, String)>,
-    /// Counts renewals, so that several that find it expired renew it once.
+    /// Counts renewals, so that several connections that find it expired renew it once.
     age: u64,
 }
 
-/// The session that a request was made in.
+/// The session of a request.
 struct Used {
     age: u64,
-    /// Whether there was one: without one the password itself is refused.
+    /// Whether there was one: without one, the password itself is refused.
     any: bool,
 }
 
 impl Used {
-    /// How often a request may have been refused in such a session before it is given up.
+    /// The number of refusals in such a session after which a request is given up.
     fn renewals(&self) -> usize {
         if self.any { MAX_RENEWALS } else { 1 }
     }
@@ -122,7 +124,7 @@ impl Dial for HttpsDial {
         8 * PIECE
     }
 
-    /// One and a half pieces for each connection. No programs beside this one take memory.
+    /// One and a half pieces for each connection. No program beside this one takes memory.
     fn ahead(&self) -> u64 {
         96 << 20
     }
@@ -177,7 +179,7 @@ impl Https {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The answer to a GET, when there is one that is not about sessions, redirects or patience.
+    /// The final answer to a GET, after handling sessions, redirects and retries.
     fn get(&self, at: &Location, range: Option<(u64, u64)>) -> Result<Response> {
         let mut target = at.target();
         let (mut redirects, mut waits, mut renewals) = (0, 0, 0);
@@ -185,7 +187,7 @@ impl Https {
             let (answer, used) = self.get_once(at, &target, range)?;
             let status = answer.status();
             match status {
-                // What other connections have renewed may have expired again meanwhile.
+                // A session renewed by another connection may have expired again.
                 StatusCode::UNAUTHORIZED if renewals < used.renewals() => {
                     renewals += 1;
                     let mut session = self.session();
@@ -294,7 +296,7 @@ impl Https {
         )
     }
 
-    /// Where a redirect leads, on this host.
+    /// The target of a redirect on this host.
     fn followed(&self, at: &Location, from: &str, to: &str) -> Result<String> {
         let elsewhere = || {
             denied(
@@ -330,7 +332,7 @@ impl Https {
         }
     }
 
-    /// The bytes of a range, and the file's identity as this answer tells it.
+    /// The bytes of a range, and the file's identity in this answer.
     fn range(&self, at: &Location, first: u64, length: u64) -> Result<(Vec<u8>, Identity)> {
         let last = first + length - 1;
         let answer = self.get(at, Some((first, last)))?;
@@ -390,7 +392,7 @@ impl Https {
         Ok((bytes, identity))
     }
 
-    /// The body; one byte more than `length` when there is more.
+    /// Reads the body; one byte more than `length` if there is more.
     fn body(&self, at: &Location, body: Body, length: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(length as usize + 1);
         let mut reader = body
@@ -424,7 +426,7 @@ impl Https {
     fn read(&self, wanted: &Wanted) -> Result<Vec<u8>> {
         let target: &Target = &wanted.target;
         let mut bytes = Vec::new();
-        // A server may give less than was asked for, as long as it says so.
+        // A server may return less than was requested, as long as it declares that.
         while bytes.len() < wanted.length {
             let offset = wanted.offset + bytes.len() as u64;
             let left = (wanted.length - bytes.len()) as u64;
@@ -440,7 +442,7 @@ impl Https {
         Ok(bytes)
     }
 
-    /// A 416 or 404 in the middle may mean that the file is another one by now.
+    /// Checks whether the file has been replaced: a 416 or 404 in the middle may have that reason.
     fn changed_instead(&self, target: &Target, error: WireError) -> WireError {
         match &error {
             WireError::OutOfRange { .. } => match self.range(&target.at, 0, 1) {
@@ -452,7 +454,7 @@ impl Https {
     }
 }
 
-/// Why a connection is of no use any more.
+/// The reason why a connection has failed.
 fn broken(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => "the server closed the connection".into(),
@@ -468,7 +470,7 @@ fn denied(at: &Location, reason: impl Into<String>, hint: impl Into<String>) -> 
     }
 }
 
-/// What a status means that is not the one wanted.
+/// The error for an unexpected status.
 fn refused(at: &Location, status: StatusCode, headers: &HeaderMap) -> WireError {
     let code = status.as_u16();
     match code {
@@ -495,7 +497,7 @@ fn refused(at: &Location, status: StatusCode, headers: &HeaderMap) -> WireError 
             "give --user NAME and --password-file FILE of one who may; ESXi needs Datastore.Browse",
         ),
         404 | 410 => WireError::NotFound { at: at.to_string() },
-        // These may pass: the server is at fault, or says so.
+        // These may be temporary: the server is at fault, or declares that.
         416 => WireError::OutOfRange {
             at: at.to_string(),
             hint: "look into the server's log".into(),
@@ -519,7 +521,7 @@ fn unchanged(target: &Target, now: &Identity) -> Result<()> {
         (Some(a), Some(b)) => a.to_string() != b.to_string(),
         _ => false,
     };
-    // A size of `*` is not told.
+    // A size of `*` is unknown.
     let size = now.size != u64::MAX && now.size != was.size;
     let times = differs(
         was.modified.as_ref().map(|t| t as &dyn ToString),
@@ -543,7 +545,7 @@ fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// `bytes FIRST-LAST/SIZE`, where the size may be `*`.
+/// Parses `bytes FIRST-LAST/SIZE`, where the size may be `*`.
 fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let rest = text.trim().strip_prefix("bytes")?.trim_start();
     let (range, size) = rest.split_once('/')?;
@@ -561,7 +563,7 @@ fn modified(headers: &HeaderMap) -> Option<u64> {
     Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
-/// Seconds, or a time; a second where it is not told.
+/// Parses seconds, or a time; a second if the header is missing.
 fn retry_after(headers: &HeaderMap) -> Duration {
     let told = header(headers, "retry-after").unwrap_or_default().trim();
     let wait = match told.parse() {
@@ -641,7 +643,7 @@ impl Connection for Https {
         1
     }
 
-    /// Three round trips go by before the first answer on a connection.
+    /// A new connection needs three round trips before its first answer.
     fn prepare(&mut self, target: &Arc<Target>) -> Result<()> {
         if target.identity.size == 0 {
             return Ok(());
@@ -663,7 +665,7 @@ impl Connection for Https {
     }
 }
 
-/// TLS over whatever is below, with our own trust.
+/// TLS over any lower transport, with hyper2kvm's own verification.
 #[derive(Debug)]
 struct Tls(Arc<ClientConfig>);
 

@@ -1,24 +1,24 @@
-//! How many connections to a server are of use.
+//! Determines how many connections to a server are useful.
 //!
-//! The farther the server, the more of them: they wait side by side. Each moves what a processor encrypts at most,
-//! and where processors are busy more connections cost time. So a further one is made only while processors are idle:
-//! then it is the line or the server that is waited for.
+//! A distant server needs more of them, because they wait in parallel. Each moves at most the
+//! amount that one CPU encrypts, and more connections cost time if CPUs are busy. So another one is
+//! opened only while CPUs are idle: then the line or the server is the bottleneck.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// For each of these that the server takes to answer there is one connection more at once. A client of OpenSSH takes
-/// 2 MiB a round trip, so that is 500 MiB/s.
+/// For each unit of this response time, one more connection is opened immediately. A client of
+/// OpenSSH handles 2 MiB per round trip, so that is 500 MiB/s.
 const FAR: Duration = Duration::from_millis(4);
-/// How long processors are watched, at least and at most, before another connection is made.
+/// The shortest and the longest observation of CPUs before another connection.
 const WATCHED: Duration = Duration::from_millis(250);
 const STALE: Duration = Duration::from_secs(2);
-/// Processors are idle when they are for that part of the time: one in this many.
+/// CPUs count as idle if they are for one part in this many of the time.
 const IDLE_PART: u64 = 4;
 
-/// How many connections there may be.
+/// The limit of connections.
 #[derive(Debug)]
 pub(super) struct Limit {
     allowed: usize,
@@ -35,11 +35,11 @@ impl Limit {
         }
     }
 
-    /// The server has answered so soon.
+    /// Records the response time of the server.
     pub(super) fn answered(&mut self, after: Duration) {
         let here = std::thread::available_parallelism().map_or(1, |n| n.get());
         let far = usize::try_from(after.as_millis() / FAR.as_millis()).unwrap_or(self.allowed);
-        // Where processors cannot be watched, the user's number counts.
+        // If CPUs cannot be observed, the user's number counts.
         if self.processors.is_none()
             && let Ok(processors) = Processors::new()
         {
@@ -49,12 +49,12 @@ impl Limit {
         }
     }
 
-    /// How many there may be as far as is known.
+    /// The present limit.
     pub(super) fn now(&self) -> usize {
         self.now
     }
 
-    /// Whether one more is of use, besides `connections`, while there is more to fetch.
+    /// Whether one more is useful besides `connections`, while there is more to fetch.
     pub(super) fn has_room(&mut self, connections: usize) -> bool {
         if connections >= self.now
             && self.now < self.allowed
@@ -66,7 +66,7 @@ impl Limit {
     }
 }
 
-/// The time of this host's processors.
+/// The CPU times of this host.
 #[derive(Debug)]
 struct Processors {
     stat: File,
@@ -74,7 +74,7 @@ struct Processors {
     then: Times,
 }
 
-/// Of all processors since the start of the host, in ticks.
+/// The times of all CPUs since the start of the host, in ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Times {
     idle: u64,
@@ -91,7 +91,7 @@ impl Processors {
         })
     }
 
-    /// Whether they were idle since this was asked last. `false` where that is too short or too long ago.
+    /// Whether they were idle since the last call. `false` if that is too short or too long ago.
     fn are_idle(&mut self) -> bool {
         let watched = self.since.elapsed();
         if watched < WATCHED {
@@ -114,7 +114,7 @@ impl Times {
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// The first line: `cpu`, then user, nice, system, idle and what else there is.
+    /// Parses the first line: `cpu`, then user, nice, system, idle and further values.
     fn parse(stat: &str) -> Option<Self> {
         let times = stat.lines().next()?.strip_prefix("cpu ")?;
         let times: Vec<u64> = times
@@ -160,13 +160,13 @@ mod tests {
         let mut limit = Limit::new(here + 2);
         limit.answered(Duration::from_micros(300));
         assert!(limit.has_room(here - 1));
-        // Just watched: nothing is known of the processors yet.
+        // Just observed: the load of the CPUs is still unknown.
         assert!(!limit.has_room(here));
         let idle = |limit: &mut Limit| {
             let processors = limit.processors.as_mut().unwrap();
             processors.since = Instant::now() - 2 * WATCHED;
             processors.then = Times { idle: 0, all: 0 };
-            // As if there had been nothing but idling so far.
+            // As if the CPUs had been idle so far.
             let now = Times::read(&processors.stat).unwrap();
             processors.then.all = now.all - now.idle;
             limit.has_room(here)

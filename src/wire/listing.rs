@@ -1,5 +1,5 @@
-//! Listings that web servers make: of nginx, Apache, and ESXi's `/folder`. They are HTML for people, so only
-//! links to what lies right below the page are taken, and no sizes or times.
+//! Listings of web servers: nginx, Apache, and ESXi's `/folder`. They are HTML for people, so only
+//! links to entries right below the page are used, without sizes or times.
 
 use super::Listed;
 use super::url::Location;

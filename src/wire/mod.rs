@@ -1,17 +1,17 @@
-//! Sources on the wire: files and NBD exports of other hosts, read where they lie.
+//! Sources on the wire: files and NBD exports of other hosts, read without copying them first.
 //!
-//! Whoever dials out is a child of its own (`hyper2kvm __wire`): it is given its order over a socket,
-//! gives up what it does not need, connects, and serves every file it opens as an export of one
-//! read-only NBD server on a Unix socket. This process, and QEMU's programs, see that socket and nothing
-//! else. The child ends when the last [`Wire`] is dropped, and dies with its parent.
+//! A child process (`hyper2kvm __wire`) makes the connections. It gets its order over a socket,
+//! gives up unneeded rights, connects, and serves every file it opens as an export of one read-only
+//! NBD server on a Unix socket. This process, and QEMU's programs, see only that socket. The child
+//! ends when the last [`Wire`] is dropped, and dies with its parent.
 //!
-//! - [`url`]: what the user names; [`error`]: what can go wrong
-//! - [`control`]: what parent and child say to each other; [`child`]: the child's side
+//! - [`url`]: the user's names of sources; [`error`]: errors
+//! - [`control`]: the protocol of parent and child; [`child`]: the child's side
 //! - [`server`]: the NBD server; [`service`]: files behind it, through the [`cache`]
-//! - [`pool`]: connections and what is under way on them; [`upstream`]: what a transport must do
-//! - [`ssh`] and [`sftp`], [`https`] with [`listing`], [`nbd`], [`tls`]; [`dial`] chooses
+//! - [`pool`]: connections and their requests; [`upstream`]: the interface of a transport
+//! - [`ssh`] and [`sftp`], [`https`] with [`listing`], [`nbd`], [`tls`]; [`dial`] selects one
 //!
-//! Where the launcher is not enabled (unit tests) a thread does what the child does.
+//! If the launcher is not enabled (unit tests), a thread takes the role of the child.
 
 mod cache;
 mod child;
@@ -57,41 +57,41 @@ pub(crate) use error::{Result, WireError};
 pub(crate) use url::{Location, Transport};
 
 const VERB: &str = "__wire";
-/// How often a silent child makes us look at the stop flag.
+/// The interval at which the stop flag is checked while the child is silent.
 const TICK: Duration = Duration::from_millis(100);
-/// How much longer than its own patience the child may take for one answer.
+/// The time that the child may take for one answer in addition to its own limit.
 const GRACE: Duration = Duration::from_secs(120);
-/// How long a read waits for a line that is down: Windows gives a disk up after 20 s.
+/// The time for which a read waits for a broken connection: Windows gives up a disk after 20 s.
 const PATIENCE: Duration = Duration::from_secs(18);
 const MAX_PASSWORD: u64 = 4096;
 
-/// How sources are reached: the options of the command line, the same for all of a run.
+/// The options for reaching sources: those of the command line, the same for the whole run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Access {
-    /// Instead of the one in the URL.
+    /// The user name that replaces that in the URL.
     pub(crate) user: Option<String>,
-    /// `-`: stdin, which is read once.
+    /// `-` is stdin, which is read once.
     pub(crate) password_file: Option<PathBuf>,
     pub(crate) ssh_identity: Option<PathBuf>,
     pub(crate) ssh_known_hosts: Option<PathBuf>,
     pub(crate) tls_ca: Option<PathBuf>,
-    /// `sha256:HEX`, of the server's own certificate.
+    /// `sha256:HEX` of the server's own certificate.
     pub(crate) tls_fingerprint: Option<String>,
-    /// [`Access::connections`] has what is usual.
+    /// [`Access::connections`] has the default.
     pub(crate) connections: Option<u32>,
-    /// How often a request is tried again.
+    /// The number of retries of a request.
     pub(crate) retries: u32,
     pub(crate) source_command: Option<String>,
-    /// How long a read waits for a line that is down before it fails. Not more than the default where a
-    /// VM runs on the source.
+    /// The time for which a read waits for a broken connection before it fails. At most the default
+    /// if a VM runs on the source.
     pub(crate) patience: Duration,
-    /// Where the NBD server listens, instead of in a private directory.
+    /// The socket of the NBD server, if it is not in a private directory.
     pub(crate) socket: Option<PathBuf>,
 }
 
 impl Access {
-    /// At most so many connections. A client of ssh takes 2 MiB a round trip, so a distant server needs more of them;
-    /// servers of other protocols limit sessions.
+    /// The limit of connections. A client of ssh handles 2 MiB per round trip, so a distant server
+    /// needs more of them; servers of other protocols limit sessions.
     fn connections(&self, server: &url::Server) -> u32 {
         let usual = match server {
             url::Server::Ssh { .. } => 12,
@@ -119,7 +119,7 @@ impl Default for Access {
     }
 }
 
-/// What tells that a file is still the same one.
+/// The data by which an unchanged file is recognised.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) size: u64,
@@ -155,7 +155,7 @@ pub(crate) struct Listed {
     pub(crate) modified: Option<u64>,
 }
 
-/// A server that is connected to. Clones share one child, which ends with the last.
+/// A connected server. Clones share one child, which ends with the last.
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     shared: Arc<Shared>,
@@ -167,7 +167,7 @@ struct Shared {
     server: url::Server,
     patience: Duration,
     talk: Mutex<Talk>,
-    /// As far as the server reported it.
+    /// As last reported by the server.
     fetched: AtomicU64,
     _directory: Option<Scratch>,
 }
@@ -177,7 +177,7 @@ struct Shared {
 struct Talk {
     stream: BufReader<Patient>,
     child: Option<Child>,
-    /// The child cannot be understood any more.
+    /// The failure of the child or its protocol.
     broken: Option<WireError>,
 }
 
@@ -238,7 +238,7 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Whether a file lies on the server this is connected to.
+    /// Whether a file is on the connected server.
     pub(crate) fn reaches(&self, at: &Location) -> bool {
         self.shared.server == at.server
     }
@@ -263,7 +263,8 @@ impl Wire {
         self.identity(&Request::Identify(at.clone()))
     }
 
-    /// What lies in a directory; [`WireError::CannotList`] where the protocol or the server cannot tell.
+    /// The entries of a directory; [`WireError::CannotList`] if the protocol or the server has no
+    /// listing.
     pub(crate) fn list(&self, directory: &Location) -> Result<Vec<Listed>> {
         self.check(directory)?;
         match self.call(&Request::List(directory.clone()))?.0 {
@@ -272,7 +273,7 @@ impl Wire {
         }
     }
 
-    /// A small file in whole; a larger one than `most` is an error.
+    /// Reads a small file as a whole; a larger one than `most` is an error.
     pub(crate) fn read_whole(&self, at: &Location, most: u64) -> Result<Vec<u8>> {
         self.check(at)?;
         let at = at.clone();
@@ -285,12 +286,13 @@ impl Wire {
         self.shared.fetched.load(Ordering::Relaxed)
     }
 
-    /// Why the last read over the NBD socket failed, or is being tried again: its client sees EIO only.
+    /// The reason why the last read over the NBD socket failed, or is being retried: its client
+    /// sees only EIO.
     pub(crate) fn trouble(&self) -> Option<WireError> {
         self.status()?.trouble
     }
 
-    /// Why the child that dials is of no use any more.
+    /// The reason why the child that connects is unusable.
     pub(crate) fn broken(&self) -> Option<WireError> {
         self.status();
         let talk = self.shared.talk.try_lock().ok()?;
@@ -338,7 +340,7 @@ impl Wire {
         self.converse(talk.unwrap_or_else(PoisonError::into_inner), request)
     }
 
-    /// An answer and the bytes that came with it.
+    /// An answer and the bytes after it.
     fn converse(
         &self,
         mut talk: std::sync::MutexGuard<'_, Talk>,
@@ -365,7 +367,7 @@ impl Wire {
 }
 
 impl Remote {
-    /// Size and time, or ETag, are still those of when it was opened.
+    /// Fails unless size and time, or ETag, are those of the opened file.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let now = self.wire.identify(&self.location)?;
         match now == self.identity {
@@ -378,7 +380,7 @@ impl Remote {
         }
     }
 
-    /// Where the dirty bitmaps of the export say it was written to; `None` where it has none.
+    /// The ranges that the export's dirty bitmaps show as written; `None` if it has none.
     pub(crate) fn dirty(&self) -> Result<Option<Ranges>> {
         match self.wire.call(&Request::Dirty(self.location.clone()))?.0 {
             Answer::Dirty(ranges) => Ok(ranges),
@@ -390,14 +392,15 @@ impl Remote {
         }
     }
 
-    /// Much of it is going to be read soon: as many connections are made meanwhile as are of use then.
+    /// Announces that much of it will be read soon: the useful number of connections is opened in
+    /// the meantime.
     pub(crate) fn prepare(&self) -> Result<()> {
         let request = Request::Prepare(self.location.clone());
         self.wire.call(&request).map(drop)
     }
 
-    /// These ranges, each an offset and a length, are going to be read, in this order: they are fetched
-    /// ahead, and nothing between them is.
+    /// Announces that these ranges, each an offset and a length, will be read in this order. They
+    /// are fetched ahead, and nothing between them is.
     pub(crate) fn expect(&self, ranges: &[(u64, u64)]) -> Result<()> {
         let request = Request::Expect {
             at: self.location.clone(),
@@ -407,11 +410,12 @@ impl Remote {
     }
 }
 
-/// The child, or a thread that does the same.
+/// Starts the child, or a thread in its role.
 fn start(theirs: UnixStream) -> io::Result<Option<Child>> {
     if launcher::is_enabled() {
         let child = Cmd::own(VERB)
-            // What was used up is given back: by default glibc keeps half as much again as is fetched ahead.
+            // Freed memory is returned: by default glibc keeps half as much again as is fetched
+            // ahead.
             .env("MALLOC_MMAP_THRESHOLD_", "1000000")
             .stdin(OwnedFd::from(theirs))
             .spawn();
@@ -457,7 +461,7 @@ impl Talk {
     }
 }
 
-/// A stream that neither waits for ever nor overhears a signal.
+/// A stream that neither blocks for ever nor misses a signal.
 #[derive(Debug)]
 struct Patient {
     stream: UnixStream,
@@ -513,7 +517,7 @@ impl Write for Patient {
     }
 }
 
-/// The password of a file or of stdin, without the line end.
+/// Reads the password from a file or stdin, without the line end.
 fn password(file: &Path) -> Result<Password> {
     static STDIN: OnceLock<std::result::Result<Password, WireError>> = OnceLock::new();
     if file == Path::new("-") {
@@ -522,7 +526,7 @@ fn password(file: &Path) -> Result<Password> {
     }
     let opened = std::fs::File::options()
         .read(true)
-        // A pipe nobody writes to must not be waited for.
+        // A pipe without a writer must not block the run.
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(file)
         .map_err(|e| unreadable(file, &e))?;

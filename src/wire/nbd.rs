@@ -1,7 +1,7 @@
-//! A client of other people's NBD servers, over TCP, TLS, a Unix socket or the two ends of a command.
+//! A client for foreign NBD servers, over TCP, TLS, a Unix socket or the two ends of a command.
 //!
-//! Fixed newstyle handshake, `GO` (`EXPORT_NAME` where the server does not know it), `STARTTLS` for `nbds`;
-//! simple replies. Block sizes the server asks for are kept.
+//! Fixed newstyle handshake, `GO` (`EXPORT_NAME` if the server does not support it), `STARTTLS` for
+//! `nbds`; simple replies. Block sizes that the server requires are respected.
 //!
 //! Specification: NetworkBlockDevice/nbd `doc/proto.md`.
 
@@ -24,18 +24,18 @@ const REP_ERROR_TLS_REQUIRED: u32 = REP_ERROR + 5;
 const REP_ERROR_UNKNOWN: u32 = REP_ERROR + 6;
 const INFO_BLOCK_SIZE: u16 = 3;
 const MAX_OPTION_REPLY: usize = 64 << 10;
-/// Pieces under way on one connection.
+/// Pieces in flight on one connection.
 const DEPTH: usize = 4;
-/// What every server takes at a time.
+/// The request size that every server accepts.
 const MOST: u32 = 1 << 20;
 
 pub(super) trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
-/// What a connection is about.
+/// The names for a connection.
 #[derive(Clone)]
 pub(super) struct Names {
-    /// For messages.
+    /// The name for messages.
     pub(super) server: String,
     pub(super) export: String,
 }
@@ -48,7 +48,7 @@ pub(super) struct Nbd {
     cookie: u64,
     meter: Arc<Meter>,
     assembly: Assembly,
-    /// Why the program at the other end of the stream ended; it ends with this.
+    /// The reason why the program at the other end of the stream ended; it ends with this.
     why: Box<dyn Fn() -> Option<WireError> + Send>,
 }
 
@@ -101,7 +101,7 @@ impl Names {
         Ok((kind, data))
     }
 
-    /// The greeting, up to where options are given.
+    /// Reads the greeting, up to the start of options.
     pub(super) fn greet(&self, stream: &mut dyn Stream) -> Result<u16> {
         if &self.array::<8>(stream)? != INIT_MAGIC || &self.array::<8>(stream)? != OPTION_MAGIC {
             return Err(self.nonsense("no newstyle greeting"));
@@ -116,7 +116,7 @@ impl Names {
         Ok(flags)
     }
 
-    /// Asks for TLS; the next byte is that of its handshake.
+    /// Requests TLS; the next byte belongs to its handshake.
     pub(super) fn start_tls(&self, stream: &mut dyn Stream) -> Result<()> {
         self.option(stream, OPT_STARTTLS, &[])?;
         match self.answer(stream, OPT_STARTTLS)? {
@@ -149,7 +149,7 @@ impl Names {
         }
     }
 
-    /// Size, and the largest and smallest request.
+    /// Selects the export. Returns its size, and the largest and smallest request.
     pub(super) fn go(&self, stream: &mut dyn Stream, flags: u16) -> Result<(u64, u32, u32)> {
         let name = self.export.as_bytes();
         let mut data = (name.len() as u32).to_be_bytes().to_vec();
@@ -161,7 +161,7 @@ impl Names {
         let number = |data: &[u8], at: usize| -> Option<u32> {
             Some(u32::from_be_bytes(data.get(at..at + 4)?.try_into().ok()?))
         };
-        // A server sends a handful of these.
+        // A server sends only a few of these.
         for _ in 0..64 {
             let (kind, data) = self.answer(stream, OPT_GO)?;
             let info = data.first_chunk().map(|info| u16::from_be_bytes(*info));
@@ -200,7 +200,7 @@ impl Names {
 }
 
 impl Nbd {
-    /// Takes a stream on which [`Names::greet`] was said.
+    /// Takes a stream after [`Names::greet`].
     pub(super) fn start(
         mut stream: Box<dyn Stream>,
         flags: u16,

@@ -1,4 +1,4 @@
-//! Numbers of the NBD protocol that more than one side here uses (`doc/proto.md` of the NetworkBlockDevice
+//! Numbers of the NBD protocol that several modules use (`doc/proto.md` of the NetworkBlockDevice
 //! project).
 
 pub(crate) const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
@@ -7,7 +7,7 @@ pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 pub(crate) const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub(crate) const REPLY_MAGIC: u32 = 0x6744_6698;
 
-/// Handshake flags, which mean the same from both sides.
+/// Handshake flags, with the same meaning from both sides.
 pub(crate) const FIXED_NEWSTYLE: u16 = 1;
 pub(crate) const NO_ZEROES: u16 = 2;
 

@@ -1,9 +1,9 @@
-//! Threads that each hold a connection, and the queue of what they are to fetch.
+//! Threads with one connection each, and the queue of their requests.
 //!
-//! A connection is made when there is more to fetch than the connections there are can begin with, so a
-//! quiet run has one, and as far as one more is of use ([`Limit`]). What was under way on a connection that
-//! broke is asked for again on another, after a pause that grows, as often as `--retries` says. While others
-//! work, a connection that cannot be made costs nothing: servers limit how many they take.
+//! A connection is opened when there is more to fetch than the present connections can begin, so a
+//! quiet run has one, and only while one more is useful ([`Limit`]). Requests in flight on a broken
+//! connection are repeated on another, after growing pauses, up to `--retries` times. While others
+//! work, a connection that cannot be opened costs nothing: servers limit how many they accept.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,22 +18,23 @@ use super::upstream::{Connection, Dial, Meter, Target, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
-/// The first pause; each is twice the one before.
+/// The first pause; each one is twice the previous one.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often the first connection is tried: with the pauses about two seconds.
+/// The attempts for the first connection: with the pauses about two seconds.
 const FIRST_TRIES: u32 = 3;
-/// Not more are made at once: OpenSSH's server turns some away when ten are logging in (`MaxStartups`).
+/// The number of connections opened at a time: OpenSSH's server refuses some when ten are logging
+/// in (`MaxStartups`).
 const AT_ONCE: usize = 8;
-/// How long a thread waits at most whose connection is not wanted by the server.
+/// The longest wait of a thread whose connection the server refuses.
 const PARKED: Duration = Duration::from_secs(16);
-/// A read of more than this may last as long as bytes arrive.
+/// The size from which a read may last as long as bytes arrive.
 const LARGE: usize = 256 << 10;
 
-/// What a thread with a connection can do.
+/// A request to a thread with a connection.
 #[derive(Debug, Clone)]
 pub(super) enum Task {
-    /// Nothing: whether there is a connection.
+    /// Nothing: checks whether there is a connection.
     Connect,
     Identify(Location),
     List(Location),
@@ -64,19 +65,19 @@ impl Job {
 
 struct Queue {
     urgent: VecDeque<Job>,
-    /// What nobody waits for yet.
+    /// Requests without a waiting reader.
     ahead: VecDeque<Job>,
-    /// Connections that are being made, and of these, those that are not made for one job.
+    /// Connections being opened, and those of them that are not opened for one job.
     connecting: usize,
     free: usize,
-    /// So many more are made before anything is to be fetched over them, which is of this file.
+    /// The number of connections to open before anything of this file is fetched.
     to_prepare: usize,
     prepared: Option<Arc<Target>>,
     limit: Limit,
     connected: usize,
-    /// Of these, those that have nothing to do.
+    /// The number of idle ones among these.
     idle: usize,
-    /// How many connections have broken.
+    /// The number of broken connections.
     breaks: u64,
     ended: bool,
 }
@@ -98,7 +99,7 @@ impl Queue {
         }
     }
 
-    /// Whether another connection is of use: others that are there or will be come first.
+    /// Whether another connection is useful; existing and pending ones have precedence.
     fn wants_more(&mut self) -> bool {
         let is_wanted = self.to_prepare > 0 || self.length() > self.idle + self.free;
         self.connecting < AT_ONCE
@@ -132,22 +133,22 @@ impl Shared {
     }
 }
 
-/// The threads. They end when this is dropped.
+/// The threads, which end when this is dropped.
 pub(super) struct Pool {
     shared: Arc<Shared>,
     retries: u32,
     patience: Duration,
 }
 
-/// Something that was asked for.
+/// A pending request.
 pub(super) struct Pending {
     answer: Receiver<Result<Output>>,
     given_up: Arc<AtomicBool>,
     meter: Arc<Meter>,
     patience: Duration,
-    /// It lasts as long as bytes arrive.
+    /// Whether it may last as long as bytes arrive.
     large: bool,
-    /// Whoever wants the bytes is told of an input error only, so the reason is kept.
+    /// Whether the reason of a failure is kept: the reader gets only an input error.
     blamed: bool,
 }
 
@@ -212,7 +213,7 @@ impl Pool {
         }
     }
 
-    /// What the dirty bitmaps of an export show, over a connection of its own, which is made again like the others.
+    /// Reads the dirty bitmaps of an export over a separate connection, with the usual retries.
     pub(super) fn dirty(&self, at: &Location) -> Result<Option<Ranges>> {
         let mut tries = 0;
         loop {
@@ -232,7 +233,7 @@ impl Pool {
         }
     }
 
-    /// Makes as many connections as will be of use when much of the file is read.
+    /// Opens as many connections as are useful for reading much of the file.
     pub(super) fn prepare(&self, target: &Arc<Target>) {
         if !self.shared.dial.may_prepare() {
             return;
@@ -245,17 +246,17 @@ impl Pool {
         self.shared.wake.notify_all();
     }
 
-    /// What to ask for at a time when it is fetched ahead.
+    /// The size of one request when fetching ahead.
     pub(super) fn piece(&self) -> u64 {
         self.shared.dial.piece()
     }
 
-    /// What may be fetched ahead.
+    /// The number of bytes that may be fetched ahead.
     pub(super) fn ahead(&self) -> u64 {
         self.shared.dial.ahead()
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends a request, and waits for the answer.
     pub(super) fn call(&self, task: Task) -> Result<Output> {
         self.ask(task, true).wait()
     }
@@ -269,7 +270,7 @@ impl Drop for Pool {
 }
 
 impl Pending {
-    /// Waits at most as long as the line may be down.
+    /// Waits at most as long as the connection may be broken.
     pub(super) fn wait(&self) -> Result<Output> {
         let mut since = Instant::now();
         let mut fetched = self.meter.fetched();
@@ -315,11 +316,12 @@ impl Drop for Pending {
 
 enum Taken {
     Job(Job),
-    /// A connection is to be made, while others work.
+    /// A connection has to be opened, while others work.
     Connect,
-    /// The connection did nothing while another broke: it has most likely broken too, and would cost a try.
+    /// The connection was idle while another broke: it has most likely broken too, and would cost
+    /// an attempt.
     Doubt,
-    /// Nothing to do besides what is under way.
+    /// Nothing to do besides the requests in flight.
     Nothing,
     End,
 }
@@ -330,11 +332,11 @@ struct Worker {
     connection: Option<Box<dyn Connection>>,
     under_way: BTreeMap<u64, Job>,
     token: u64,
-    /// Of [`Queue::breaks`], when the connection was last known to work.
+    /// The value of [`Queue::breaks`] when the connection was last known to work.
     breaks: u64,
-    /// In a row.
+    /// Failures in a row.
     failures: u32,
-    /// Why there is no connection, and how often in a row there was none.
+    /// The reason why there is no connection, and the number of failed attempts in a row.
     refused: Option<WireError>,
     refusals: u32,
 }
@@ -375,7 +377,7 @@ impl Worker {
         }
     }
 
-    /// The next job; waits for one when there is nothing under way.
+    /// The next job; waits for one if there is nothing in flight.
     fn take(&mut self) -> Taken {
         let connected = self.connection.is_some();
         let mut queue = self.shared.lock();
@@ -391,7 +393,7 @@ impl Worker {
             if may && !connected {
                 queue.connecting += 1;
                 queue.to_prepare = queue.to_prepare.saturating_sub(1);
-                // What is wanted next does not wait for the login.
+                // The next job does not wait for the login.
                 if queue.connected > 0 || queue.first().is_none() {
                     queue.free += 1;
                     return Taken::Connect;
@@ -416,7 +418,7 @@ impl Worker {
         }
     }
 
-    /// Whether the job can be begun while others are under way.
+    /// Whether the job can be started while others are in flight.
     fn may_join(&self, job: &Job) -> bool {
         match (&job.task, &self.connection) {
             (Task::Read(wanted), Some(connection)) => connection.is_ready(wanted),
@@ -442,7 +444,7 @@ impl Worker {
                 Err(error) => Err(error),
             },
         };
-        // Not every server answers anything before it is asked for a file.
+        // Some servers answer nothing before a request for a file.
         if let Some(after) = connection.answered_in() {
             self.shared.lock().limit.answered(after);
         }
@@ -462,7 +464,8 @@ impl Worker {
         job.end(result);
     }
 
-    /// Makes a connection besides those that work; where the server wants none, it is tried again later.
+    /// Opens a connection besides the working ones; if the server refuses it, it is tried again
+    /// later.
     fn join_in(&mut self) {
         let target = self.shared.lock().prepared.clone();
         let made = self.connect().is_some_and(|connection| {
@@ -470,7 +473,7 @@ impl Worker {
             opened.is_ok()
         });
         self.shared.lock().free -= 1;
-        // What is to be fetched may have been left to this one, or the next may log in now.
+        // The next job may have been left to this one, or the next thread may log in now.
         self.shared.wake.notify_all();
         if !made {
             self.hang_up();
@@ -483,7 +486,7 @@ impl Worker {
         self.pause(parked.min(PARKED));
     }
 
-    /// The connection, made when there is none.
+    /// The connection, opened if there is none.
     fn connect(&mut self) -> Option<&mut Box<dyn Connection>> {
         if self.connection.is_none() {
             let dialled = self.shared.dial.dial();
@@ -511,7 +514,7 @@ impl Worker {
 }
 
 impl Worker {
-    /// Puts a job back that could not be begun for want of a connection.
+    /// Requeues a job that could not start for lack of a connection.
     fn again(&mut self, mut job: Job) {
         let alone = self.shared.lock().connected == 0;
         let error = self.refused.take();
@@ -530,7 +533,7 @@ impl Worker {
         self.put_back(job);
     }
 
-    /// Asks once more for what failed, unless it has been often enough.
+    /// Repeats a failed request, unless it has failed too often.
     fn retry(&mut self, mut job: Job, error: WireError) {
         self.shared.meter.note(&error);
         if job.tries >= job.most {
@@ -574,7 +577,7 @@ impl Worker {
         }
     }
 
-    /// Gives a connection up that is of no use any more; what was under way is asked for elsewhere.
+    /// Closes a failed connection; its requests in flight are repeated elsewhere.
     fn hang_up_after(&mut self, error: &WireError) {
         self.hang_up();
         self.shared.lock().breaks += 1;
@@ -596,7 +599,7 @@ impl Worker {
         }
     }
 
-    /// Sleeps, but not over the end.
+    /// Sleeps, but not beyond the end of the pool.
     fn pause(&self, time: Duration) {
         let start = Instant::now();
         let mut queue = self.shared.lock();

@@ -1,9 +1,9 @@
-//! Our own NBD server: read-only, on a Unix socket, an export for every file that is open.
+//! hyper2kvm's own NBD server: read-only, on a Unix socket, with an export for every open file.
 //!
-//! Fixed newstyle handshake; `GO`, `INFO`, `LIST`, `EXPORT_NAME` and `ABORT`; simple replies. Any number of
-//! connections, any number of requests under way on each; replies go out as they are ready. Its clients
-//! are QEMU and this program, and are not trusted all the same: lengths are limited before anything is
-//! allocated.
+//! Fixed newstyle handshake; `GO`, `INFO`, `LIST`, `EXPORT_NAME` and `ABORT`; simple replies. Any
+//! number of connections, and any number of requests in flight on each; replies are sent as they
+//! become ready. Its clients are QEMU and this program, but they are not trusted: lengths are
+//! limited before anything is allocated.
 //!
 //! Specification: NetworkBlockDevice/nbd `doc/proto.md`.
 
@@ -28,35 +28,35 @@ const REP_ERROR_INVALID: u32 = (1 << 31) + 3;
 const REP_ERROR_UNKNOWN: u32 = (1 << 31) + 6;
 const INFO_BLOCK_SIZE: u16 = 3;
 
-/// There are flags; read only; several connections see the same.
+/// Flags are present; read-only; several connections see the same data.
 const EXPORT_FLAGS: u16 = 1 | 1 << 1 | 1 << 8;
 
 const EPERM: u32 = 1;
 const EIO: u32 = 5;
 const EINVAL: u32 = 22;
 
-/// What the protocol lets a client ask for where nothing else was agreed.
+/// The largest request that the protocol allows without an agreement.
 const MAX_READ: u32 = 32 << 20;
-/// What we announce.
+/// The announced block sizes.
 const BLOCK_SIZES: [u32; 3] = [1, 64 << 10, 8 << 20];
 const MAX_OPTION: u32 = 16 << 10;
-/// Files are exported with as many zeroes as this takes: QEMU reads whole sectors, and of a last one that is
-/// shorter it waits for the rest.
+/// Files are padded with zeroes to a multiple of this: QEMU reads whole sectors, and would wait for
+/// the rest of a shorter last one.
 const UNIT: u64 = 512;
-/// Requests of one connection that are worked on at a time.
+/// Requests of one connection that are processed at a time.
 const HANDLERS: usize = 16;
-/// What all replies that are not sent yet may hold; one that is larger goes alone.
+/// The limit of all replies that are not sent yet; a larger one is sent alone.
 const MEMORY: usize = 32 << 20;
 /// Clients at a time.
 const MAX_CLIENTS: usize = 64;
 
-/// Takes connections until the socket is gone.
+/// Accepts connections until the socket is closed.
 pub(super) fn serve(listener: &UnixListener, service: &Arc<Service>) {
     let memory = Arc::new(Budget::new(MEMORY));
     let clients = Arc::new(());
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
-            // Out of descriptors, for a moment.
+            // Out of descriptors, temporarily.
             std::thread::sleep(std::time::Duration::from_millis(50));
             continue;
         };
@@ -74,7 +74,7 @@ pub(super) fn serve(listener: &UnixListener, service: &Arc<Service>) {
     }
 }
 
-/// Memory that is given out and comes back.
+/// A budget of memory, returned after use.
 struct Budget {
     left: Mutex<usize>,
     whole: usize,
@@ -133,7 +133,7 @@ fn exported(file: &Opened) -> u64 {
     (file.target.identity.size.div_ceil(UNIT)).saturating_mul(UNIT)
 }
 
-/// What an option led to.
+/// The result of an option.
 enum Haggled {
     More,
     Export(Arc<Opened>),
@@ -192,7 +192,7 @@ impl Client {
                 Ok(Haggled::End)
             }
             OPT_GO | OPT_INFO => self.go(option, &data),
-            // Names are whoever's who opened the files.
+            // Names depend on the files that were opened.
             OPT_LIST => self.reply(option, REP_ERROR_POLICY, b"not listed"),
             _ => self.reply(option, REP_ERROR_UNSUPPORTED, &[]),
         }
@@ -213,7 +213,7 @@ impl Client {
     }
 
     fn export_name(&mut self, name: &[u8]) -> io::Result<Haggled> {
-        // There is no answer for an unknown one.
+        // There is no answer for an unknown name.
         let Some(file) = self.named(name) else {
             return Ok(Haggled::End);
         };
@@ -289,7 +289,7 @@ impl Client {
                 CMD_READ => EINVAL,
                 CMD_DISC => return Ok(()),
                 CMD_FLUSH => 0,
-                // What follows a write cannot be told from a request.
+                // The data after a write cannot be distinguished from a request.
                 1 => {
                     let mut payload = self.input.by_ref().take(u64::from(length));
                     io::copy(&mut payload, &mut io::sink())?;
@@ -303,7 +303,7 @@ impl Client {
         }
     }
 
-    /// Another thread for the requests of this client.
+    /// Starts another thread for the requests of this client.
     fn handler(
         &self,
         file: &Arc<Opened>,
@@ -320,7 +320,7 @@ impl Client {
                     let answered = answer(&service, &file, (cookie, offset, length), &output);
                     drop(loan);
                     if answered.is_err() {
-                        // The client is gone; its reader learns that too.
+                        // The client has disconnected; its reader notices that too.
                         let stream = output.lock().unwrap_or_else(PoisonError::into_inner);
                         let _ = stream.shutdown(std::net::Shutdown::Both);
                         return;
@@ -380,7 +380,7 @@ impl Requests {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds one; how many were waiting before.
+    /// Adds a request; returns how many were waiting before.
     fn push(&self, request: Request) -> usize {
         let mut queue = self.lock();
         let waiting = queue.0.len();
@@ -405,7 +405,7 @@ impl Requests {
     }
 }
 
-/// Ends the handlers when their client has gone.
+/// Ends the handlers when their client has disconnected.
 struct EndOfQueue<'q>(&'q Requests);
 
 impl Drop for EndOfQueue<'_> {

@@ -1,9 +1,8 @@
 //! Files of the other side, read through the cache and over all connections.
 //!
-//! A large read is divided into pieces that go over several connections at once. A small one fetches
-//! what it needs and not more: `inspect` is to cost no more than it reads. What is fetched ahead is
-//! either announced ([`Service::expect`]), or the next part of a long stream, a sixteenth of what it has
-//! been so far.
+//! A large read is divided into pieces over several connections. A small one fetches only the bytes
+//! it needs: `inspect` must not cost more than it reads. Data is fetched ahead if it was announced
+//! ([`Service::expect`]), or as the next part of a long stream, a sixteenth of its length so far.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -20,38 +19,39 @@ use super::upstream::{Meter, PIECE, Target, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
-/// A stream is what went on for so long.
+/// The length from which sequential reads are a stream.
 const STREAM: u64 = 8 << 20;
-/// What is read ahead of a stream that was not announced: that part of its length so far.
+/// The part of a stream's length so far that is read ahead without an announcement.
 const AHEAD_PART: u64 = 16;
-/// How far a request may lie from where the one before ended and still belong to its stream.
+/// The distance from the end of the previous request at which a request still belongs to its
+/// stream.
 const NEAR: u64 = 4 << 20;
-/// What is not kept: the rest of so long a stream.
+/// The length of a stream after which its data is not cached.
 const NOT_KEPT: u64 = 64 << 20;
-/// More are not fetched ahead, only read.
+/// The most announced ranges that are fetched ahead.
 pub(super) const MAX_EXPECTED: usize = 1 << 20;
 
-/// A file that is open, and how it is read.
+/// An open file, and its read pattern.
 pub(super) struct Opened {
     pub(super) target: Arc<Target>,
     flow: Mutex<Flow>,
 }
 
-/// What is known of the order of reads.
+/// The order of reads.
 #[derive(Default)]
 struct Flow {
-    /// Where the last read ended, and how long the stream is by now.
+    /// The end of the last read, and the present length of the stream.
     next: u64,
     run: u64,
     expected: Vec<(u64, u64)>,
-    /// The range of `expected` from which on, and the offset in it, nothing was asked for yet.
+    /// The first range in `expected`, and the offset in it, that was not requested yet.
     at: (usize, u64),
     ahead: BTreeMap<u64, Ahead>,
-    /// Up to where the stream was read ahead.
+    /// The offset up to which the stream was read ahead.
     ahead_end: u64,
 }
 
-/// A piece that was fetched, or is being fetched, before it is wanted.
+/// A piece that was fetched, or is being fetched, ahead.
 struct Ahead {
     length: u64,
     left: u64,
@@ -79,14 +79,14 @@ impl Piece {
     }
 }
 
-/// Bytes that were read: a part of a piece, which is not copied.
+/// A part of the bytes of a piece, without a copy.
 pub(super) struct Answer {
     bytes: Arc<Vec<u8>>,
     range: Range<usize>,
 }
 
 impl Answer {
-    /// Empty where the range does not lie in the bytes.
+    /// Empty if the range does not lie in the bytes.
     pub(super) fn bytes(&self) -> &[u8] {
         self.bytes.get(self.range.clone()).unwrap_or_default()
     }
@@ -110,7 +110,7 @@ pub(super) struct Service {
     /// Ranges of files that are being fetched.
     claims: Mutex<Vec<(u64, u64, u64)>>,
     released: Condvar,
-    /// Bytes fetched ahead that nobody has read yet.
+    /// Bytes fetched ahead and not read yet.
     ahead: AtomicU64,
 }
 
@@ -162,11 +162,11 @@ impl Service {
         }
     }
 
-    /// The file of that export, when it is open.
+    /// The file of that export, if it is open.
     pub(super) fn file(&self, export: &str) -> Option<Arc<Opened>> {
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         let found = files.get(export);
-        // A VM is given a socket, and asks for no name where there is one file alone.
+        // A VM is given a socket, and uses no name if there is a single file.
         let only = || {
             let mut all = files.values();
             all.next().filter(|_| export.is_empty() && files.len() == 1)
@@ -174,7 +174,7 @@ impl Service {
         found.or_else(only).cloned()
     }
 
-    /// Opens the file; one that is open already must be the same still.
+    /// Opens the file; one that is already open must be unchanged.
     pub(super) fn open(&self, at: &Location) -> Result<Arc<Opened>> {
         let identity = self.identify(at)?;
         let export = at.export();
@@ -201,7 +201,7 @@ impl Service {
         Ok(opened)
     }
 
-    /// A file of at most `most` bytes.
+    /// Reads a file of at most `most` bytes.
     pub(super) fn read_whole(&self, at: &Location, most: u64) -> Result<Vec<u8>> {
         let file = self.open(at)?;
         let size = file.target.identity.size;
@@ -216,14 +216,14 @@ impl Service {
         }
     }
 
-    /// Much of the file is going to be read: connections are made meanwhile.
+    /// Announces that much of the file will be read: connections are opened in the meantime.
     pub(super) fn prepare(&self, at: &Location) -> Result<()> {
         let file = self.file(&at.export()).ok_or_else(|| unexpected(at))?;
         self.pool.prepare(&file.target);
         Ok(())
     }
 
-    /// These ranges are going to be read, in this order.
+    /// Announces that these ranges will be read, in this order.
     pub(super) fn expect(&self, at: &Location, ranges: Vec<(u64, u64)>) -> Result<()> {
         let file = self.file(&at.export()).ok_or_else(|| unexpected(at))?;
         let size = file.target.identity.size;
@@ -243,7 +243,7 @@ impl Service {
         Ok(())
     }
 
-    /// Takes note of a read, in the order they are asked for, and fetches ahead.
+    /// Records a read, in the order of requests, and fetches ahead.
     pub(super) fn note(&self, file: &Opened, offset: u64, length: u64) {
         let mut flow = lock(&file.flow);
         let near = offset.saturating_add(NEAR) >= flow.next && offset <= flow.next + PIECE;
@@ -286,7 +286,7 @@ impl Service {
     }
 
     fn ahead_as_expected(&self, file: &Opened, flow: &mut Flow, read: u64) {
-        // What lies behind is being read already.
+        // The following range is already being read.
         while let Some(&(offset, length)) = flow.expected.get(flow.at.0) {
             if offset + length <= read {
                 flow.at = (flow.at.0 + 1, 0);
@@ -331,11 +331,11 @@ impl Service {
         );
     }
 
-    /// Gives up what was fetched ahead and not read; what is there is kept in the cache.
+    /// Discards data fetched ahead and not read; what has arrived goes to the cache.
     fn forget(&self, file: &Opened, flow: &mut Flow) {
         for (offset, ahead) in std::mem::take(&mut flow.ahead) {
             self.ahead.fetch_sub(ahead.length, Ordering::Relaxed);
-            // Whoever waits for one holds its lock.
+            // A reader that waits for one holds its lock.
             if let Ok(piece) = ahead.piece.try_lock()
                 && let Piece::Here(bytes) = &*piece
             {
@@ -345,7 +345,7 @@ impl Service {
         }
     }
 
-    /// What was fetched ahead of a range; what of that is used up is counted no more.
+    /// The pieces fetched ahead for a range; used ones no longer count.
     fn take_ahead(&self, file: &Opened, offset: u64, end: u64) -> Vec<Found> {
         let mut found = Vec::new();
         let mut used_up = Vec::new();
@@ -377,7 +377,7 @@ impl Service {
         found
     }
 
-    /// Reads a range that lies inside the file.
+    /// Reads a range inside the file.
     pub(super) fn read(&self, file: &Opened, offset: u64, length: usize) -> Result<Answer> {
         let target = &file.target;
         let size = target.identity.size;
@@ -426,7 +426,7 @@ impl Service {
         run: u64,
     ) -> Result<()> {
         let (start, end) = sectors(offset, out.len() as u64, target.identity.size);
-        // Whoever wants the same waits until it is there.
+        // Other readers of the same data wait until it arrives.
         let claim = self.claim(target.id, start, end);
         let gaps = lock(&self.cache).read(target.id, offset, out);
         let mut pieces = Vec::new();
@@ -475,16 +475,16 @@ impl Service {
     }
 }
 
-/// A piece that was fetched ahead, and what of a range is in it.
+/// A piece that was fetched ahead, and its part of a range.
 struct Found {
     piece: Arc<Mutex<Piece>>,
-    /// Where the piece begins.
+    /// The start of the piece.
     start: u64,
     range: Range<u64>,
 }
 
 impl Found {
-    /// `None` where it could not be had. Waits for it.
+    /// The piece, once it has arrived; `None` if it could not be fetched.
     fn answer(&self) -> Option<Answer> {
         let bytes = lock(&self.piece).bytes()?;
         let place = |at: u64| usize::try_from(at - self.start).ok();
@@ -500,7 +500,7 @@ fn sectors(offset: u64, length: u64, size: u64) -> (u64, u64) {
     (offset / SECTOR * SECTOR, end.min(size))
 }
 
-/// A range that nobody else fetches meanwhile.
+/// A range that no other reader fetches at the same time.
 struct Claim<'s> {
     service: &'s Service,
     range: (u64, u64, u64),

@@ -1,8 +1,9 @@
-//! A reader of SFTP version 3 (draft-ietf-secsh-filexfer-02, what OpenSSH and ESXi speak) over any stream.
+//! A reader of SFTP version 3 (draft-ietf-secsh-filexfer-02, as in OpenSSH and ESXi) over any
+//! stream.
 //!
-//! Requests are pipelined: a piece is asked for in parts of what the server takes at a time
-//! (`limits@openssh.com`, else 32 KiB), and several pieces are under way. Every length, identifier and
-//! offset of an answer is checked before it is used.
+//! Requests are pipelined: a piece is requested in parts of the server's limit
+//! (`limits@openssh.com`, otherwise 32 KiB), and several pieces are in flight. Every length,
+//! identifier and offset of an answer is checked before it is used.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};
@@ -44,13 +45,14 @@ const HAS_MODE: u32 = 4;
 const HAS_TIMES: u32 = 8;
 const HAS_MORE: u32 = 1 << 31;
 
-/// The longest packet we take; OpenSSH's is 256 KiB.
+/// The longest accepted packet; OpenSSH's has 256 KiB.
 const MAX_PACKET: usize = 1 << 20;
-/// What every server takes at a time.
+/// The request size that every server accepts.
 const PART: usize = 32 << 10;
-/// What we ask for at most at a time.
+/// The largest request.
 const LARGEST_PART: u64 = 256 << 10;
-/// Pieces under way on one connection: more than the 2 MiB that a client of OpenSSH takes before it confirms any.
+/// Pieces in flight on one connection: more than the 2 MiB that a client of OpenSSH receives before
+/// it confirms any.
 const DEPTH: usize = 3;
 const MAX_HANDLE: usize = 256;
 const MAX_ENTRIES: usize = 100_000;
@@ -58,7 +60,7 @@ const MAX_ENTRIES: usize = 100_000;
 /// A connection over the stream of `ssh HOST -s sftp`.
 pub(super) struct Sftp<S> {
     stream: BufReader<S>,
-    /// For messages.
+    /// The name for messages.
     server: String,
     meter: Arc<Meter>,
     next: u32,
@@ -66,11 +68,11 @@ pub(super) struct Sftp<S> {
     handles: BTreeMap<u64, Vec<u8>>,
     assembly: Assembly,
     answered_in: Option<Duration>,
-    /// Why the program below the stream ended; it ends with this.
+    /// The reason why the program below the stream ended; it ends with this.
     why: Box<dyn Fn() -> Option<WireError> + Send>,
 }
 
-/// Attributes of a file, as far as they were given.
+/// Attributes of a file, as far as the server sent them.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Attributes {
     size: Option<u64>,
@@ -85,7 +87,7 @@ impl Attributes {
     }
 }
 
-/// An answer taken apart from the front.
+/// An answer, parsed from the front.
 struct Packet {
     kind: u8,
     bytes: Vec<u8>,
@@ -145,7 +147,7 @@ fn put_text(message: &mut Vec<u8>, text: &[u8]) {
 }
 
 impl<S: Read + Write + Send> Sftp<S> {
-    /// Says hello, and asks how much may be read at a time.
+    /// Starts the session, and queries how much may be read at a time.
     pub(super) fn start(
         stream: S,
         server: String,
@@ -227,7 +229,7 @@ impl<S: Read + Write + Send> Sftp<S> {
         })
     }
 
-    /// The kind of the next packet, and how long the rest of it is.
+    /// The kind of the next packet, and the length of the rest.
     fn head(&mut self) -> Result<(u8, usize)> {
         let mut head = [0; 5];
         self.fill(&mut head)?;
@@ -253,7 +255,7 @@ impl<S: Read + Write + Send> Sftp<S> {
         Ok(self.next)
     }
 
-    /// A request and its answer, where nothing else is under way.
+    /// Sends a request and reads its answer, if nothing else is in flight.
     fn call(&mut self, kind: u8, body: &[u8]) -> Result<Packet> {
         if !self.assembly.is_empty() {
             return Err(self.nonsense("answers to pieces that are still under way"));
@@ -270,7 +272,7 @@ impl<S: Read + Write + Send> Sftp<S> {
         }
     }
 
-    /// What a status means for a file.
+    /// The error for a status of a file.
     fn refused(&self, at: &Location, answer: &mut Packet) -> WireError {
         let code = answer.number().filter(|_| answer.kind == STATUS);
         let Some(code) = code else {
@@ -285,7 +287,7 @@ impl<S: Read + Write + Send> Sftp<S> {
                 reason: "permission denied".into(),
                 hint: "name a user who may read it: ssh://USER@HOST/..., or --user".into(),
             },
-            // ESXi locks the disks of a VM that runs.
+            // ESXi locks the disks of a running VM.
             _ => WireError::Denied {
                 at,
                 reason: format!("the server refuses it ({said}, status {code})"),
@@ -317,7 +319,7 @@ impl<S: Read + Write + Send> Sftp<S> {
         }
     }
 
-    /// Opens the file and looks that it is the one that was meant.
+    /// Opens the file and checks that it is the intended one.
     fn open(&mut self, target: &Target) -> Result<Vec<u8>> {
         if let Some(handle) = self.handles.get(&target.id) {
             return Ok(handle.clone());
@@ -358,12 +360,13 @@ impl<S: Read + Write + Send> Sftp<S> {
         Ok(())
     }
 
-    /// Bytes for a part; the rest of it is asked for again.
+    /// Stores bytes for a part; the rest of it is requested again.
     fn data(&mut self, part: &Part, length: usize) -> Result<Option<(u64, Result<Vec<u8>>)>> {
         let mut count = [0; 4];
         self.fill(&mut count)?;
         let count = u32::from_be_bytes(count) as usize;
-        // Some servers announce more in the packet than in the text; none may send more than was asked.
+        // Some servers declare a longer packet than its text; none may send more than was
+        // requested.
         if count + 8 != length || count > part.length || count == 0 {
             return Err(self.nonsense(&format!(
                 "{count} bytes where {} were asked for",
@@ -508,7 +511,7 @@ impl<S: Read + Write + Send> Connection for Sftp<S> {
 }
 
 impl<S: Read + Write + Send> Sftp<S> {
-    /// Why there are no bytes for a part of a file.
+    /// The error for a part of a file without data.
     fn not_read(&self, part: &Part, answer: &mut Packet) -> WireError {
         let start = answer.at;
         if answer.kind == STATUS && answer.number() == Some(STATUS_EOF) {
@@ -520,7 +523,7 @@ impl<S: Read + Write + Send> Sftp<S> {
         }
         answer.at = start;
         match self.refused(&part.target.at, answer) {
-            // What could be opened and cannot be read now: it may be a fault that passes.
+            // An open file that cannot be read now: the fault may be temporary.
             WireError::Denied { at, reason, hint } => WireError::Failed { at, reason, hint },
             error => error,
         }
@@ -534,7 +537,7 @@ fn names(answer: &mut Packet) -> Option<Vec<Listed>> {
         let name = String::from_utf8(answer.text()?.to_vec());
         answer.text()?;
         let attributes = answer.attributes()?;
-        // A name with a slash, or one that is no UTF-8, cannot be asked for.
+        // A name with a slash, or one that is not UTF-8, cannot be requested.
         if let Ok(name) = name
             && !name.contains(['/', '\0'])
         {

@@ -1,9 +1,9 @@
-//! The system's OpenSSH client carries SFTP: with it come the user's configuration, agent, jump hosts and
+//! SFTP through the system's OpenSSH client, with the user's configuration, agent, jump hosts and
 //! known hosts.
 //!
-//! Host keys are always verified. A password goes to `ssh` through its askpass program, which is this
-//! program again: it fetches the password from a socket in the private directory ([`Prompter`]), so it
-//! stands in no argument and no environment.
+//! Host keys are always verified. A password goes to `ssh` through its askpass program, which is
+//! this program again. It fetches the password from a socket in the private directory
+//! ([`Prompter`]), so it is in no argument and no environment.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -25,17 +25,18 @@ use super::upstream::{Connection, Dial, Meter, STALL};
 use super::url::Server;
 use crate::tool::{Child, Cmd, ToolError, clean};
 
-/// Names the socket to the askpass program. It is no secret.
+/// The variable with the socket for the askpass program. It is no secret.
 const ASKPASS: &str = "HYPER2KVM_ASKPASS";
 const MAX_STDERR: usize = 16 << 10;
-/// How long a program may take to connect: keys, jump hosts, a reader that starts slowly.
+/// The time limit for a program to connect: keys, jump hosts, a reader that starts slowly.
 const HELLO: Duration = Duration::from_secs(30);
 
-/// To be called in `main` with all arguments: `Some` when `ssh` started this process to ask for a password.
+/// Answers `ssh` if it started this process as its askpass program. Called in `main` with all
+/// arguments.
 pub fn ask_if_asked(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let socket = PathBuf::from(std::env::var_os(ASKPASS)?);
     let prompt = args.into_iter().nth(1)?;
-    // One argument, and not a subcommand: `ssh` says what it asks for.
+    // One argument, and not a subcommand: `ssh` passes its prompt.
     let prompt = prompt.to_string_lossy().to_lowercase();
     let answered = match prompt.contains("passphrase") || prompt.contains("pin for") {
         true => Err(io::Error::other("that is no password of the other host")),
@@ -54,13 +55,13 @@ fn hand_over(socket: &Path) -> io::Result<()> {
     io::stdout().write_all(&password)
 }
 
-/// The socket that hands the password to our own askpass program.
+/// The socket that provides the password to the askpass program.
 pub(super) struct Prompter {
     socket: PathBuf,
 }
 
 impl Prompter {
-    /// `socket` lies in a directory that only this user can enter.
+    /// Starts to listen on `socket`, which is in a directory that only this user can enter.
     pub(super) fn start(socket: PathBuf, password: Password) -> io::Result<Self> {
         let listener = UnixListener::bind(&socket)?;
         std::thread::Builder::new()
@@ -80,7 +81,7 @@ pub(super) struct SshDial {
     access: Access,
     prompter: Option<Prompter>,
     meter: Arc<Meter>,
-    /// In which order ciphers are offered; `None`: as the user's configuration says.
+    /// The order in which ciphers are offered; `None` is that of the user's configuration.
     ciphers: OnceLock<Option<String>>,
 }
 
@@ -109,13 +110,13 @@ impl SshDial {
         Ok(cmd.args(["-s", "--", host, "sftp"]))
     }
 
-    /// What to ask the server for instead of what the user's configuration says.
+    /// The ciphers to request instead of those in the user's configuration.
     fn preferred_ciphers(&self) -> Option<String> {
         if !has_aes() {
             return None;
         }
         let (cmd, host) = self.client().ok()?;
-        // It tells its configuration and connects to nothing.
+        // It prints its configuration and connects to nothing.
         let told = cmd.args(["-G", "--", host]).timeout(HELLO).run();
         let told = told.inspect_err(|e| tracing::debug!("the configuration of ssh: {e}"));
         preferred(&String::from_utf8_lossy(&told.ok()?.stdout))
@@ -134,7 +135,7 @@ impl SshDial {
             "ServerAliveInterval=5",
             "ServerAliveCountMax=2",
             "NumberOfPasswordPrompts=1",
-            // Each is to have a line of its own.
+            // Each needs a line of its own.
             "ControlMaster=no",
             "ControlPath=none",
             "ClearAllForwardings=yes",
@@ -168,7 +169,7 @@ impl SshDial {
             Some(prompter) => cmd
                 .env("SSH_ASKPASS", std::env::current_exe().unwrap_or_default())
                 .env("SSH_ASKPASS_REQUIRE", "force")
-                // Older than 8.4: it asks so where there is a display and no terminal.
+                // Older than 8.4: it calls askpass only with a display and without a terminal.
                 .env(
                     "DISPLAY",
                     std::env::var_os("DISPLAY").unwrap_or(":0".into()),
@@ -179,7 +180,7 @@ impl SshDial {
     }
 }
 
-/// Whether the processor has instructions for AES.
+/// Whether the CPU has instructions for AES.
 fn has_aes() -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     return std::is_x86_feature_detected!("aes");
@@ -189,8 +190,9 @@ fn has_aes() -> bool {
     return false;
 }
 
-/// The ciphers of a configuration (`ssh -G`) with AES-GCM before the others: where the processor has instructions
-/// for it, a byte takes a third of the time. `None` where another order than OpenSSH's own was configured.
+/// The ciphers of a configuration (`ssh -G`) with AES-GCM first: if the CPU has instructions for
+/// it, a byte takes a third of the time. `None` if another order than OpenSSH's default was
+/// configured.
 fn preferred(config: &str) -> Option<String> {
     let ciphers = config.lines().find_map(|l| l.strip_prefix("ciphers "))?;
     let ciphers: Vec<&str> = ciphers.trim().split(',').collect();
@@ -202,7 +204,7 @@ fn preferred(config: &str) -> Option<String> {
     (!first.is_empty()).then(|| [first, rest].concat().join(","))
 }
 
-/// A file as the value of an option of ssh, where `%` and spaces mean something.
+/// Quotes a file as the value of an ssh option, in which `%` and spaces are special.
 fn quoted(path: &Path) -> Result<String> {
     let whole = std::path::absolute(path).unwrap_or_else(|_| path.into());
     let text = whole
@@ -240,14 +242,14 @@ impl Dial for SshDial {
             self.meter.clone(),
             Box::new(why),
         )?;
-        // From now on it answers at once, or not at all.
+        // From here on it answers immediately, or not at all.
         let patient = same.and_then(|stream| stream.set_read_timeout(Some(STALL)));
         patient.map_err(|e| WireError::failed(&self.server, e, ""))?;
         Ok(Box::new(sftp))
     }
 }
 
-/// A program whose stdin and stdout are one private socket. It ends with this value.
+/// A program whose stdin and stdout are one private socket. It ends when this is dropped.
 pub(super) struct Program {
     pub(super) stream: UnixStream,
     child: Child,
@@ -291,13 +293,13 @@ impl Program {
         })
     }
 
-    /// What it said, when it has ended or does so now.
+    /// Its last output, if it has ended or ends now.
     pub(super) fn ended(&mut self) -> Option<String> {
         let ended = self.child.wait(Duration::from_millis(500));
         if matches!(ended, Err(ToolError::TimedOut { .. })) {
             return None;
         }
-        // What it said last may still be on its way.
+        // Its last output may still be on its way.
         std::thread::sleep(Duration::from_millis(20));
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let how = ended.err().map(|error| error.to_string());
@@ -308,7 +310,7 @@ impl Program {
     }
 }
 
-/// What OpenSSH's messages mean.
+/// Explains OpenSSH's messages.
 fn explain(server: &Server, access: &Access, said: &str) -> WireError {
     let at = server.to_string();
     let Server::Ssh { host, port, .. } = server else {
@@ -382,7 +384,7 @@ fn explain(server: &Server, access: &Access, said: &str) -> WireError {
     )
 }
 
-/// Fingerprints that a message names.
+/// Fingerprints in a message.
 fn fingerprints(said: &str) -> impl Iterator<Item = &str> {
     let words = said.split_whitespace();
     words
@@ -390,7 +392,8 @@ fn fingerprints(said: &str) -> impl Iterator<Item = &str> {
         .map(|word| word.trim_end_matches('.'))
 }
 
-/// The fingerprint of the known key that a message points to by `Offending ... key in FILE:LINE`.
+/// The fingerprint of the known key to which a message points with `Offending ... key in
+/// FILE:LINE`.
 fn offending(said: &str) -> Option<String> {
     let place = said.lines().find_map(|line| {
         let rest = line.trim().strip_prefix("Offending ")?;
@@ -400,7 +403,7 @@ fn offending(said: &str) -> Option<String> {
     let number: usize = line.trim().parse().ok()?;
     let known = std::fs::read_to_string(file).ok()?;
     let line = known.lines().nth(number.checked_sub(1)?)?;
-    // Perhaps a marker, then hosts, kind and key.
+    // Possibly a marker, then hosts, kind and key.
     let key = line
         .split_whitespace()
         .find(|word| word.starts_with("AAAA"))?;

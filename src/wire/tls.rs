@@ -1,8 +1,8 @@
-//! Certificates: verified always, against the system's authorities, those of `--tls-ca`, or by the digest of
-//! the server's own certificate (`--tls-fingerprint`).
+//! Certificates: always verified, against the system's authorities, those of `--tls-ca`, or by the
+//! digest of the server's own certificate (`--tls-fingerprint`).
 //!
-//! ESXi and many a NAS show a certificate that they signed themselves. In `--tls-ca` such a one counts for
-//! itself: the very certificate, for a name that is in it.
+//! ESXi and many a NAS have a self-signed certificate. In `--tls-ca` such a one is trusted for
+//! itself: exactly that certificate, for a name in it.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,33 +24,34 @@ use super::Access;
 use super::error::{Result, WireError};
 use crate::text::hex;
 
-/// What a certificate is measured against, and what was wrong with the last one.
+/// The verification of certificates, and the fault of the last one.
 #[derive(Debug)]
 pub(super) struct Trust {
     authorities: Option<Arc<WebPkiServerVerifier>>,
-    /// Certificates that count for themselves.
+    /// Certificates that are trusted for themselves.
     own: Vec<CertificateDer<'static>>,
     pin: Option<[u8; 32]>,
     provider: Arc<CryptoProvider>,
-    /// What a certificate must be, in words.
+    /// The requirement for a certificate, in words.
     expected: String,
     refused: Mutex<Option<Refused>>,
 }
 
-/// Why a handshake is going to fail.
+/// The reason why a handshake will fail.
 #[derive(Debug)]
 enum Refused {
-    /// The certificate's fingerprint, and what is wrong with it.
+    /// The certificate's fingerprint, and its fault.
     Certificate(String, String),
-    /// The certificate would do, but what the server signed with its key is not accepted: why.
+    /// The certificate is valid, but the server's signature with its key is not accepted, for this
+    /// reason.
     Key(String),
 }
 
-/// The least that `ring` takes of RSA.
+/// The shortest RSA key that `ring` accepts.
 const LEAST_RSA: usize = 2048;
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
-/// The length of a certificate's key when it is of RSA.
+/// The length of a certificate's key if it is RSA.
 fn rsa_bits(certificate: &CertificateDer<'_>) -> Option<usize> {
     let info = ParsedCertificate::try_from(certificate).ok()?;
     let info = info.subject_public_key_info();
@@ -76,7 +77,7 @@ fn fingerprint(certificate: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(certificate)))
 }
 
-/// `sha256:HEX`, with colons or without, as browsers and openssl show it.
+/// Parses `sha256:HEX`, with colons or without, as browsers and openssl print it.
 pub(super) fn parse_pin(text: &str) -> Result<[u8; 32]> {
     let refuse = || {
         WireError::usage(
@@ -119,7 +120,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
 }
 
 impl Trust {
-    /// Reads the files the options name, so before they are out of reach.
+    /// Reads the files in the options, before they are out of reach.
     pub(super) fn new(access: &Access) -> Result<Arc<Self>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut trust = Self {
@@ -168,7 +169,7 @@ impl Trust {
         Ok(Arc::new(config))
     }
 
-    /// What was wrong with the certificate, when a handshake has just failed for it.
+    /// The fault of the certificate after a handshake has failed because of it.
     pub(super) fn refusal(&self, at: &dyn std::fmt::Display) -> Option<WireError> {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let at = at.to_string();
@@ -192,7 +193,7 @@ impl Trust {
         })
     }
 
-    /// Takes note of a signature that is not accepted: no option makes a good one of it.
+    /// Records a signature that is not accepted: no option can make it valid.
     fn signed(
         &self,
         certificate: &CertificateDer<'_>,

@@ -1,8 +1,9 @@
-//! What every transport is behind: a dialler makes connections, a connection reads pieces of files.
+//! The interface of every transport: a dialler opens connections, a connection reads pieces of
+//! files.
 //!
-//! A connection is used by one thread. Several pieces may be under way on it; they arrive in any order.
-//! The outer error of [`Connection::receive`] means that the connection is of no use any more, the inner
-//! one that this piece cannot be had.
+//! A connection is used by one thread. Several pieces may be in flight on it; they arrive in any
+//! order. The outer error of [`Connection::receive`] means that the connection has failed, the
+//! inner one that this piece is unavailable.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +17,10 @@ use super::error::{Result, WireError};
 use super::url::Location;
 use super::{Identity, Listed};
 
-/// How long a connection may be silent while an answer is due.
+/// The time for which a connection may be silent while an answer is due.
 pub(super) const STALL: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
-/// A file that is open, as it was then.
+/// An open file, in the state in which it was opened.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) id: u64,
@@ -27,7 +28,7 @@ pub(super) struct Target {
     pub(super) identity: Identity,
 }
 
-/// Bytes that are wanted of a file.
+/// The requested bytes of a file.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
     pub(super) target: Arc<Target>,
@@ -45,72 +46,74 @@ pub(super) trait Connection: Send {
         })
     }
 
-    /// How many pieces may be under way.
+    /// The number of pieces that may be in flight.
     fn depth(&self) -> usize;
 
-    /// The shortest time in which the server has answered, where that is measured.
+    /// The shortest response time of the server, if it is measured.
     fn answered_in(&self) -> Option<Duration> {
         None
     }
 
-    /// Whether a piece can be asked for while others are under way.
+    /// Whether a piece can be requested while others are in flight.
     fn is_ready(&self, _wanted: &Wanted) -> bool {
         true
     }
 
-    /// Makes the file ready to be read, where that takes a while.
+    /// Prepares the file for reading, if that takes time.
     fn prepare(&mut self, _target: &Arc<Target>) -> Result<()> {
         Ok(())
     }
 
-    /// Asks for a piece, which is known by `token` from now on.
+    /// Requests a piece, identified by `token`.
     fn send(&mut self, token: u64, wanted: &Wanted) -> Result<()>;
 
-    /// The next piece that is there.
+    /// The next piece that has arrived.
     fn receive(&mut self) -> Result<(u64, Result<Vec<u8>>)>;
 }
 
 pub(super) trait Dial: Send + Sync {
     fn dial(&self) -> Result<Box<dyn Connection>>;
 
-    /// Where the dirty bitmaps of the export at `at` say it was written to; `None` where it has none.
+    /// The ranges that the dirty bitmaps of the export at `at` show as written; `None` if it has
+    /// none.
     fn dirty(&self, _at: &Location) -> Result<Option<Ranges>> {
         Ok(None)
     }
 
-    /// Whether connections may be made before they are wanted: that takes long, and the server keeps them.
+    /// Whether connections may be opened before they are needed: that takes long, and the server
+    /// keeps them.
     fn may_prepare(&self) -> bool {
         false
     }
 
-    /// What is asked for at a time when it is fetched ahead: more where a connection has one request under
-    /// way, or a distant server would be waited for more than read.
+    /// The size of one request when fetching ahead. It is larger if a connection has one request in
+    /// flight: otherwise most of the time with a distant server would be waiting.
     fn piece(&self) -> u64 {
         PIECE
     }
 
-    /// What may be fetched ahead, of all files together: twice what is on its way from a server at 60 ms, so that
-    /// no connection waits until a piece is used up.
+    /// The bytes that may be fetched ahead for all files together: twice the amount in transit from
+    /// a server at 60 ms, so that no connection waits until a piece is used up.
     fn ahead(&self) -> u64 {
         64 << 20
     }
 }
 
-/// What is asked for at a time.
+/// The default size of one request.
 pub(super) const PIECE: u64 = 1 << 20;
 
-/// What is counted and told about all connections.
+/// Counters and states of all connections.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     fetched: AtomicU64,
     trouble: Mutex<Trouble>,
 }
 
-/// What keeps reads from succeeding.
+/// The reason why reads do not succeed.
 #[derive(Debug, Default)]
 struct Trouble {
     what: Option<WireError>,
-    /// A read was given up for it: no other that succeeds makes up for that.
+    /// Whether a read was given up because of it; no later success resets that.
     lost: bool,
 }
 
@@ -127,7 +130,7 @@ impl Meter {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something is being tried again.
+    /// Records the reason for a retry.
     pub(super) fn note(&self, trouble: &WireError) {
         let mut noted = self.trouble();
         if !noted.lost {
@@ -135,7 +138,7 @@ impl Meter {
         }
     }
 
-    /// A read that somebody waited for was given up.
+    /// Records that a read with a waiting reader was given up.
     pub(super) fn lost(&self, trouble: &WireError) {
         *self.trouble() = Trouble {
             what: Some(trouble.clone()),
@@ -143,7 +146,7 @@ impl Meter {
         };
     }
 
-    /// What was tried again has succeeded.
+    /// Records that a retry has succeeded.
     pub(super) fn settled(&self) {
         let mut noted = self.trouble();
         if !noted.lost {
@@ -163,7 +166,7 @@ impl Meter {
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
     pieces: BTreeMap<u64, Piece>,
-    /// By the identifier of the request.
+    /// The parts by the identifier of the request.
     requests: BTreeMap<u64, Part>,
 }
 
@@ -174,20 +177,21 @@ struct Piece {
     failed: Option<WireError>,
 }
 
-/// A part of a piece that was asked for.
+/// A requested part of a piece.
 #[derive(Debug, Clone)]
 pub(super) struct Part {
     token: u64,
-    /// In the piece.
+    /// The offset in the piece.
     pub(super) start: usize,
     pub(super) length: usize,
-    /// In the file.
+    /// The offset in the file.
     pub(super) offset: u64,
     pub(super) target: Arc<Target>,
 }
 
 impl Assembly {
-    /// Divides a piece into about equal requests of at most `most` bytes, whole sectors where that allows it.
+    /// Divides a piece into roughly equal requests of at most `most` bytes, whole sectors if
+    /// possible.
     pub(super) fn divide(&mut self, token: u64, wanted: &Wanted, most: usize) -> Vec<Part> {
         let count = wanted.length.div_ceil(most.max(1)).max(1);
         let each = wanted
@@ -226,7 +230,7 @@ impl Assembly {
         self.requests.insert(request, part);
     }
 
-    /// The part that a request was for, which is answered now.
+    /// Removes and returns the part of a request that is answered.
     pub(super) fn answered(&mut self, request: u64) -> Option<Part> {
         self.requests.remove(&request)
     }
@@ -236,7 +240,7 @@ impl Assembly {
         piece.bytes.get_mut(part.start..part.start + part.length)
     }
 
-    /// Ends a part; the piece when it was the last one.
+    /// Ends a part; returns the piece after its last one.
     pub(super) fn finish(
         &mut self,
         part: &Part,

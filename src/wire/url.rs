@@ -1,8 +1,9 @@
-//! Where a source lies: the URLs of INTERFACE.md, parsed once.
+//! Addresses of sources: the URLs of INTERFACE.md, parsed once.
 //!
-//! Paths are percent-encoded (RFC 3986) and UTF-8. A password in a URL is refused: it would stand in the
-//! list of processes. Host and user end up as arguments of `ssh` and in the user's ssh configuration, so
-//! characters that mean something to a shell, and a leading `-`, are refused as OpenSSH does.
+//! Paths are percent-encoded (RFC 3986) and UTF-8. A password in a URL is refused, because it would
+//! be in the list of processes. Host and user become arguments of `ssh` and are used in the user's
+//! ssh configuration. So characters with a meaning in a shell, and a leading `-`, are refused like
+//! in OpenSSH.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,10 @@ use super::error::{Result, WireError};
 /// The port of NBD (IANA).
 const NBD_PORT: u16 = 10809;
 const HTTPS_PORT: u16 = 443;
-/// Where ESXi has its datastores.
+/// The directory of ESXi's datastores.
 const VOLUMES: &str = "/vmfs/volumes/";
 
-/// How a source is reached.
+/// The protocol of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Transport {
     File,
@@ -44,13 +45,13 @@ impl Transport {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Location {
     pub(super) server: Server,
-    /// Decoded; of an NBD source the export's name, of a command the name it was given.
+    /// The decoded path; for NBD the export's name, for a command its given name.
     path: String,
-    /// Of https, as given, without the `?`.
+    /// The query of https as given, without the `?`.
     query: Option<String>,
 }
 
-/// Everything that files of one server share.
+/// The properties common to all files of one server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(super) enum Server {
     Ssh {
@@ -75,7 +76,7 @@ pub(super) enum Server {
 }
 
 impl Location {
-    /// `None` for what is no URL of these schemes: a path.
+    /// Parses a URL; `None` for text without one of these schemes, which is a path.
     pub(crate) fn parse(text: &str) -> Result<Option<Self>> {
         let Some((scheme, rest)) = text.split_once("://") else {
             return Ok(None);
@@ -119,7 +120,7 @@ impl Location {
         .map(Some)
     }
 
-    /// What `--source-command` gives, under the name the user gave it.
+    /// The source of `--source-command`, with the user's name for it.
     pub(crate) fn command(name: &str) -> Self {
         Self {
             server: Server::Command,
@@ -148,12 +149,12 @@ impl Location {
         }
     }
 
-    /// The path on the other host, decoded; of NBD the export's name.
+    /// The decoded path on the other host; for NBD the export's name.
     pub(crate) fn path(&self) -> &str {
         &self.path
     }
 
-    /// The last part of the path.
+    /// The last component of the path.
     pub(crate) fn file_name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
     }
@@ -188,7 +189,7 @@ impl Location {
         }
     }
 
-    /// The directory it lies in.
+    /// The directory of the file.
     pub(crate) fn directory(&self) -> Self {
         let parent = match self.path.rfind('/') {
             Some(0) | None => "/",
@@ -197,7 +198,8 @@ impl Location {
         self.with_path(parent)
     }
 
-    /// What a `.vmx`, an `.ovf` or a descriptor here names: a name beside it, or an absolute path.
+    /// The location that a `.vmx`, an `.ovf` or a descriptor at this location names: a name beside
+    /// it, or an absolute path.
     pub(crate) fn join(&self, name: &str) -> Result<Self> {
         let refuse = |reason: &str, hint: &str| {
             WireError::usage(format!("{self} names {:?}: {reason}", shown(name)), hint)
@@ -224,7 +226,7 @@ impl Location {
         Ok(self.with_path(&path))
     }
 
-    /// `/vmfs/volumes/NAME/...` in a file that came from `/folder`.
+    /// The location of `/vmfs/volumes/NAME/...` in a file from `/folder`.
     fn join_absolute(&self, name: &str) -> Result<Self> {
         let refuse = |reason: String, hint: &str| {
             WireError::usage(format!("{self} names {}: {reason}", shown(name)), hint)
@@ -256,7 +258,7 @@ impl Location {
         })
     }
 
-    /// The path with its query as HTTP sends it.
+    /// The path with its query in the form of HTTP.
     pub(super) fn target(&self) -> String {
         let path = encode(&self.path, true);
         match &self.query {
@@ -265,7 +267,7 @@ impl Location {
         }
     }
 
-    /// The name of its export on our own NBD server.
+    /// The name of its export on hyper2kvm's NBD server.
     pub(super) fn export(&self) -> String {
         match self.server {
             Server::Https { .. } => self.target(),
@@ -274,7 +276,7 @@ impl Location {
     }
 }
 
-/// As a user reads and gives it. There is no password in it.
+/// The form that users read and write. It contains no password.
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = encode(&self.path, true);
@@ -393,7 +395,7 @@ impl Authority {
     }
 }
 
-/// A URL taken apart.
+/// The parts of a URL.
 struct Parts<'t> {
     authority: Authority,
     path: String,
@@ -460,7 +462,7 @@ fn socket_of(query: Option<&str>) -> Option<PathBuf> {
     (name == "socket" && value.starts_with('/')).then(|| value.into())
 }
 
-/// A user as OpenSSH takes one on its command line.
+/// Whether OpenSSH accepts a user name on its command line.
 pub(super) fn is_user(user: &str) -> bool {
     !user.is_empty()
         && !user.starts_with('-')
@@ -476,7 +478,8 @@ fn is_host(host: &str, brackets: bool) -> bool {
     !host.is_empty() && !host.starts_with('-') && host.chars().all(address)
 }
 
-/// VMFS names a volume by `5f1a2b3c-4d5e6f70-8190-a1b2c3d4e5f6`, NFS by 16 digits.
+/// Whether the name is the id of a volume: VMFS uses `5f1a2b3c-4d5e6f70-8190-a1b2c3d4e5f6`, NFS 16
+/// digits.
 fn is_volume_id(name: &str) -> bool {
     let hex = |text: &str| text.chars().all(|c| c.is_ascii_hexdigit());
     let lengths: Vec<usize> = name.split('-').map(str::len).collect();
@@ -487,7 +490,7 @@ fn is_volume_id(name: &str) -> bool {
         )
 }
 
-/// The path without `.`, `..` and doubled slashes; `None` when it leads above the root.
+/// Removes `.`, `..` and doubled slashes; `None` if the path leads above the root.
 fn normal(path: &str) -> Option<String> {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -502,7 +505,7 @@ fn normal(path: &str) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// `None` for what is not percent-encoded UTF-8, or has a NUL or a line end in it.
+/// Decodes percent-encoded UTF-8; `None` if it is invalid, or has a NUL or a line end.
 pub(super) fn decode(text: &str) -> Option<String> {
     let encoded = text.split('%').skip(1).all(|after| {
         let digits = after.as_bytes().first_chunk::<2>();
@@ -512,7 +515,7 @@ pub(super) fn decode(text: &str) -> Option<String> {
     (encoded && !text.chars().any(char::is_control)).then(|| text.into_owned())
 }
 
-/// What RFC 3986 calls unreserved stays.
+/// Characters that RFC 3986 calls unreserved are kept.
 const QUERY: AsciiSet = NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -525,7 +528,7 @@ fn encode(text: &str, slashes: bool) -> String {
     utf8_percent_encode(text, set).to_string()
 }
 
-/// Text of the user's or a file's, for a message: no control characters, no password.
+/// Cleans text of the user or a file for a message: no control characters, no password.
 fn shown(text: &str) -> String {
     let clean: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
     let Some((scheme, rest)) = clean.split_once("://") else {

@@ -1,5 +1,5 @@
-//! Web servers that lie, break off and stall, over TLS: every fault ends in the right bytes or in an error that
-//! says what is wrong.
+//! Web servers over TLS that return wrong data, disconnect and stall: every fault leads to the
+//! right bytes or to a precise error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,7 +39,7 @@ impl Server {
     }
 }
 
-/// The answer of an honest server, to be spoiled.
+/// The answer of a correct server, to be corrupted.
 fn honest(asked: &Asked) -> (String, Vec<u8>) {
     partial(asked, SIZE, pattern)
 }
@@ -53,7 +53,7 @@ fn is_large(asked: &Asked) -> bool {
     asked.range.is_some_and(|(first, last)| last > first)
 }
 
-/// Spoils the first `times` large answers.
+/// Corrupts the first `times` large answers.
 fn spoiled(
     times: usize,
     spoil: impl Fn(&Asked) -> (Vec<u8>, End) + Send + Sync + 'static,
@@ -76,7 +76,7 @@ fn replaced(from: &'static str, to: &'static str) -> impl Fn(&Asked) -> (Vec<u8>
     }
 }
 
-/// Faults that pass are survived; those that do not end the run.
+/// Temporary faults are survived; others end the run.
 #[test]
 fn every_fault_ends_in_the_right_bytes_or_in_an_error() {
     std::thread::scope(|scope| {
@@ -103,7 +103,7 @@ fn every_fault_ends_in_the_right_bytes_or_in_an_error() {
 
 #[test]
 fn believes_only_206_and_never_asks_with_head() {
-    // ESXi announces no ranges at all, and answers them.
+    // ESXi announces no ranges at all, but serves them.
     let server = Server::start(good);
     let bytes = server.read().unwrap();
     assert!(right(0, &bytes));
@@ -113,7 +113,7 @@ fn believes_only_206_and_never_asks_with_head() {
             .iter()
             .all(|asked| asked.head.starts_with("GET ") && asked.range.is_some())
     );
-    // The whole file for a range: the bytes of offset 0 would be taken for others.
+    // The whole file for a range: the bytes at offset 0 would be taken for others.
     let whole = Server::start(|_| {
         let bytes = pattern(0, SIZE as usize);
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n");
@@ -131,7 +131,7 @@ fn believes_only_206_and_never_asks_with_head() {
         let error = server.read().unwrap_err();
         assert_eq!(error.is_not_found(), not_found, "{error}");
         assert!(!error.is_passing(), "{error}");
-        // Once more at most, in another session.
+        // At most once more, in another session.
         let asked = server.asked.lock().unwrap().len();
         assert!(asked <= 2, "{error}: asked {asked} times");
     }
@@ -225,7 +225,7 @@ fn an_expired_session_is_renewed_and_a_wrong_password_is_not_tried_again() {
         connections: Some(1),
         ..server.access()
     };
-    // A session is good for two requests.
+    // A session is valid for two requests.
     let server = Server::start(|asked| {
         let session = format!("vmware_soap_session=\"s{}\"", asked.number.div_ceil(3));
         let none = !asked.head.to_ascii_lowercase().contains("cookie:");
@@ -349,7 +349,7 @@ fn certificates_are_always_verified_and_a_mismatch_shows_both() {
     ] {
         assert_eq!(read(pinned(bad)).unwrap_err().kind().code(), 2, "{bad}");
     }
-    // Another name than those in the certificate.
+    // A name that is not in the certificate.
     let url = format!("https://localhost.localdomain:{}/d", server.port);
     let at = Location::parse(&url).unwrap().unwrap();
     let wire = Wire::connect(&at, &server.access()).unwrap();

@@ -1,5 +1,5 @@
-//! The parts together, in memory: connections that a test answers, behind our own NBD server, before our own
-//! NBD clients. Hostile servers are in the files beside.
+//! The parts together, in memory: connections answered by a test, behind hyper2kvm's NBD server,
+//! before its NBD clients. Hostile servers are in the other files.
 
 #[path = "../../../tests/support/hostile.rs"]
 mod hostile;
@@ -31,7 +31,7 @@ const SOON: Patience = Patience {
     stopping: Duration::from_secs(20),
 };
 
-/// What every file here holds: each 512 bytes a number of their own.
+/// The contents of every file: each 512 bytes have a number of their own.
 fn pattern(offset: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     let mut at = 0;
@@ -48,24 +48,24 @@ fn right(offset: u64, bytes: &[u8]) -> bool {
     bytes == pattern(offset, bytes.len())
 }
 
-/// What the connections of a test do.
+/// The behaviour of a test's connections.
 #[derive(Default)]
 struct Script {
-    /// Each piece that was asked for, in order.
+    /// Each requested piece, in order.
     asked: Mutex<Vec<(u64, usize)>>,
     dialled: AtomicU32,
-    /// So many connections can be made at a time; 0: any number.
+    /// The number of connections that can be open at a time; 0 is any number.
     most: u32,
     open: AtomicU32,
-    /// How long each takes after the first, how many are being made, and were at most.
+    /// The duration of each login after the first, the number of pending logins, and its maximum.
     login: Duration,
     logging_in: AtomicU32,
     logged_in_at_once: AtomicU32,
-    /// They may be made before they are wanted.
+    /// Whether they may be opened before they are needed.
     prepares: bool,
-    /// Every connection breaks when it has carried so many pieces; 0: never.
+    /// The number of pieces after which every connection breaks; 0 is never.
     breaks_after: u32,
-    /// Nothing is answered up to then.
+    /// The time before which nothing is answered.
     down: Mutex<Option<Instant>>,
     latency: Duration,
     size: AtomicU64,
@@ -244,7 +244,7 @@ fn hands_out_every_byte_once_and_widens_small_reads_to_sectors_only() {
     for (offset, length) in [(SIZE, 1), (SIZE - 1, 2)] {
         assert!(client.read_at(offset, &mut vec![0; length]).is_err());
     }
-    // One connection is enough for a quiet run, two where this host is busy; and that it is not five times over.
+    // One connection is enough for a quiet run, two if this host is busy; five are not needed.
     let dialled = || {
         let quiet = Bench::easy(Script::default());
         let client = quiet.client();
@@ -280,7 +280,7 @@ fn a_large_read_goes_over_several_connections_at_once() {
     bench.read(&client, 0, 4096);
     let start = Instant::now();
     bench.read(&client, 1 << 20, 16 << 20);
-    // One after another: more than three seconds.
+    // In sequence: more than three seconds.
     assert!(
         start.elapsed() < Duration::from_millis(2000),
         "{:?}",
@@ -330,7 +330,7 @@ fn connections_are_made_ahead_and_not_all_at_once() {
     bench.service.prepare(&Location::command("disk")).unwrap();
     bench.read(&bench.client(), 0, 24 << 20);
     assert_eq!(dialled(), 20);
-    // Where a server ends what is idle, they are made when they are wanted.
+    // If a server closes idle ones, they are opened on demand.
     let other = prepared(false);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(other.script.dialled.load(Ordering::SeqCst), 1);
@@ -400,7 +400,8 @@ fn goes_on_when_every_connection_breaks_again_and_again() {
     let client = bench.client();
     bench.read(&client, 0, SIZE as usize);
     assert!(bench.script.dialled.load(Ordering::SeqCst) > 4);
-    // Nothing that had arrived was asked for again, and what was overcome is not blamed for anything later.
+    // Nothing that had arrived was requested again, and a resolved failure is not blamed for later
+    // ones.
     assert_eq!(bench.fetched(), SIZE);
     assert_eq!(bench.service.meter().status().trouble, None);
 }
@@ -435,7 +436,7 @@ fn answers_eio_in_time_and_goes_on_when_the_line_is_back() {
     let patience = Duration::from_millis(900)..Duration::from_secs(2);
     assert!(patience.contains(&waited), "{waited:?}");
     assert!(bench.service.meter().status().trouble.is_some());
-    // The same client, the same connection to our server.
+    // The same client, with the same connection to hyper2kvm's server.
     std::thread::sleep(Duration::from_millis(1200));
     let start = Instant::now();
     while client.read_at(1 << 20, &mut [0; 4096]).is_err() {
@@ -508,7 +509,7 @@ fn a_file_that_changed_is_not_opened_again() {
     );
 }
 
-/// Our server, read by our own client of other people's servers, through the handle that others use.
+/// hyper2kvm's server, read by its client for foreign servers, through the handle that others use.
 #[test]
 fn our_client_reads_our_server() {
     let bench = Bench::easy(Script::default());
@@ -578,7 +579,7 @@ fn hostile_clients_get_no_memory_and_no_answer() {
     ] {
         assert_eq!(talk(&bytes), answered, "{bytes:?}");
     }
-    // Reads of 4 GiB, writes, and nonsense after a good greeting.
+    // Reads of 4 GiB, writes, and invalid data after a valid greeting.
     let mut good = option(1, 4, b"disk");
     let request = |kind: u16, offset: u64, length: u32| {
         let mut bytes = 0x2560_9513u32.to_be_bytes().to_vec();

@@ -1,4 +1,4 @@
-//! NBD servers that lie: each answer of theirs, one at a time.
+//! NBD servers with wrong answers, one answer at a time.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -148,7 +148,7 @@ fn greetings_that_lie() {
     }
     let error = connected(&[greeting(3), option_reply((1 << 31) + 6, b"")]).err();
     assert!(error.unwrap().is_not_found());
-    // A server of before GO.
+    // A server from before GO.
     let mut old = SIZE.to_be_bytes().to_vec();
     old.extend([0, 3]);
     let nbd = connected(&[greeting(3), option_reply((1 << 31) + 1, &[]), old]);

@@ -107,7 +107,7 @@ fn host_keys_are_always_verified_and_a_mismatch_shows_both() {
     let error = Wire::connect(&url, &with("none")).unwrap_err();
     assert!(matches!(error, WireError::Untrusted { .. }), "{error}");
     assert!(error.hint().unwrap().contains("ssh-keyscan -p"), "{error}");
-    // A key that the server does not know.
+    // A key that the server does not accept.
     let access = Access {
         ssh_identity: Some(sshd.dir.path().join("other")),
         ..ssh_access(&sshd)
@@ -192,7 +192,7 @@ fn reads_and_lists_over_nginx_with_tls_and_a_password() {
     };
     let wire = Wire::connect(&locked, &access).unwrap();
     read(&wire.open(&locked).unwrap());
-    // The file is another one from now on: noticed by the next read of what was not fetched.
+    // From here on the file is another one, which the next read of uncached data detects.
     fs::write(folder.path().join("a disk"), pattern(0, 1 << 20)).unwrap();
     let error = remote.check_unchanged().unwrap_err();
     assert!(matches!(error, WireError::Changed { .. }), "{error}");
@@ -212,7 +212,7 @@ fn reads_nbdkit_and_qemu_nbd_and_finds_what_is_not_exported() {
     let remote = wire.open(&url).unwrap();
     assert_eq!(remote.identity.modified, None);
     read(&remote);
-    // A server that wants whole blocks of its own.
+    // A server that requires whole blocks of its own size.
     let server = Nbdkit::start(&[
         "--filter=blocksize-policy",
         "file",
@@ -287,13 +287,13 @@ fn nbds_is_encrypted_and_verified() {
     assert!(error.to_string().contains("no TLS"), "{error}");
 }
 
-/// Seconds that reading all of a file takes.
+/// The seconds for reading a whole file.
 fn seconds(url: &Location, access: &Access, expected: bool) -> Result<f64> {
     let wire = Wire::connect(url, access)?;
     let remote = wire.open(url)?;
     if expected {
         remote.expect(&[(0, remote.size)])?;
-        // As it is while the fix is made.
+        // As during the fix.
         remote.prepare()?;
         std::thread::sleep(Duration::from_secs(3));
     }
@@ -322,7 +322,7 @@ fn keeps_its_throughput_at_a_distance() {
     let mut before = 0.0;
     for (milliseconds, least) in [(0, 1.0), (20, 0.8), (60, 0.6)] {
         let line = Line::to(sshd.port, Duration::from_millis(milliseconds));
-        // The same key, by the name of the line.
+        // The same key, under the name of the line.
         let known = fs::read_to_string(sshd.dir.path().join("known_hosts")).unwrap();
         let known = known.replace(&sshd.port.to_string(), &line.port.to_string());
         fs::write(sshd.dir.path().join("line"), known).unwrap();

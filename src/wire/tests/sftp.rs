@@ -1,4 +1,4 @@
-//! SFTP servers that lie: each packet of theirs, one at a time.
+//! SFTP servers with wrong packets, one packet at a time.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -43,7 +43,7 @@ fn data(id: u32, bytes: &[u8]) -> Vec<u8> {
 
 const HELLO: [u8; 9] = [0, 0, 0, 5, 2, 0, 0, 0, 3];
 
-/// A server that says what it has to say whatever it receives.
+/// A server with fixed output, whatever it receives.
 fn scripted(script: Vec<Vec<u8>>) -> UnixStream {
     let (client, mut server) = UnixStream::pair().unwrap();
     client
@@ -84,7 +84,7 @@ fn wanted(length: usize) -> Wanted {
     }
 }
 
-/// What reading 8 bytes comes to when the read is answered so.
+/// The result of reading 8 bytes with these answers.
 fn read(answers: Vec<Vec<u8>>) -> Result<Vec<u8>, WireError> {
     let mut script = vec![
         packet(102, 1, &text(b"handle")),
@@ -101,7 +101,7 @@ fn read(answers: Vec<Vec<u8>>) -> Result<Vec<u8>, WireError> {
 #[test]
 fn reads_what_comes_in_pieces() {
     assert_eq!(read(vec![data(3, b"abcdefgh")]).unwrap(), b"abcdefgh");
-    // Short ones are asked for again, as numbers 4 and 5.
+    // Short ones are requested again, as numbers 4 and 5.
     let pieces = vec![data(3, b"abc"), data(4, b"d"), data(5, b"efgh")];
     assert_eq!(read(pieces).unwrap(), b"abcdefgh");
 }
@@ -142,7 +142,7 @@ fn believes_no_length_and_no_number() {
 fn tells_refusals_from_faults() {
     let error = read(vec![status(3, 1)]).unwrap_err();
     assert!(matches!(error, WireError::Changed { .. }), "{error}");
-    // A read that fails is tried again; control characters of the server's are not repeated.
+    // A failed read is tried again; the server's control characters are not printed.
     let error = read(vec![status(3, 4)]).unwrap_err();
     assert!(error.is_passing() && !error.to_string().contains('\x1b'));
     for (code, found) in [(2, false), (3, true), (4, true)] {
