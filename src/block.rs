@@ -1,6 +1,6 @@
 //! Random access to the bytes of a disk, and cursors over a part of it.
 //!
-//! [`BlockRead`] has no way to write: what is given only that cannot change the disk.
+//! [`BlockRead`] cannot write: code that gets only that cannot change the disk.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -15,7 +15,7 @@ use rustix::fs::{Advice, fadvise};
 
 use crate::threads::joined;
 
-/// Where bytes in memory begin that may be written past the page cache.
+/// The alignment of memory for writes past the page cache.
 pub(crate) const ALIGN: usize = 4096;
 
 /// Read-only access to a disk of fixed size.
@@ -24,7 +24,7 @@ pub trait BlockRead: Send + Sync {
     fn size(&self) -> u64;
     /// Fills `buf` from `offset`; reading past the end is an error.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
-    /// These ranges are going to be read, in this order.
+    /// Announces that these ranges will be read, in this order.
     fn expect(&self, _ranges: &[Range<u64>]) {}
 }
 
@@ -32,17 +32,18 @@ pub trait BlockRead: Send + Sync {
 pub trait BlockWrite: BlockRead {
     /// Writes all of `data` at `offset`.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Makes a range read as zeroes, deallocating it where the format can.
+    /// Makes a range read as zeroes, deallocating it if the format supports that.
     fn zero_at(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes all completed writes durable.
     fn flush(&self) -> io::Result<()>;
-    /// Begins to make a range durable, so that a flush has less to wait for.
+    /// Starts to make a range durable, so that a flush has less to wait for.
     fn start_writeback(&self, _offset: u64, _len: u64) {}
 }
 
-/// Has the kernel begin to write that range of a file to its device. Where it cannot, a flush does all of it.
+/// Makes the kernel start to write that range of a file to its device. If that is impossible, a
+/// flush does all of it.
 pub(crate) fn start_writeback(file: &File, offset: u64, len: u64) {
-    // It writes what is dirty and waits for nothing; `sync_file_range` has no safe binding.
+    // It starts writing dirty pages without waiting; `sync_file_range` has no safe binding.
     let _ = fadvise(file, offset, NonZeroU64::new(len), Advice::DontNeed);
 }
 
@@ -60,7 +61,7 @@ impl BlockRead for Vec<u8> {
     }
 }
 
-/// More than this is read by two threads side by side.
+/// The size from which two threads read in parallel.
 const LARGE: usize = 4 << 20;
 
 /// A raw image file or block device, opened directly.
@@ -94,7 +95,7 @@ impl BlockRead for FileDisk {
         if buf.len() <= LARGE {
             return self.file.read_exact_at(buf, offset);
         }
-        // Copying a hive out of the page cache takes longer than anything that is done with it.
+        // Copying a hive out of the page cache takes longer than its processing.
         let half = buf.len() / 2;
         let (first, second) = buf.split_at_mut(half);
         thread::scope(|scope| {
@@ -150,7 +151,7 @@ pub struct Window<D: ?Sized> {
 }
 
 impl<D: BlockRead + ?Sized> Window<D> {
-    /// The part of the window that lies outside the disk is cut off.
+    /// Creates a window; its part outside the disk is cut off.
     pub fn new(disk: Arc<D>, start: u64, len: u64) -> Self {
         let len = len.min(disk.size().saturating_sub(start));
         Self {

@@ -1,4 +1,4 @@
-//! Numbers in bytes of others, which may end before them; and the structures they stand in.
+//! Numbers in untrusted bytes, which may end before them; and the structures with them.
 
 pub fn le16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
@@ -20,7 +20,7 @@ pub fn be64(bytes: &[u8], at: usize) -> Option<u64> {
     le64(bytes, at).map(u64::swap_bytes)
 }
 
-/// A value at a fixed place in a structure.
+/// A value at a fixed offset of a structure.
 pub trait Field: Sized {
     fn get(bytes: &[u8]) -> Option<Self>;
     fn put(&self, bytes: &mut [u8]) -> Option<()>;
@@ -95,8 +95,8 @@ impl Field for uuid::Uuid {
     }
 }
 
-/// Declares a structure on a disk: its length, and for each field its offset, name and type. It is declared
-/// whole, also where nobody reads a field or writes the structure.
+/// Declares a structure on a disk: its length, and for each field its offset, name and type. All
+/// fields are declared, even if none is read and the structure is never written.
 macro_rules! layout {
     ($(#[$doc:meta])* $name:ident [$len:literal] {
         $($(#[$field_doc:meta])* $offset:literal => $field:ident: $kind:ty,)*
@@ -112,13 +112,13 @@ macro_rules! layout {
         impl $name {
             pub const LEN: usize = $len;
 
-            /// The structure at the start of `bytes`; `None` when they are too few.
+            /// Parses the structure at the start of `bytes`; `None` if they are too few.
             pub fn read(bytes: &[u8]) -> Option<Self> {
                 let bytes = bytes.get(..Self::LEN)?;
                 Some(Self { $($field: $crate::bytes::Field::get(bytes.get($offset..)?)?,)* })
             }
 
-            /// Puts the fields where [`Self::read`] finds them; bytes between them stay.
+            /// Writes the fields at their offsets; bytes between them stay.
             pub fn write(&self, bytes: &mut [u8]) -> Option<()> {
                 let bytes = bytes.get_mut(..Self::LEN)?;
                 $($crate::bytes::Field::put(&self.$field, bytes.get_mut($offset..)?)?;)*

@@ -1,24 +1,24 @@
-//! The verdict of a check of a finished disk: what plan, report and verify speak of.
+//! The verdicts of checks of a finished disk, for plan, report and verify.
 
 use serde::Serialize;
 
 use crate::inspect::Severity;
 
-/// The verdict of a check that looked at the finished disk.
+/// The verdict of one check of the finished disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     pub id: &'static str,
     pub severity: Severity,
     pub ok: bool,
-    /// `ok` is the same as `state` being [`CheckState::Ok`].
+    /// True if `state` is [`CheckState::Ok`].
     pub state: CheckState,
     pub message: String,
-    /// Where it was read: a hive, a key, a file; empty when the message says it all.
+    /// The location of the fact: a hive, a key, a file; empty if the message is sufficient.
     pub evidence: String,
-    /// The findings it fails because of.
+    /// The findings that make it fail.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<&'static str>,
-    /// It fails, and `--accept` took that.
+    /// Whether it fails and `--accept` permits that.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub accepted: bool,
 }
@@ -43,7 +43,7 @@ impl Check {
     }
 }
 
-/// A check that could not run says nothing about the disk, so it does not count as passed.
+/// The state of a check. One that could not run does not count as passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckState {
@@ -52,14 +52,14 @@ pub enum CheckState {
     CouldNotRun,
 }
 
-/// Whether the checks allow to call the disk ready.
+/// Whether the checks permit calling the disk ready.
 pub fn is_ready(checks: &[Check]) -> bool {
     checks
         .iter()
         .all(|c| c.ok || c.severity != Severity::Blocker)
 }
 
-/// The same, where a fault was accepted before the fix.
+/// Whether the disk is ready apart from accepted faults.
 pub fn is_ready_but_for_accepted(checks: &[Check]) -> bool {
     checks
         .iter()

@@ -1,4 +1,5 @@
-//! One error type for the edge of the program: what kind (hence which exit code), why, and what to do.
+//! One error type for the whole program: its kind (hence the exit code), its reason, and its
+//! remedy.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -20,7 +21,7 @@ pub enum ErrorKind {
     RolledBack,
     NotRolledBack,
     Internal,
-    /// So many of several VMs failed.
+    /// This number of several VMs failed.
     SomeFailed(usize),
     Interrupted,
 }
@@ -36,13 +37,14 @@ impl ErrorKind {
             Self::RolledBack => 6,
             Self::NotRolledBack => 7,
             Self::Internal => 70,
-            // Ends before 123: from there on xargs, timeout and the shell have meanings of their own.
+            // Ends before 123: from there on, xargs, timeout and the shell have meanings of their
+            // own.
             Self::SomeFailed(count) => 100 + u8::try_from(count.clamp(1, 20)).unwrap_or(20),
             Self::Interrupted => 130,
         }
     }
 
-    /// What the exit code of a confined child means.
+    /// The meaning of a confined child's exit code.
     pub fn from_code(code: u8) -> Self {
         match code {
             2 => Self::Usage,
@@ -58,7 +60,7 @@ impl ErrorKind {
     }
 }
 
-/// Why a guest cannot be converted in its present state, and what to do about it.
+/// The reason why a guest cannot be converted in its present state, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Blocker {
     /// Stable identifier, e.g. `volume-hibernated`.
@@ -81,7 +83,8 @@ impl Blocker {
     }
 }
 
-/// The cause of an error whose text has the words of the operating system already, such as one of a child.
+/// The cause of an error whose text already has the words of the operating system, such as one of a
+/// child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{}", io::Error::from_raw_os_error(self.0))]
 pub struct Errno(pub i32);
@@ -94,7 +97,8 @@ pub struct Error {
     pub source: Option<anyhow::Error>,
     pub hints: Vec<String>,
     pub blockers: Vec<Blocker>,
-    /// The JSON document of the command says it already: none for the error.
+    /// Whether the JSON document of the command already contains it: there is no separate error
+    /// document.
     pub reported: bool,
 }
 
@@ -143,7 +147,7 @@ impl Error {
         self
     }
 
-    /// A cause that only another program told, or that nobody has a type for.
+    /// Adds a cause from another program, or one without a type.
     #[must_use]
     pub fn because_of(self, text: impl Into<String>) -> Self {
         self.because(anyhow::Error::msg(text.into()))
@@ -162,13 +166,13 @@ impl Error {
         shown.map(ToString::to_string).collect()
     }
 
-    /// A step that was stopped half-way has [`stop::Interrupted`] as its cause.
+    /// Whether [`stop::Interrupted`] is among the causes: a step was stopped in progress.
     pub fn is_interrupted(&self) -> bool {
         self.kind == ErrorKind::Interrupted
             || (self.kind == ErrorKind::Failed && self.chain().any(stop::is_interrupted))
     }
 
-    /// What the operating system of this host refused: an `errno`.
+    /// The `errno` of this host's operating system among the causes.
     pub fn os_error(&self) -> Option<i32> {
         self.chain().find_map(|e| {
             let io = e.downcast_ref::<io::Error>();

@@ -1,8 +1,8 @@
-//! What a support case needs from a guest: registry, boot configuration and logs, in one `.tar.gz`.
+//! Collects a guest's registry, boot configuration and logs for a support case, in one `.tar.gz`.
 //!
-//! Only reads the guest. `SAM` and `SECURITY` are never taken, nor any file of a user. What is taken
-//! still holds secrets, and [`warning`] says which: it goes to the screen and into the archive.
-//! Sizes are bounded: hives whole, logs by their end.
+//! Only reads the guest. `SAM` and `SECURITY` are never included, nor any file of a user. The
+//! archive still contains secrets, which [`warning`] lists on the screen and in the archive. Sizes
+//! are limited: hives as a whole, logs by their end.
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -26,18 +26,19 @@ use crate::registry::HiveView;
 use crate::stop;
 
 const MIB: u64 = 1 << 20;
-/// All files together, before compression.
+/// The limit of all files together, before compression.
 const MAX_TOTAL: u64 = 1024 * MIB;
 const MAX_HIVE: u64 = 512 * MIB;
-/// Event logs grow to 20 MiB unless somebody changed that; half of one is not readable.
+/// The limit of an event log. They grow to 20 MiB unless somebody changed that, and half of one is
+/// unreadable.
 const MAX_EVENT_LOG: u64 = 128 * MIB;
-/// Text logs: their end tells what happened last.
+/// The limit of a text log: its end has the latest events.
 const MAX_LOG: u64 = 16 * MIB;
 const CHUNK: u64 = MIB;
-/// Files of one directory that match a pattern.
+/// The most files of one directory that match a pattern.
 const MAX_MATCHES: usize = 64;
 
-/// Transaction logs of a hive, by what is added to its name.
+/// The suffixes of a hive's transaction logs.
 const LOGS: [&str; 4] = ["", ".LOG", ".LOG1", ".LOG2"];
 const HIVES: [&str; 3] = ["SYSTEM", "SOFTWARE", "DRIVERS"];
 const EVENT_LOGS: [&str; 7] = [
@@ -57,7 +58,7 @@ const TEXT_LOGS: [&str; 6] = [
     r"Logs\CBS\CBS.log",
     r"System32\LogFiles\Srt\SrtTrail.txt",
 ];
-/// Directories, and how the names of files in them start and end.
+/// Directories, and the start and end of the names of files in them.
 const PATTERNS: [(&str, &str, &str); 2] =
     [("INF", "setupapi", ".log"), (firstboot::FOLDER, "", ".log")];
 
@@ -83,14 +84,14 @@ pub struct Item {
     pub name: String,
     #[serde(skip_serializing_if = "DiskId::is_only")]
     pub disk: DiskId,
-    /// Where it was in the guest.
+    /// Its partition in the guest.
     pub partition: u32,
     pub path: GuestPath,
-    /// In the guest, and of that in the archive.
+    /// The size in the guest, and the size in the archive.
     pub size_bytes: u64,
     pub taken_bytes: u64,
     pub sha256: String,
-    /// Why it is not there, or not whole.
+    /// The reason why it is missing or incomplete.
     pub note: Option<String>,
 }
 
@@ -103,15 +104,15 @@ pub struct Archive {
     pub warning: String,
 }
 
-/// How a file is taken.
+/// The part of a file to include.
 #[derive(Debug, Clone, Copy)]
 enum Take {
-    /// Whole, or not at all when it is larger.
+    /// The whole file, or none of it if it is larger.
     Whole(u64),
     End(u64),
 }
 
-/// Collects into `folder/<name>-evidence.tar.gz`, which must not exist, readable by its owner only.
+/// Collects into `folder/<name>-evidence.tar.gz`, which must not exist, readable only by its owner.
 pub fn collect(
     guest: &dyn GuestRead,
     survey: &Survey,
@@ -148,7 +149,7 @@ pub fn collect(
             warning,
         }),
         Err(source) => {
-            // Half an archive is none.
+            // Half an archive is useless.
             let _ = fs::remove_file(&path);
             Err(EvidenceError::Write { path, source })
         }
@@ -185,8 +186,8 @@ fn write(
     Ok(items)
 }
 
-/// What to look for, on every volume. A Windows whose registry is damaged is evidence all the same, so
-/// this does not build on what inspection made of it.
+/// The files to collect on every volume. A Windows with a damaged registry is evidence too, so this
+/// is independent of the inspection's result.
 fn wanted(guest: &dyn GuestRead) -> Vec<(VolumeId, GuestPath, Take)> {
     let mut list = Vec::new();
     for volume in guest.volumes() {
@@ -270,7 +271,7 @@ fn matching(
     names
 }
 
-/// Where what is taken of a file begins, and its length, with a note when that is not all of it.
+/// The offset and length of the part to include, with a note if that is not the whole file.
 fn part_to_take(item: &mut Item, take: Take, left: u64) -> Option<(u64, u64)> {
     let (start, size) = match take {
         Take::Whole(limit) if item.size_bytes > limit => {
@@ -293,7 +294,7 @@ fn part_to_take(item: &mut Item, take: Take, left: u64) -> Option<(u64, u64)> {
     Some((start, size))
 }
 
-/// Adds one file; `None` when there is none.
+/// Adds one file; `None` if it does not exist.
 fn add<W: Write>(
     guest: &dyn GuestRead,
     tar: &mut Members<W>,
@@ -331,7 +332,7 @@ fn add<W: Write>(
         digest: Sha256::new(),
         note: None,
     };
-    // The first part is read before the header is written: what cannot be read at all is left out.
+    // The first part is read before the header is written: an unreadable file is left out.
     if let Err(error) = contents.fill() {
         item.note = Some(format!("not taken: {error}"));
         return Ok(Some(item));
@@ -344,7 +345,7 @@ fn add<W: Write>(
     Ok(Some(item))
 }
 
-/// The members of the archive as they are written.
+/// The writer of the archive's members.
 struct Members<W: Write> {
     builder: Builder<W>,
     /// Seconds since 1970, for every member.
@@ -373,14 +374,14 @@ impl<W: Write> Members<W> {
     }
 }
 
-/// A range of a file of the guest. It has as many bytes as its header promised: what cannot be read is zeroes.
+/// A range of a file of the guest. Its length is that in its header: unreadable parts are zeroes.
 struct Contents<'a> {
     guest: &'a dyn GuestRead,
     file: (VolumeId, &'a GuestPath),
     range: Range<u64>,
-    /// Read and not given out.
+    /// Bytes read and not returned yet.
     part: VecDeque<u8>,
-    /// Bytes of the guest that were given out, and their digest.
+    /// The number of returned bytes of the guest, and their digest.
     taken: u64,
     digest: Sha256,
     note: Option<String>,
@@ -424,8 +425,8 @@ impl Read for Contents<'_> {
     }
 }
 
-/// `partition-2/Windows/INF/setupapi.dev.log`, below `disk-1` where there are several disks; names of
-/// the guest's choosing made harmless.
+/// The name in the archive: `partition-2/Windows/INF/setupapi.dev.log`, below `disk-1` if there are
+/// several disks; names chosen by the guest are made harmless.
 fn name(volume: VolumeId, path: &GuestPath) -> String {
     let mut name = format!("partition-{}", volume.partition);
     if !volume.disk.is_only() {
@@ -445,7 +446,7 @@ fn name(volume: VolumeId, path: &GuestPath) -> String {
     name
 }
 
-/// What the archive holds, in words that make people think before they send it.
+/// Describes the archive's contents in words that make people think before they send it.
 pub fn warning(survey: &Survey) -> String {
     let host = survey
         .inspection

@@ -1,17 +1,17 @@
-//! Named places where a run can be made to fail, wait or die: for the tests of what a fault leaves
-//! behind.
+//! Named places at which a run can be made to fail, wait or die: for tests of recovery.
 //!
-//! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the process
-//! by SIGKILL, `wait` continues when a signal asked for the end, `pause` stops the process (SIGSTOP) until it
-//! is continued. In a confined child `abort` crashes, `hang` never returns, `starve` takes all the memory
-//! there is and continues, and `escape` tries what a child must not be able to do. `orphan` kills what this
-//! process has started and continues. `start:FILE` runs a program with all the limits that this process has
-//! there, and continues. Several are separated by commas.
+//! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the
+//! process by SIGKILL, `wait` continues after a signal has requested the end, `pause` stops the
+//! process (SIGSTOP) until it is continued. In a confined child `abort` crashes, `hang` never
+//! returns, `starve` allocates all memory and continues, and `escape` tries actions that must be
+//! impossible for a child. `orphan` kills the children of this process and continues. `start:FILE`
+//! runs a program with all present restrictions of this process, and continues. Several are
+//! separated by commas.
 //!
-//! Besides the places with names of their own there are steps: before and after every action, every
-//! program that is run and every rename, e.g. `before qemu-img info #2`. `*=record:FILE` appends the
-//! names of all that a run comes by to FILE; each can be armed as any other. Without the variable nothing happens. The
-//! names are listed in `docs/reliability.md`.
+//! In addition to named places there are steps: before and after every action, every program and
+//! every rename, e.g. `before qemu-img info #2`. `*=record:FILE` appends the names of all places
+//! that a run passes to FILE; each can be armed like any other. Without the variable nothing
+//! happens. The names are listed in `docs/reliability.md`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,7 +25,7 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 use crate::stop;
 
 pub const VARIABLE: &str = "HYPER2KVM_FAILPOINT";
-/// A test that forgets a waiting process must not block the host.
+/// The limit of a wait: a test that forgets a waiting process must not block the host.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,8 +71,7 @@ fn parse(setting: &str) -> Option<(String, Action)> {
     Some((name.to_string(), action))
 }
 
-/// A step of the work, `when` it is `before` or `after`. It is told from others of that name by its
-/// number.
+/// A step of the work; `when` is `before` or `after`. Repeated steps are numbered.
 pub fn step(when: &str, what: &str) -> io::Result<()> {
     static SEEN: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
     if armed().is_empty() {
@@ -93,7 +92,7 @@ pub fn step(when: &str, what: &str) -> io::Result<()> {
     hit(&name)
 }
 
-/// Does what the environment asks for at this point: usually nothing.
+/// Carries out the action that the environment sets for this point, usually none.
 pub fn hit(name: &str) -> io::Result<()> {
     let Some((_, action)) = armed().iter().find(|(armed, _)| armed == name) else {
         return Ok(());
@@ -149,7 +148,7 @@ pub fn hit(name: &str) -> io::Result<()> {
     }
 }
 
-/// Takes memory until none is left but for small things. Only where there is a limit.
+/// Allocates memory until only little is left. Only with a memory limit.
 fn starve() {
     let mut size = 1 << 30;
     while size >= 4 << 10 {
@@ -171,7 +170,7 @@ fn starts(program: &str) -> bool {
     command.status().is_ok()
 }
 
-/// Tries to get out of a confined process and tells what was possible.
+/// Tries to escape from a confined process, and lists what was possible.
 fn escape() -> String {
     let tried: [(&str, bool); 10] = [
         ("read a file", std::fs::read("/etc/passwd").is_ok()),

@@ -1,4 +1,4 @@
-//! New names that never replace others, and who may read what is created.
+//! Creates new names without replacing others, and restricts access to created files.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -18,15 +18,15 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 use uuid::Uuid;
 
-/// Of directories that QEMU's user must get through; nobody else lists them.
+/// The mode of directories that QEMU's user must pass through; nobody else lists them.
 pub const PASSAGE: u32 = 0o711;
 
-/// From here on this process, and every program it starts, creates files for their owner alone.
+/// Makes this process, and every program it starts, create files for their owner alone.
 pub fn create_for_owner_only() {
     rustix::process::umask(Mode::from_raw_mode(0o077));
 }
 
-/// Creates the directories above `path` that are missing. QEMU's user must get through them.
+/// Creates the missing directories above `path`. QEMU's user must be able to pass through them.
 pub fn create_parents(path: &Path) -> io::Result<()> {
     match path.parent().filter(|p| !p.as_os_str().is_empty()) {
         Some(parent) => create_passage(parent),
@@ -34,7 +34,7 @@ pub fn create_parents(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Creates a directory that is missing, and those above it, for QEMU's user to get through.
+/// Creates a missing directory and its parents, which QEMU's user can pass through.
 pub fn create_passage(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -43,7 +43,7 @@ pub fn create_passage(folder: &Path) -> io::Result<()> {
     if folder.symlink_metadata().is_ok() {
         return there(folder);
     }
-    // Complete when it has its name: another run may put its own into it at once.
+    // Complete when it has its name: another run may use it immediately.
     let hidden = folder.with_file_name(format!(".{}", Uuid::new_v4()));
     let fd = open_new_directory(CWD, &hidden)?;
     let named = fchmod(fd, Mode::from_raw_mode(PASSAGE))
@@ -59,7 +59,7 @@ pub fn create_passage(folder: &Path) -> io::Result<()> {
     })
 }
 
-/// What has the name is a directory: another run was first.
+/// Accepts an existing directory: another run was first.
 fn there(folder: &Path) -> io::Result<()> {
     match folder.is_dir() {
         true => Ok(()),
@@ -73,8 +73,8 @@ pub fn open_new_directory(parent: impl AsFd, name: &Path) -> io::Result<OwnedFd>
     open_created(parent, name)
 }
 
-/// Who may write above it can put something else in its place at once: what is opened must be a
-/// directory of the caller, and empty.
+/// Opens a created directory. Somebody with write access above it can replace it, so it must belong
+/// to the caller and be empty.
 fn open_created(parent: impl AsFd, name: &Path) -> io::Result<OwnedFd> {
     let fd = open_directory(parent, name)?;
     let exchanged = || {
@@ -92,13 +92,13 @@ fn open_created(parent: impl AsFd, name: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Opens a directory that must not be a link.
+/// Opens a directory; a link is an error.
 pub fn open_directory(parent: impl AsFd, name: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
     Ok(openat(parent, name, flags, Mode::empty())?)
 }
 
-/// What an open directory holds, in order of the names.
+/// The entries of an open directory, sorted by name.
 pub fn entries(folder: &OwnedFd) -> io::Result<Vec<(OsString, Stat)>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(folder)? {
@@ -117,7 +117,7 @@ pub fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
-/// Creates a directory, and those above it, for the caller alone.
+/// Creates a directory and its parents for the caller alone.
 pub fn create_private(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -125,12 +125,12 @@ pub fn create_private(folder: &Path) -> io::Result<()> {
         .create(folder)
 }
 
-/// Renames to a name that must be free.
+/// Renames to a free name.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     rename_new_at(CWD, from, CWD, to)
 }
 
-/// The same below open directories.
+/// Renames to a free name, relative to open directories.
 pub fn rename_new_at(
     from_folder: impl AsFd,
     from: &Path,
@@ -141,11 +141,11 @@ pub fn rename_new_at(
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
         done => return Ok(done?),
     }
-    // The file system has no such rename. A second link of a file is never made over another one.
+    // The file system has no such rename. A second link to a file never replaces another one.
     match linkat(&from_folder, from, &to_folder, to, AtFlags::empty()) {
         Ok(()) => return Ok(unlinkat(from_folder, from, AtFlags::empty())?),
         Err(Errno::EXIST) => return Err(Errno::EXIST.into()),
-        // A directory, or no links there either.
+        // A directory, or a file system without links.
         Err(_) => {}
     }
     match statat(&to_folder, to, AtFlags::SYMLINK_NOFOLLOW) {
@@ -162,7 +162,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Opens what a description names, but no pipe: that would wait for ever.
+/// Opens a file named in a description, but no pipe, which would block for ever.
 pub(crate) fn open_file(path: &Path) -> io::Result<fs::File> {
     let kind = fs::metadata(path)?.file_type();
     if kind.is_file() || kind.is_dir() || kind.is_block_device() {
@@ -172,16 +172,17 @@ pub(crate) fn open_file(path: &Path) -> io::Result<fs::File> {
     }
 }
 
-/// What the names of directories for sockets and copies of one run begin with.
+/// The prefix of the directories for a run's sockets and copies.
 const SCRATCH: &str = "hyper2kvm-run-";
-/// A younger directory may not be locked yet.
+/// The age up to which a directory may not be locked yet.
 const SCRATCH_AGE: Duration = Duration::from_secs(600);
 
-/// A temporary directory that only this user can enter, removed at the end; after SIGKILL by the next run.
+/// A temporary directory that only this user can enter. It is removed at the end; after SIGKILL by
+/// the next run.
 #[derive(Debug)]
 pub struct Scratch {
     directory: tempfile::TempDir,
-    /// Its lock shows that the run is not over.
+    /// Its lock shows that the run is active.
     _held: File,
 }
 
@@ -205,13 +206,13 @@ impl Scratch {
         self.directory.path()
     }
 
-    /// Removes it, and fails where dropping it would not say so.
+    /// Removes it, and returns errors, which dropping it ignores.
     pub fn close(self) -> io::Result<()> {
         self.directory.close()
     }
 }
 
-/// Removes this user's directories that no run holds any more. What cannot be looked at stays.
+/// Removes this user's directories without a running owner. Inaccessible ones stay.
 fn remove_left(folder: &Path, age: Duration) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
@@ -294,7 +295,7 @@ mod tests {
         );
     }
 
-    /// As two runs of a batch do whose directory is not there yet.
+    /// Like two runs of a batch whose directory does not exist yet.
     #[test]
     fn two_runs_create_the_same_directory_and_use_it_at_once() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,15 +1,15 @@
-//! One space of identifiers for what inspection finds, what blocks a conversion and what `verify` checks.
+//! One space of identifiers for findings, blockers and checks.
 //!
-//! `inspect`, `plan`, `convert`, `verify` and `--accept` use the same names for the same facts. The table
-//! says of each what is at stake when a conversion continues in spite of it. Every identifier in the code is
+//! `inspect`, `plan`, `convert`, `verify` and `--accept` use the same names for the same facts. The
+//! table has the risk of each if a conversion continues despite it. Every identifier in the code is
 //! in the table once; a test reads the source.
 
 use crate::error::{Blocker, Error, Result};
 
-/// Where an identifier is used.
+/// The use of an identifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// `findings[].id` of `inspect`; of severity "blocker" it is a blocker of `plan` too.
+    /// `findings[].id` of `inspect`; with severity "blocker" also a blocker of `plan`.
     Finding,
     /// `blockers[].code` of `plan` and `convert`.
     Blocker,
@@ -19,14 +19,14 @@ pub enum Kind {
     FindingAndCheck,
 }
 
-/// What goes wrong when a conversion continues in spite of it.
+/// The risk of a conversion that continues nevertheless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stake {
-    /// Windows may not start: `--accept` takes it.
+    /// Windows may not start: `--accept` permits it.
     Start,
     /// Data is lost or stale.
     Data(&'static str),
-    /// There is no way to continue.
+    /// The conversion cannot continue.
     NoWay(&'static str),
     /// Nothing: it never stops a conversion.
     Nothing,
@@ -37,8 +37,8 @@ pub struct Id {
     pub id: &'static str,
     pub kind: Kind,
     pub stake: Stake,
-    /// What helps against a failed check; the remedies of findings are in `inspect::findings`, and a blocker
-    /// carries its own.
+    /// The remedy for a failed check; the remedies of findings are in `inspect::findings`, and a
+    /// blocker has its own.
     pub remedy: &'static str,
 }
 
@@ -175,7 +175,7 @@ pub const IDS: &[Id] = &[
     finding("linux-free-space", NOTHING),
     finding("no-linux", Stake::NoWay("there is no Linux to convert")),
     finding("several-linux", WHICH),
-    // What stands in the way of a conversion.
+    // Blockers of a conversion.
     blocker("several-windows", WHICH),
     blocker(
         "newer-link",
@@ -272,7 +272,7 @@ pub const IDS: &[Id] = &[
         "linux-rehearsal",
         Stake::NoWay("nothing in a Linux guest says that it is up"),
     ),
-    // Checks: what comes before Windows.
+    // Checks: before Windows.
     check(
         "firmware",
         START,
@@ -325,7 +325,7 @@ pub const IDS: &[Id] = &[
         START,
         "start the guest on its old host with the last known good configuration, and shut it down",
     ),
-    // Checks: what the hives say.
+    // Checks: the contents of the hives.
     check("boot-path", START, BY_CONVERT),
     check("controller-bound", START, BY_CONVERT),
     check("controller-service", START, BY_CONVERT),
@@ -366,7 +366,7 @@ pub fn find(id: &str) -> Option<&'static Id> {
     IDS.iter().find(|entry| entry.id == id)
 }
 
-/// What helps against a failed check.
+/// The remedy for a failed check.
 pub fn remedy(check: &str) -> &'static str {
     find(check).map_or("", |entry| entry.remedy)
 }
@@ -407,7 +407,7 @@ impl Accepted {
         self.0.iter().copied()
     }
 
-    /// Moves what is accepted out of `blockers`.
+    /// Moves accepted blockers out of `blockers`.
     pub fn take(&self, blockers: &mut Vec<Blocker>) -> Vec<Blocker> {
         let (taken, left) = std::mem::take(blockers)
             .into_iter()
@@ -428,7 +428,7 @@ fn unknown(name: &str) -> Error {
 
 const MAX_NEAR: usize = 5;
 
-/// Acceptable identifiers that look like this, the nearest first.
+/// Acceptable identifiers similar to this one, the nearest first.
 fn near(name: &str) -> Vec<&'static str> {
     let wanted: String = name
         .to_lowercase()
@@ -454,7 +454,7 @@ fn near(name: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Levenshtein's distance.
+/// The Levenshtein distance.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -496,7 +496,7 @@ mod tests {
         }
     }
 
-    /// What stands as a string behind these words is an identifier of that kind.
+    /// Calls whose string argument is an identifier of that kind.
     const MAKERS: [(&str, &[Kind]); 2] = [
         (
             "Blocker::new(",
@@ -542,7 +542,7 @@ mod tests {
                 }
             }
         }
-        // Those that are made in other ways stand in the code as strings all the same.
+        // Identifiers created in other ways are in the code as strings too.
         let everything: String = files
             .iter()
             .filter(|(path, _)| !path.ends_with("/ids.rs"))
@@ -554,7 +554,7 @@ mod tests {
         }
     }
 
-    /// Messages change: the page of symptoms names them by their ids, and those are in the table.
+    /// Messages change: the page of symptoms refers to ids, which must be in the table.
     #[test]
     fn the_symptoms_are_named_by_ids_that_exist() {
         let page = include_str!("../docs/troubleshooting.md");

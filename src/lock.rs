@@ -1,7 +1,7 @@
-//! Locks between runs: a file that is locked, not one that exists.
+//! Locks between runs: a locked file, not the existence of one.
 //!
-//! The lock ends with the process that holds it, also on SIGKILL. Its file may be removed by the holder
-//! only, and whoever gets a lock checks that the file is still the one under its name: otherwise a run
+//! The lock ends with the process that has it, even on SIGKILL. Only the holder may remove its
+//! file, and a process that gets a lock checks that the file still has its name. Otherwise a run
 //! that waited on a removed file and a run that created a new one would both hold "the" lock.
 
 use std::ffi::{OsStr, OsString};
@@ -22,12 +22,13 @@ use crate::error::Error;
 use crate::failpoint;
 use crate::fix::trusted::{self, TrustError};
 
-/// Each round another run has removed the file in between.
+/// The most attempts; in each, another run has removed the file in between.
 const ROUNDS: usize = 1000;
-/// A program that a run was just starting when it was killed has the lock's descriptor until it is executed.
+/// The time for a program to be executed: one that a run was starting when it was killed has the
+/// lock's descriptor until then.
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
-/// What a lock file says is a few lines.
+/// The size limit of a lock file's note, which has a few lines.
 const MAX_NOTE: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +61,8 @@ pub struct FileLock {
 }
 
 impl FileLock {
-    /// Takes the lock `name` in an open directory, or fails at once. `shown` is the directory's path.
-    /// With `create` the file is created when it is missing; without, `None` means that it is.
+    /// Takes the lock `name` in an open directory, or fails immediately. `shown` is the directory's
+    /// path. `create` makes a missing file; without it, `None` means that there is none.
     pub fn take(
         folder: impl AsFd,
         name: &OsStr,
@@ -109,7 +110,7 @@ impl FileLock {
         Err(LockError::Held { path })
     }
 
-    /// The same, with a moment's patience.
+    /// Takes the lock with a short wait.
     pub fn take_patiently(
         folder: impl AsFd,
         name: &OsStr,
@@ -125,8 +126,8 @@ impl FileLock {
         }
     }
 
-    /// Takes the lock `name` in the directory, creating its file. `busy` says what another run that holds it
-    /// does.
+    /// Takes the lock `name` in the directory, creating its file. `busy` describes what another
+    /// holder does.
     pub fn of_directory(
         folder: &Path,
         name: &str,
@@ -143,7 +144,7 @@ impl FileLock {
         }
     }
 
-    /// What was noted in the file, by this run or an earlier one.
+    /// The note in the file, from this run or an earlier one.
     pub fn note(&self) -> io::Result<String> {
         let mut file = &self.file;
         file.seek(SeekFrom::Start(0))?;
@@ -152,7 +153,7 @@ impl FileLock {
         Ok(text)
     }
 
-    /// Notes something for the next run; durable when this returns.
+    /// Writes a note for the next run; durable when this returns.
     pub fn set_note(&self, text: &str) -> io::Result<()> {
         let mut file = &self.file;
         file.set_len(0)?;
@@ -162,7 +163,7 @@ impl FileLock {
         Ok(fsync(&self.folder)?)
     }
 
-    /// Removes the file and gives the lock up.
+    /// Removes the file and releases the lock.
     pub fn remove(self) {
         if let Err(error) = unlinkat(&self.folder, &self.name, AtFlags::empty()) {
             tracing::debug!("removing {}: {error}", self.path.display());
@@ -170,8 +171,8 @@ impl FileLock {
     }
 }
 
-/// Locks the file: by `flock`, else as a record lock, which some network file systems have instead.
-/// `false`: another process holds it.
+/// Locks the file: with `flock`, otherwise with a record lock, which some network file systems have
+/// instead. `false` if another process has it.
 fn lock(file: &File, path: &Path) -> Result<bool, LockError> {
     let flocked = match failpoint::hit("flock") {
         Ok(()) => flock(file, FlockOperation::NonBlockingLockExclusive),
@@ -239,7 +240,7 @@ mod tests {
                 .message,
             "busy"
         );
-        // What a child has of it between its fork and its exec.
+        // A child's descriptors between its fork and its exec.
         let inherited = first.file.try_clone().unwrap();
         drop(first);
         assert!(matches!(take(dir.path()), Err(LockError::Held { .. })));
@@ -251,7 +252,8 @@ mod tests {
         child.join().unwrap();
     }
 
-    /// Whoever opened the file before its holder removed it must not end up with a lock on nothing.
+    /// A process that opened the file before its holder removed it must not end up with a lock on
+    /// nothing.
     #[test]
     fn a_removed_file_is_no_lock() {
         let dir = tempfile::tempdir().unwrap();

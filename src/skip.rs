@@ -1,8 +1,9 @@
-//! The one rule for tests that need what is not here: programs, the corpus, a file system of their own.
+//! The rule for tests with missing prerequisites: programs, the corpus, a file system of their own.
 //!
-//! Such a test is reported and counted: `SKIP 2: the test NAME: WHY` on standard error, where libtest does not
-//! hide it, and as a line of the file that `HYPER2KVM_SKIPS` names. Where `HYPER2KVM_REQUIRE_TOOLS` is set the
-//! test fails instead, unless `HYPER2KVM_SKIP` names what is missing. The integration tests include this file.
+//! Such a test is reported and counted: `SKIP 2: the test NAME: WHY` on standard error, where
+//! libtest does not hide it, and as a line of the file that `HYPER2KVM_SKIPS` names. With
+//! `HYPER2KVM_REQUIRE_TOOLS` the test fails instead, unless `HYPER2KVM_SKIP` names what is missing.
+//! The integration tests include this file.
 
 #![allow(dead_code, reason = "no test program needs all of it")]
 
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
-/// Reports that the test ends here. `what` is the word by which `HYPER2KVM_SKIP` allows it.
+/// Reports that the test ends here. `what` is the word with which `HYPER2KVM_SKIP` permits it.
 #[track_caller]
 pub fn skip(what: &str, why: impl Display) {
     assert!(is_allowed(what), "{why}: HYPER2KVM_SKIP={what} allows it");
@@ -37,7 +38,7 @@ pub fn skip(what: &str, why: impl Display) {
     }
 }
 
-/// Whether a test may do without that.
+/// Whether a test may run without that.
 fn is_allowed(what: &str) -> bool {
     let named = std::env::var("HYPER2KVM_SKIP").unwrap_or_default();
     std::env::var_os("HYPER2KVM_REQUIRE_TOOLS").is_none()
@@ -52,7 +53,7 @@ fn find(tool: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Whether every program is there; where one is missing the test is skipped.
+/// Whether every program exists; otherwise the test is skipped.
 #[track_caller]
 pub fn have(tools: &[&str]) -> bool {
     // A script that calls another program, which Debian 12 does not install with it.
@@ -97,7 +98,8 @@ pub fn corpus(name: &str) -> Option<Vec<u8>> {
     bytes
 }
 
-/// The same for a test that has other cases too: a failure where everything is required, else no skip.
+/// A file of the corpus for a test that has other cases too: its absence is a failure if everything
+/// is required, and otherwise no skip.
 #[track_caller]
 pub fn corpus_if_there(name: &str) -> Option<Vec<u8>> {
     static UNPACKED: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());

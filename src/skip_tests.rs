@@ -1,4 +1,4 @@
-//! A skip, seen from outside: the test program runs itself.
+//! A skip observed from outside: the test program runs itself.
 
 use std::process::{Command, Output};
 

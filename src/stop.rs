@@ -1,7 +1,7 @@
-//! The stop flag: raised by SIGINT, SIGTERM and SIGHUP, looked at by everything that takes long.
+//! The stop flag: raised by SIGINT, SIGTERM and SIGHUP, checked by everything that takes long.
 //!
-//! Children run in process groups of their own, so Ctrl-C reaches only us: a rollback that follows
-//! still finds its storage daemon alive.
+//! Children run in process groups of their own, so Ctrl-C reaches only this process: a rollback
+//! that follows still finds its storage daemon alive.
 
 use std::error::Error as StdError;
 use std::io;
@@ -19,7 +19,8 @@ pub fn install() -> io::Result<()> {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, FLAG.clone())?;
     }
-    // A write past the limit of a file's size is an error of that write, as in QEMU, and ends nothing.
+    // A write past the limit of a file's size is an error of that write, like in QEMU, and ends
+    // nothing.
     signal_hook::flag::register(libc::SIGXFSZ, Arc::default())?;
     Ok(())
 }
@@ -28,7 +29,7 @@ pub fn requested() -> bool {
     FLAG.load(Ordering::SeqCst)
 }
 
-/// The cause of an error of something that ended early because the flag was raised.
+/// The cause of an error after an early end because of the flag.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("interrupted")]
 pub struct Interrupted;
@@ -40,7 +41,7 @@ impl From<Interrupted> for io::Error {
     }
 }
 
-/// Whether this error, without those below it, is the one of the flag.
+/// Whether this error itself, not those below it, is that of the flag.
 pub fn is_interrupted(error: &(dyn StdError + 'static)) -> bool {
     let inside = |e: &io::Error| e.get_ref().is_some_and(|inner| inner.is::<Interrupted>());
     error.is::<Interrupted>() || error.downcast_ref().is_some_and(inside)

@@ -1,5 +1,5 @@
-//! A whole Windows guest in memory, for tests of decisions: what `demo` would write to a disk, changed as
-//! a test wants it, inspected, planned for, and as the plan leaves it. No tool and no file is needed.
+//! A whole Windows guest in memory, for tests of decisions: the output of `demo`, modified by the
+//! test, inspected, planned for, and after the plan. No tool and no file is needed.
 
 use crate::actions::{self, Action, CopyFiles, EditHive, EditedHives, PreviewHives};
 use crate::check::Check;
@@ -27,15 +27,15 @@ use crate::convert::prepare::{self, Basis, Prepared};
 #[derive(Clone)]
 pub struct MemoryGuest {
     pub spec: GuestSpec,
-    /// The SYSTEM hive; what is in `files` under its name is not used.
+    /// The SYSTEM hive; the file of that name in `files` is ignored.
     pub system: KeyTree,
     pub files: Vec<GuestFile>,
     pub layout: DiskLayout,
     /// Applied to the bytes of the SYSTEM hive.
     pub damage: Option<fn(&mut Vec<u8>)>,
-    /// Applied to the volume Windows is on.
+    /// Applied to the volume of Windows.
     pub volume: Option<fn(&mut Volume)>,
-    /// Applied to what inspection read.
+    /// Applied to the inspection.
     pub survey: Option<fn(&mut Survey)>,
 }
 
@@ -81,7 +81,7 @@ impl MemoryGuest {
         &mut self.files.iter_mut().find(named).unwrap().contents
     }
 
-    /// Inspects the guest, with more files on the volume of Windows.
+    /// Inspects the guest, with additional files on the volume of Windows.
     pub fn look<T>(
         &self,
         more: &[(String, Vec<u8>)],
@@ -126,7 +126,7 @@ impl MemoryGuest {
         self.prepare_with(media, bootstrap, |_| Accepted::default())
     }
 
-    /// Plans with something else foreseen; `change` returns what is accepted.
+    /// Plans with a modified foresight; `change` returns the accepted identifiers.
     pub fn prepare_with(
         &self,
         media: &Memory,
@@ -161,7 +161,7 @@ impl MemoryGuest {
         })
     }
 
-    /// The guest as the draft leaves it, as `convert` sees it before the first write.
+    /// The guest after the draft, as `convert` sees it before the first write.
     fn after(
         &self,
         draft: &Draft,
@@ -207,7 +207,7 @@ impl MemoryGuest {
         self.look(&[], |guest, survey| verify::verify(survey, guest, wanted))
     }
 
-    /// What the plan leaves, as blockers.
+    /// The blockers that remain after the plan.
     pub fn left(&mut self, prepared: &Prepared, media: &Memory) -> Vec<Blocker> {
         self.apply(prepared, media);
         let wanted = prepared.basis.wanted();
@@ -217,7 +217,7 @@ impl MemoryGuest {
         left.into_iter().map(|one| one.blocker).collect()
     }
 
-    /// Leaves the guest as the plan does, but for its boot files.
+    /// Applies the plan to the guest, except to its boot files.
     pub fn apply(&mut self, prepared: &Prepared, media: &Memory) {
         let media = prepared.basis.media(media);
         for action in &prepared.plan.actions {
@@ -249,7 +249,7 @@ impl MemoryGuest {
     }
 }
 
-/// What `convert` plans with when no option is given but `--keep-tools`.
+/// The default options of `convert`, with `--keep-tools`.
 pub fn options(bootstrap: Option<DiskBus>) -> Options {
     Options {
         bootstrap,
@@ -267,7 +267,8 @@ pub fn media() -> Memory {
         move |arch| pe::importing(arch, Subsystem::Native, &[port, "ntoskrnl.exe"])
     };
     let mut files = virtio_win::files(Layout::Iso, &image("storport.sys"));
-    // As an old release: for NT 5 one storage driver, which knows the transitional device only.
+    // Like an old release: for NT 5 one storage driver, which supports only the transitional
+    // device.
     let old = virtio_win::files(Layout::Iso, &image("SCSIPORT.SYS"));
     for (path, bytes) in old {
         let Some(name) = path.strip_prefix("viostor/w7/x86/") else {
@@ -290,7 +291,7 @@ pub fn media() -> Memory {
     Memory::new(files)
 }
 
-/// The controller of the first boot, as `convert` chooses it.
+/// The controller of the first boot that `convert` chooses.
 pub fn bootstrap(version: WinVersion) -> DiskBus {
     match version.nt_at_least(6, 0) {
         true => DiskBus::Sata,

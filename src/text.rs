@@ -1,6 +1,6 @@
-//! Text made fit for where it goes: names from a guest for people, paths for a shell.
+//! Makes text safe for its destination: names from a guest for people, paths for a shell.
 //!
-//! Guests are hostile: a name may carry terminal escapes or characters that reorder what is shown
+//! Guests are hostile: a name may contain terminal escapes or characters that reorder the text
 //! around it.
 
 use std::borrow::Cow;
@@ -14,8 +14,8 @@ use sha2::{Digest, Sha256};
 
 const MAX_CHARS: usize = 256;
 
-/// Without control and invisible formatting characters, trimmed, at most 256 characters; `None` when
-/// nothing is left.
+/// Removes control and invisible formatting characters, trims, and limits to 256 characters; `None`
+/// if nothing is left.
 pub fn guest_text(raw: &str) -> Option<String> {
     let clean: String = raw
         .chars()
@@ -31,7 +31,7 @@ fn is_format(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// A byte of the code page that Windows tools write text in when they say nothing else.
+/// Decodes a byte of the default code page of Windows tools.
 pub fn windows_1252(byte: u8) -> char {
     const HIGH: [char; 32] = [
         '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
@@ -44,7 +44,7 @@ pub fn windows_1252(byte: u8) -> char {
     }
 }
 
-/// A word of a shell command: as it is where that is safe, else in single quotes.
+/// A word of a shell command: unchanged if that is safe, otherwise in single quotes.
 pub fn shell_word(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+=,:@%".contains(&b);
     if !text.is_empty() && text.bytes().all(plain) {
@@ -54,7 +54,7 @@ pub fn shell_word(text: &str) -> String {
     }
 }
 
-/// Eight hex digits that tell one text from others.
+/// Eight hex digits that distinguish a text from others.
 pub fn digest8(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes())[..4])
 }
@@ -67,23 +67,23 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Bytes as base64 (RFC 4648).
+/// Encodes bytes as base64 (RFC 4648).
 pub fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// A word of a shell command, in single quotes in any case.
+/// A word of a shell command, always in single quotes.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", in_single_quotes(text))
 }
 
-/// Text between single quotes of the shell.
+/// Escapes text between single quotes of the shell.
 pub fn in_single_quotes(text: &str) -> String {
     text.replace('\'', r"'\''")
 }
 
-/// A path for a JSON document, without loss: text as it is; where it is not UTF-8, a `file:` URI of its
-/// bytes (RFC 8089).
+/// A path for a JSON document, without loss: unchanged text; if it is not UTF-8, a `file:` URI of
+/// its bytes (RFC 8089).
 pub fn of_path(path: &Path) -> Cow<'_, str> {
     match path.to_str() {
         Some(text) if !text.starts_with(FILE) => text.into(),
@@ -105,7 +105,7 @@ pub fn of_path(path: &Path) -> Cow<'_, str> {
 
 const FILE: &str = "file:";
 
-/// The path that [`of_path`] gave this text for.
+/// The path for which [`of_path`] returned this text.
 pub fn to_path(text: &str) -> PathBuf {
     let Some(name) = text.strip_prefix(FILE) else {
         return text.into();
@@ -122,18 +122,18 @@ pub fn to_path(text: &str) -> PathBuf {
     OsString::from_vec(bytes).into()
 }
 
-/// Paths that only this program knows, and what people call them.
+/// Internal paths, and their names for people.
 static CALLED: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
 
-/// From now on texts for people and documents have `name` in the place of `path`.
+/// Makes texts for people and documents use `name` in place of `path`.
 pub fn call(path: &Path, name: &str) {
     let mut called = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
     called.push((path.to_string_lossy().into_owned(), name.to_owned()));
-    // What lies in a directory comes before that.
+    // Files in a directory come before the directory.
     called.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
 }
 
-/// Text with the names of [`call`].
+/// Replaces internal paths in text by the names of [`call`].
 pub fn called(text: &str) -> Cow<'_, str> {
     let called = CALLED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut text = Cow::Borrowed(text);
@@ -145,7 +145,7 @@ pub fn called(text: &str) -> Cow<'_, str> {
     text
 }
 
-/// A path with the names of [`call`].
+/// Replaces an internal path by the name of [`call`].
 pub fn called_path(path: &Path) -> PathBuf {
     match path.to_str().map(called) {
         Some(Cow::Owned(name)) => name.into(),
@@ -153,7 +153,7 @@ pub fn called_path(path: &Path) -> PathBuf {
     }
 }
 
-/// [`called`] for every text of a document.
+/// Applies [`called`] to every text of a document.
 pub fn called_in(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::String(text) => {
@@ -167,7 +167,7 @@ pub fn called_in(value: &mut serde_json::Value) {
     }
 }
 
-/// For `#[serde(with = "...")]` of a [`PathBuf`].
+/// Serialisation of a [`PathBuf`] for `#[serde(with = "...")]`.
 pub mod json_path {
     use super::{Path, PathBuf, of_path, to_path};
     use serde::{Deserialize, Deserializer, Serializer};
@@ -180,7 +180,7 @@ pub mod json_path {
         String::deserialize(from).map(|text| to_path(&text))
     }
 
-    /// Of a list of paths.
+    /// Serialises a list of paths.
     pub fn list<S: Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
         to.collect_seq(paths.iter().map(|path| of_path(path)))
     }

@@ -1,14 +1,15 @@
-//! Two things at once, and what a thread has come to: a panic in it is one of whoever waits for it.
+//! Parallel execution, and results of threads: a panic in one continues in the thread that waits
+//! for it.
 
 use std::panic::resume_unwind;
 use std::thread;
 
-/// What a thread that was joined has come to.
+/// The result of a joined thread.
 pub fn joined<T>(ended: thread::Result<T>) -> T {
     ended.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Both at once; the second in a thread of its own.
+/// Runs both in parallel, the second in a new thread.
 pub fn side_by_side<A, B: Send>(
     first: impl FnOnce() -> A,
     second: impl FnOnce() -> B + Send,

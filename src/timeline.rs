@@ -1,14 +1,14 @@
-//! When the steps of a run began and ended: lines of the log that a time line is drawn from.
+//! The start and end of a run's steps: lines of the log from which a timeline can be drawn.
 //!
-//! `HYPER2KVM_LOG=hyper2kvm::timeline=debug` shows them: milliseconds since the start of the program, from and to, and
-//! the step. Steps of several threads run side by side.
+//! `HYPER2KVM_LOG=hyper2kvm::timeline=debug` shows them: milliseconds since the start of the
+//! program, from and to, and the step. Steps of several threads run in parallel.
 
 use std::sync::LazyLock;
 use std::time::Instant;
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Counts from now on.
+/// Starts the clock.
 pub fn begin() {
     LazyLock::force(&START);
 }
@@ -21,7 +21,7 @@ pub struct Span {
     from: f64,
 }
 
-/// Begins a step.
+/// Starts a step.
 pub fn span(name: impl Into<String>) -> Span {
     Span {
         from: now(),

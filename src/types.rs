@@ -1,5 +1,4 @@
-//! What several directories have to name alike: one type for each thing, with the names that the different
-//! worlds give it.
+//! Types shared by several directories: one for each thing, with its names in different formats.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -9,7 +8,7 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// A processor architecture, with the names the different worlds give it.
+/// A processor architecture, with its names in different formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Arch {
     #[serde(rename = "x86")]
@@ -23,7 +22,7 @@ pub enum Arch {
 impl Arch {
     pub const ALL: [Arch; 3] = [Arch::X86, Arch::Amd64, Arch::Arm64];
 
-    /// As in INF decorations (`NTamd64`) and driver store directory names, lower case.
+    /// The name in INF decorations (`NTamd64`) and driver store directory names, lower case.
     pub fn inf_name(self) -> &'static str {
         match self {
             Arch::X86 => "x86",
@@ -32,7 +31,7 @@ impl Arch {
         }
     }
 
-    /// As in our JSON documents.
+    /// The name in JSON documents.
     pub fn name(self) -> &'static str {
         match self {
             Arch::X86 => "x86",
@@ -79,7 +78,7 @@ pub enum Firmware {
     Bios,
 }
 
-/// A disk controller QEMU can show the guest.
+/// A disk controller that QEMU can emulate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskBus {
@@ -120,7 +119,8 @@ impl DiskBus {
         }
     }
 
-    /// The PCI functions it can appear as; for virtio the modern one, then the transitional one.
+    /// The PCI functions as which it can appear; for virtio the modern one, then the transitional
+    /// one.
     pub fn devices(self) -> Vec<PciId> {
         let pci = |vendor, device, subsystem, revision, class| PciId {
             vendor,
@@ -155,7 +155,7 @@ pub enum ServiceStart {
     Disabled = 4,
 }
 
-/// A PCI function as QEMU shows it.
+/// A PCI function as QEMU presents it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PciId {
     pub vendor: u16,
@@ -168,7 +168,8 @@ pub struct PciId {
 }
 
 impl PciId {
-    /// The ids Windows looks for, most specific first (Microsoft, "Identifiers for PCI Devices").
+    /// The ids that Windows looks for, most specific first (Microsoft, "Identifiers for PCI
+    /// Devices").
     pub fn ids(&self) -> Vec<String> {
         let short = format!("VEN_{:04X}&DEV_{:04X}", self.vendor, self.device);
         let full = format!("{short}&SUBSYS_{:08X}", self.subsystem);
@@ -211,7 +212,7 @@ impl MacAddr {
         Ok(mac)
     }
 
-    /// An address with QEMU's own prefix.
+    /// Creates an address with QEMU's own prefix.
     pub fn qemu([a, b, c]: [u8; 3]) -> Self {
         Self([0x52, 0x54, 0, a, b, c])
     }
@@ -224,7 +225,7 @@ impl MacAddr {
 impl FromStr for MacAddr {
     type Err = MacError;
 
-    /// Colons, dashes (as Windows prints it) or nothing between the octets.
+    /// Parses colons, dashes (as Windows prints it) or nothing between the octets.
     fn from_str(text: &str) -> Result<Self, MacError> {
         let error = || MacError::Syntax(text.chars().take(40).collect());
         let digits: String = match text.len() {
@@ -277,7 +278,7 @@ impl ControlSet {
         Self(format!("ControlSet{number:03}"))
     }
 
-    /// A key of that name at the root of a hive; the three digits are what Windows gives it.
+    /// Parses the name of a key at the root of a hive; Windows assigns the three digits.
     pub fn parse(name: &str) -> Option<Self> {
         let (head, digits) = name.split_at_checked("ControlSet".len())?;
         let numbered = digits.len() == 3 && digits.bytes().all(|b| b.is_ascii_digit());

@@ -1,8 +1,8 @@
 //! The only module that prints.
 //!
-//! stdout carries the result (text, or one JSON document with `--json`); everything else goes to
-//! stderr. Text that may come from a guest is cleaned of control characters here, whatever the
-//! caller did before.
+//! stdout has the result (text, or one JSON document with `--json`); everything else goes to
+//! stderr. Text that may be from a guest is cleaned of control characters here, whatever the caller
+//! did before.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::error::Error;
 use crate::text;
 
-/// Like `eprintln!`, but nobody reading stderr any more is no reason to stop.
+/// Like `eprintln!`, but continues if stderr is closed.
 macro_rules! err {
     ($($text:tt)*) => {{
         let _ = writeln!(io::stderr().lock(), $($text)*);
@@ -39,7 +39,7 @@ pub enum ProgressMode {
     None,
 }
 
-/// How a piece of text is meant; on a terminal that is a colour.
+/// The meaning of a piece of text; on a terminal that is a colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
     Plain,
@@ -51,7 +51,7 @@ pub enum Tone {
     Hint,
     /// A command or a path: its line is never broken.
     Code,
-    /// No text: where lines that continue this one begin.
+    /// No text: the column at which continuation lines begin.
     Hang,
 }
 
@@ -78,12 +78,12 @@ impl Styled {
         self.0.push((tone, text.into()));
     }
 
-    /// Lines that continue this one begin below what comes next.
+    /// Makes continuation lines begin below the next piece.
     pub fn hang(&mut self) {
         self.push(Tone::Hang, "");
     }
 
-    /// A row of a table of two columns.
+    /// Appends a row of a table with two columns.
     pub fn row(&mut self, label: &str, value: impl Into<String>) {
         self.push(Tone::Faint, format!("  {label:<14}"));
         self.push(Tone::Plain, " ");
@@ -91,13 +91,13 @@ impl Styled {
         self.push(Tone::Plain, value.into() + "\n");
     }
 
-    /// Without colours.
+    /// The text without colours.
     pub fn plain(&self) -> String {
         self.0.iter().map(|(_, part)| part.as_str()).collect()
     }
 }
 
-/// A terminal whose user wants colours.
+/// Whether a stream is a terminal whose user wants colours.
 pub fn takes_colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
@@ -127,12 +127,12 @@ impl Ui {
         }
     }
 
-    /// Whether everything is shown that there is to show.
+    /// Whether all details are printed.
     pub fn is_verbose(&self) -> bool {
         self.verbosity > 1
     }
 
-    /// What is being done now, on stderr.
+    /// Prints the current step on stderr.
     pub fn status(&self, verb: &str, what: &str) {
         if self.progress == ProgressMode::Json {
             let line = json!({
@@ -149,7 +149,7 @@ impl Ui {
         to_stderr(&marked(Tone::Warn, "warning: ", text));
     }
 
-    /// The warnings of a result that is not shown: with `--quiet`.
+    /// Prints the warnings of a result that `--quiet` hides.
     pub fn quiet_warnings<'w>(&self, warnings: impl IntoIterator<Item = &'w String>) {
         if self.verbosity == 0 && !self.json {
             for warning in warnings {
@@ -158,14 +158,15 @@ impl Ui {
         }
     }
 
-    /// The human result, on stdout; not with `--quiet`, nor when a JSON document is printed instead.
+    /// Prints the human result on stdout; not with `--quiet`, nor if a JSON document is printed
+    /// instead.
     pub fn line(&self, text: &str) {
         let mut styled = Styled::default();
         styled.push(Tone::Plain, text);
         self.styled(&styled);
     }
 
-    /// The same, in pieces.
+    /// Prints styled text as the human result.
     pub fn styled(&self, text: &Styled) {
         if !self.json && self.verbosity > 0 {
             let stdout = io::stdout();
@@ -174,12 +175,12 @@ impl Ui {
         }
     }
 
-    /// Text that is the result whatever the mode (completions, XML).
+    /// Prints text that is the result in any mode (completions, XML).
     pub fn raw(&self, text: &str) {
         out(text.trim_end_matches('\n'));
     }
 
-    /// The JSON result: `schema` and `version` first, then the keys of `body`.
+    /// Prints the JSON result: `schema` and `version` first, then the keys of `body`.
     pub fn document(&self, command: &str, body: Value) {
         if self.json {
             out(&pretty(&document(command, body)));
@@ -191,7 +192,7 @@ impl Ui {
         self.error_text(error);
     }
 
-    /// The error as JSON on stdout, when JSON was asked for.
+    /// Prints the error as JSON on stdout, if `--json` is set.
     pub fn error_document(&self, error: &Error) {
         if self.json && !error.reported {
             let body = json!({
@@ -229,7 +230,7 @@ impl Ui {
         to_stderr(&text);
     }
 
-    /// Starts showing the progress of one long step of `total` bytes.
+    /// Starts a progress display for one long step of `total` bytes.
     pub fn progress(&self, label: &str, total: u64) -> Progress {
         let bar = (self.progress == ProgressMode::Auto).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
@@ -255,7 +256,7 @@ impl Ui {
 }
 
 impl Ui {
-    /// Starts showing how many of `total` things are finished.
+    /// Starts a display of how many of `total` tasks are finished.
     pub fn board(&self, total: u64) -> Board {
         let bar = (self.progress == ProgressMode::Auto).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
@@ -272,7 +273,7 @@ impl Ui {
     }
 }
 
-/// Empty before the first byte: nobody knows then.
+/// The rate and the time left; empty before the first byte, when both are unknown.
 fn rate_and_left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
     if state.pos() > 0 {
         let (rate, left) = (
@@ -283,7 +284,7 @@ fn rate_and_left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
     }
 }
 
-/// Progress of several things at a time.
+/// The progress of several tasks at a time.
 pub struct Board {
     ui: Ui,
     last: Mutex<Option<Instant>>,
@@ -291,7 +292,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// Shows where things are, when it is time to: what is shown is only made then.
+    /// Updates the display if it is due: the text is only made then.
     pub fn set(&self, done: u64, text: &dyn Fn() -> String, line: &dyn Fn() -> Value) {
         let interval = match self.ui.progress {
             ProgressMode::Auto | ProgressMode::Json => JSON_INTERVAL,
@@ -315,7 +316,7 @@ impl Board {
         }
     }
 
-    /// The end of one of them: a line that stays, or an event for who reads JSON.
+    /// Reports the end of one task: a permanent line, or an event for readers of JSON.
     pub fn ended(&self, verb: &str, what: &str, event: &Value) {
         if self.ui.progress == ProgressMode::Json {
             eprintln!("{event}");
@@ -324,7 +325,7 @@ impl Board {
         }
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     pub fn status(&self, verb: &str, what: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| self.ui.status(verb, what)),
@@ -339,7 +340,7 @@ impl Board {
     }
 }
 
-/// Shows how long something takes that does not say how far it is, until it is dropped.
+/// Displays the elapsed time of a step without known progress, until it is dropped.
 pub struct Waiting {
     spinner: Option<ProgressBar>,
     /// Closed when the wait is over.
@@ -369,7 +370,7 @@ impl Ui {
         };
         let (over, is_over) = std::sync::mpsc::channel();
         let (label, start) = (label.to_string(), Instant::now());
-        // Without a thread the wait is silent, that is all.
+        // Without a thread, the wait is silent.
         let _ = std::thread::Builder::new()
             .name("waiting".into())
             .spawn(move || {
@@ -406,7 +407,7 @@ impl Drop for Waiting {
     }
 }
 
-/// The envelope every JSON document has.
+/// The envelope of every JSON document.
 pub fn document(command: &str, mut body: Value) -> Value {
     text::called_in(&mut body);
     let mut document = json!({
@@ -419,7 +420,7 @@ pub fn document(command: &str, mut body: Value) -> Value {
     document
 }
 
-/// Lines per second in JSON mode are at most five.
+/// The interval of lines in JSON mode: at most five per second.
 const JSON_INTERVAL: Duration = Duration::from_millis(200);
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 const WAITING_INTERVAL: Duration = Duration::from_secs(15);
@@ -435,13 +436,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Tells how many bytes there are besides that need no work.
+    /// Sets the number of additional bytes that need no work.
     pub fn skipping(mut self, bytes: u64) -> Self {
         self.skipped = bytes;
         self
     }
 
-    /// Shows that `done` bytes of the total are done.
+    /// Updates the display: `done` bytes of the total are finished.
     pub fn set(&self, done: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
@@ -494,14 +495,14 @@ impl Progress {
         if self.skipped > 0 || FETCHED.get().is_some() {
             line += &format!(" ({})", self.left_out());
         }
-        // Before the first byte nobody knows.
+        // Unknown before the first byte.
         if let Some(left) = left {
             line += &format!(", {}/s, {left:.0} s left", bytes(rate as u64));
         }
         line
     }
 
-    /// One line for a wrapper, which may want to look at the version before anything else.
+    /// Prints one line for a wrapper, which may want to check the version before anything else.
     fn json(&self, done: u64, rate: f64, left: Option<f64>) -> Value {
         json!({
             "version": env!("CARGO_PKG_VERSION"), "schema": "hyper2kvm/progress/1",
@@ -512,7 +513,7 @@ impl Progress {
         })
     }
 
-    /// `done` is what there was to do, and all of it is done.
+    /// Ends the display with everything done; `done` is the final amount.
     pub fn finish(self, done: u64) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -528,10 +529,10 @@ impl Progress {
     }
 }
 
-/// Tells how many bytes have crossed the wire, where a source lies on another host.
+/// The source of the number of bytes that have crossed the wire, if a source is on another host.
 static FETCHED: OnceLock<fn() -> u64> = OnceLock::new();
 
-/// From now on progress names what was fetched.
+/// Makes progress displays include the fetched bytes.
 pub fn count_fetched(fetched: fn() -> u64) {
     FETCHED.get_or_init(|| fetched);
 }
@@ -555,8 +556,8 @@ fn pretty(value: &Value) -> String {
     format!("{value:#}")
 }
 
-/// A closed pipe on stdout (`| head`) is the reader's choice, not an error; that the result could not
-/// be written otherwise is one.
+/// Writes to stdout. A closed pipe (`| head`) is the reader's choice, not an error; any other
+/// failure is.
 fn out(text: &str) {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
@@ -567,15 +568,16 @@ fn out(text: &str) {
     }
 }
 
-/// Why the result did not get to stdout.
+/// The reason why the result was not written to stdout.
 static LOST: OnceLock<String> = OnceLock::new();
 
-/// Why the result did not get to stdout, when it did not.
+/// Returns the reason why the result was not written to stdout, if it was not.
 pub fn lost_output() -> Option<&'static str> {
     LOST.get().map(String::as_str)
 }
 
-/// Removes what could steer a terminal: control characters and bidirectional overrides.
+/// Removes characters that could control a terminal: control characters and bidirectional
+/// overrides.
 pub fn clean(text: &str) -> String {
     text::called(text)
         .chars()
@@ -583,7 +585,7 @@ pub fn clean(text: &str) -> String {
         .collect()
 }
 
-/// For what programs print in several lines.
+/// Joins the several lines of a program's output.
 fn one_line(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     clean(&lines.collect::<Vec<_>>().join("; "))
@@ -594,7 +596,7 @@ fn steers_terminal(c: char) -> bool {
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// `1536` as `1.5 KiB`.
+/// Formats `1536` as `1.5 KiB`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = n as f64;
@@ -610,7 +612,7 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-/// `1 file`, `2 files`, `3 entries`.
+/// Formats `1 file`, `2 files`, `3 entries`.
 pub fn count(n: impl TryInto<u64>, word: &str) -> String {
     let n = n.try_into().unwrap_or(u64::MAX);
     let vowel = |c: char| "aeiou".contains(c);
@@ -659,7 +661,7 @@ mod tests {
             .skipping(900);
         let line = progress.json(25, 50.0, Some(1.5)).to_string();
         assert!(line.starts_with("{\"version\":\""), "{line}");
-        // Another test may have connected to a source on the wire.
+        // Another test may have connected to a remote source.
         assert!(
             line.contains(
                 "\"step\":\"Copying\",\"done_bytes\":25,\"total_bytes\":100,\

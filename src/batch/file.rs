@@ -19,14 +19,15 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-/// Values by name; `None` takes a default away.
+/// Values by name; `None` removes a default.
 pub type Settings = BTreeMap<String, Option<Vec<String>>>;
 
 const MAX_FILE: usize = 16 << 20;
 const MAX_MACHINES: usize = 2000;
 const MAX_VALUES: usize = 1000;
 
-/// Says of an option name whether it may be repeated (`Ok`), or why it may not stand here.
+/// The permitted options. Returns whether one may be repeated (`Ok`), or why it is not permitted
+/// here.
 pub trait Rules {
     fn shape(&self, name: &str, place: Place) -> Result<Kind, String>;
     fn check(&self, name: &str, value: &str) -> Result<(), String>;
@@ -53,7 +54,7 @@ pub struct List {
     pub machines: Vec<Settings>,
 }
 
-/// The error names line and column.
+/// Parses a list; an error names line and column.
 pub fn parse(text: &str, rules: &dyn Rules) -> Result<List, String> {
     if text.len() > MAX_FILE {
         return Err(format!("more than {MAX_FILE} bytes"));
@@ -179,7 +180,7 @@ impl<'de> Visitor<'de> for SettingsSeed<'_> {
     }
 }
 
-/// A key, checked where it stands.
+/// A key, checked at its position.
 struct NameSeed<'n>(&'n dyn Fn(&str) -> Result<(), String>);
 
 impl<'de> DeserializeSeed<'de> for NameSeed<'_> {

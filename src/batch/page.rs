@@ -1,5 +1,5 @@
-//! The page of a batch: totals, and a table that can be filtered and sorted. Without scripts: radio
-//! buttons before the table choose what is shown and in which order.
+//! The page of a batch: totals, and a table that can be filtered and sorted without scripts: radio
+//! buttons before the table select the rows and their order.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -29,7 +29,7 @@ td{display:block;padding:.05rem 0}td:nth-child(2),td:nth-child(3),td:nth-child(4
 padding-right:1rem}td:empty{display:none}}\
 @media print{body{margin:0;max-width:none}tr{break-inside:avoid}.choose{display:none}}";
 
-/// How rows can be ordered: the id of the choice, its label.
+/// The possible orders of rows: the id of the choice, its label.
 const ORDERS: [(&str, &str); 5] = [
     ("urgent", "attention first"),
     ("name", "name"),
@@ -90,7 +90,7 @@ fn class(state: State) -> String {
     state.name().replace(' ', "-")
 }
 
-/// Radio buttons: which machines, and in which order. Each rules the table that comes after it.
+/// Radio buttons for the selection and the order of VMs. Each affects the table after it.
 fn choices(h: &mut String, summary: &Summary) {
     let mut choice = |group: &str, id: &str, label: &str, first: bool| {
         let checked = if first { " checked" } else { "" };
@@ -128,7 +128,7 @@ fn choices_style() -> String {
     style + "table tr.head{order:-1!important}"
 }
 
-/// The place of each row in each order.
+/// The position of each row in each order.
 struct Orders([Vec<usize>; 5]);
 
 impl Orders {

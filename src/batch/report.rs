@@ -1,4 +1,4 @@
-//! What became of every VM: one document, one page, one table.
+//! The results of all VMs: one document, one page, one table.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::error::ErrorKind;
 use crate::ui::{Styled, Tone, bytes};
 
-/// By which a page is told from a file of the user.
+/// Distinguishes a page from a file of the user.
 pub const PAGE_TITLE: &str = "<title>hyper2kvm: batch</title>";
 pub(super) const TITLE: &str = "hyper2kvm: batch";
 
@@ -18,12 +18,12 @@ pub(super) const TITLE: &str = "hyper2kvm: batch";
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     Converted,
-    /// With `--dry-run`.
+    /// The VM was only planned (`--dry-run`).
     Planned,
     /// Its directory was complete already.
     Skipped,
     Failed,
-    /// Stopped half-way, and cleaned up.
+    /// Stopped in progress, and cleaned up.
     Interrupted,
     NotStarted,
 }
@@ -59,7 +59,7 @@ impl State {
     }
 }
 
-/// Why a conversion failed, in its own words.
+/// The error of a failed conversion.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Failure {
@@ -88,12 +88,12 @@ pub struct Line {
     pub warnings: Vec<String>,
     #[serde(rename = "error")]
     pub failure: Option<Failure>,
-    /// The last lines on stderr of one that failed.
+    /// The last lines on stderr of a failed one.
     pub log: Vec<String>,
 }
 
 impl Line {
-    /// A VM of which nothing is known but what the list says.
+    /// A VM with no data but that of the list.
     pub fn new(name: &str, source: &Path, output_dir: &Path, state: State) -> Self {
         Self {
             name: name.to_owned(),
@@ -111,7 +111,7 @@ impl Line {
         }
     }
 
-    /// For `--progress json`: how this VM ended.
+    /// The event for `--progress json` about the end of this VM.
     pub fn event(&self) -> Value {
         json!({
             "version": env!("CARGO_PKG_VERSION"), "schema": "hyper2kvm/batch-progress/1",
@@ -122,7 +122,7 @@ impl Line {
         })
     }
 
-    /// For the progress: a verb, and what of it.
+    /// The progress line: a verb and its object.
     pub fn status(&self) -> (&'static str, String) {
         match self.state {
             State::Converted => (
@@ -147,13 +147,13 @@ impl Line {
 
 #[derive(Debug, Serialize)]
 pub struct Summary {
-    /// The list of VMs.
+    /// The path of the list.
     #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub file: PathBuf,
     pub jobs: usize,
     pub total_s: f64,
     pub counts: BTreeMap<State, usize>,
-    /// Of those that failed, how many disks were left changed by a fix in place.
+    /// The number of disks that failed VMs left changed by a fix in place.
     pub not_rolled_back: usize,
     pub machines: Vec<Line>,
 }
@@ -182,7 +182,7 @@ impl Summary {
         self.counts.get(&state).copied().unwrap_or(0)
     }
 
-    /// `None` when all machines are done. A disk that was left changed is told before anything else.
+    /// The kind of error; `None` if all VMs are done. A disk that was left changed has precedence.
     pub fn verdict(&self) -> Option<ErrorKind> {
         if self.not_rolled_back > 0 {
             return Some(ErrorKind::NotRolledBack);
@@ -253,7 +253,7 @@ impl Summary {
         text
     }
 
-    /// What needs somebody's attention comes first.
+    /// Rows that need attention come first.
     pub(super) fn urgent_first(&self) -> Vec<&Line> {
         let mut lines: Vec<&Line> = self.machines.iter().collect();
         lines.sort_by_key(|l| std::cmp::Reverse(l.state == State::Failed));
@@ -265,7 +265,7 @@ impl Summary {
     }
 }
 
-/// Writes a file so that it is whole or not there.
+/// Writes a file so that it is either complete or absent.
 pub fn save(path: &Path, text: &str) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::Builder::new()

@@ -1,4 +1,5 @@
-//! Runs the conversions: some at a time, each in a child of this same program, and listens to them.
+//! Runs the conversions, a limited number at a time, each in a child of this same program, and
+//! reads their progress.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
@@ -26,23 +27,24 @@ use crate::ui::{Board, Ui};
 
 use super::report::{Failure, Line, State};
 
-/// This program, even when its file was replaced meanwhile.
+/// The path of this program, even if its file was replaced in the meantime.
 pub(crate) const SELF: &str = "/proc/self/exe";
-/// How long a child that was asked to end may take: it may have to roll back a disk. What it does not
-/// get done is in its journal.
+/// The time for a child to end: it may have to roll back a disk. Unfinished steps are in its
+/// journal.
 const STOP_LIMIT: Duration = Duration::from_secs(120);
 const TICK: Duration = Duration::from_millis(50);
-/// A report lists every file of a large driver package and the whole inspection.
+/// The size limit of a report, which lists every file of a large driver package and the whole
+/// inspection.
 const MAX_DOCUMENT: u64 = 64 << 20;
 const MAX_LINE: u64 = 64 << 10;
-/// Lines of a failed child that are kept besides its error.
+/// The number of a failed child's lines that are kept besides its error.
 const LOG_LINES: usize = 20;
 
-/// More conversions than this keep no disk busier.
+/// The most conversions at a time; more keep no disk busier.
 const MOST: usize = 4;
 
-/// As many conversions at a time as this host, container or job may use well: each keeps two
-/// processors busy (our reading and `qemu-img`, or two disks).
+/// The number of conversions that this host, container or job supports well at a time: each keeps
+/// two CPUs busy (this program's reading and `qemu-img`, or two disks).
 pub fn default_jobs() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     (processors / 2).clamp(1, MOST)
@@ -54,13 +56,13 @@ pub struct Machine {
     pub source: PathBuf,
     /// Absolute.
     pub folder: PathBuf,
-    /// Of `convert`, without directory and source.
+    /// The options of `convert`, without directory and source.
     pub args: Vec<OsString>,
-    /// What must not be seen on a command line.
+    /// Secrets, which must not appear on a command line.
     pub env: Vec<(String, String)>,
-    /// What it would put into its report now; `None` when the source cannot be looked at.
+    /// The request that it would report now; `None` if the source cannot be read.
     pub request: Box<dyn Fn() -> Option<Request> + Send + Sync>,
-    /// Make it again even if it is there.
+    /// Convert again even if the directory exists.
     pub force: bool,
 }
 
@@ -69,9 +71,9 @@ pub struct Machine {
 pub enum Done {
     /// There is no directory.
     No,
-    /// The directory is complete and what this run would make.
+    /// The directory is complete and equals the result of this run.
     Yes,
-    /// The directory is there and is something else.
+    /// The directory exists and differs.
     Differs(String),
 }
 
@@ -80,7 +82,7 @@ impl Machine {
         Line::new(&self.name, &self.source, &self.folder, state)
     }
 
-    /// What the output directory says of itself.
+    /// The report in the output directory.
     fn report(&self) -> Option<Value> {
         let mut bytes = Vec::new();
         let file = File::open(self.folder.join("report.json")).ok()?;
@@ -90,9 +92,9 @@ impl Machine {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Looks at the output directory.
+    /// Checks the output directory.
     pub fn done(&self) -> Done {
-        // A conversion that is at work there says so itself.
+        // A conversion working there is detected by its own lock.
         if let Err(error) = exchange::repair(&self.folder) {
             tracing::debug!("{}: {error}", self.folder.display());
         }
@@ -120,8 +122,8 @@ impl Machine {
     }
 }
 
-/// What changed since, in a few words; `None` when nothing did. A file counts as the same by what it is,
-/// not by the path that leads to it.
+/// The first difference in a few words; `None` if there is none. A file is identified by its inode,
+/// not by its path.
 fn difference(was: &Request, now: &Request) -> Option<String> {
     let values = |request: &Request, name: &str| request.options.get(name).cloned();
     let input = |request: &Request, path: &str| {
@@ -158,7 +160,7 @@ fn difference(was: &Request, now: &Request) -> Option<String> {
     (was.inputs.len() != now.inputs.len()).then(|| "it was made from other files".to_string())
 }
 
-/// What a VM is doing right now.
+/// The current state of a VM.
 #[derive(Debug, Clone, Default)]
 struct Slot {
     running: bool,
@@ -174,7 +176,7 @@ struct Watch<'a> {
     finished: AtomicUsize,
     failed: AtomicUsize,
     board: Board,
-    /// They keep to their bandwidth together.
+    /// The file through which they share their bandwidth limit.
     pace: Option<Arc<File>>,
 }
 
@@ -218,7 +220,7 @@ impl Watch<'_> {
     }
 }
 
-/// Converts them all; one line per machine, in the order of the list. `dry_run`: only plans.
+/// Converts all VMs; returns one line per VM, in the order of the list. `dry_run` only plans.
 pub fn run(machines: &[Machine], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Line> {
     let watch = Watch {
         machines,
@@ -319,13 +321,13 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
     line
 }
 
-/// A VM that an earlier run has converted, with what that run said of it.
+/// The line of a VM that an earlier run has converted, with the data of that run.
 fn skipped(machine: &Machine) -> Line {
     let report = machine.report().unwrap_or(Value::Null);
     told(&report, machine.line(State::Skipped))
 }
 
-/// The line with what a report says.
+/// The line with data from a report.
 fn told(report: &Value, line: Line) -> Line {
     let list = |value: &Value| -> Vec<String> {
         let items = value.as_array().into_iter().flatten();
@@ -343,15 +345,15 @@ fn told(report: &Value, line: Line) -> Line {
     }
 }
 
-/// How a child ended and what it said.
+/// The exit and the output of a child.
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
     pub(crate) document: Value,
     pub(crate) log: Vec<String>,
 }
 
-/// Runs one conversion to its end. When we are asked to stop, so is the child, and it gets the time to
-/// clean up.
+/// Runs one conversion to its end. When this process is asked to stop, so is the child, which gets
+/// the time to clean up.
 fn child(
     machine: &Machine,
     dry_run: bool,
@@ -377,7 +379,7 @@ fn child(
     listen(command.arg("--").arg(&machine.source), on_event)
 }
 
-/// Runs this same program to its end, and listens to its progress.
+/// Runs this same program to its end, and reads its progress.
 pub(crate) fn listen(command: Cmd, on_event: &mut dyn FnMut(&Value)) -> Result<Ended, ToolError> {
     let io_error = |source| ToolError::Io {
         tool: "hyper2kvm".into(),
@@ -403,7 +405,7 @@ pub(crate) fn listen(command: Cmd, on_event: &mut dyn FnMut(&Value)) -> Result<E
                 if let Some(status) = child.try_wait()? {
                     break status;
                 }
-                // Nothing will come any more, but the child has not ended.
+                // No more output will arrive, but the child has not ended.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -441,7 +443,7 @@ fn forward_lines(pipe: impl Read, sender: &Sender<String>) {
     }
 }
 
-/// Progress is for the board, anything else for the log.
+/// Sends progress to the board, any other line to the log.
 fn take(line: &str, log: &mut VecDeque<String>, on_event: &mut dyn FnMut(&Value)) {
     match serde_json::from_str::<Value>(line) {
         Ok(event) if event["schema"].is_string() => on_event(&event),
@@ -506,7 +508,7 @@ fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
     }
 }
 
-/// Converted in spite of what was accepted: the directory is there, and counts as a failure.
+/// A VM converted despite accepted problems: the directory exists, but it counts as a failure.
 fn not_ready(machine: &Machine, document: &Value, dry_run: bool) -> Line {
     let codes = document["accepted"].as_array().into_iter().flatten();
     let codes: Vec<&str> = codes.filter_map(Value::as_str).collect();
@@ -574,7 +576,7 @@ mod tests {
         differs(&machine, "format: raw, now qcow2");
         report(true, &request("qcow2", 4));
         differs(&machine, "/vm.vmdk has changed since");
-        // The same file by another path is the same; a file that only has its name is not.
+        // The same file under another path is the same; another file with the same name is not.
         let elsewhere = |inode: u64| {
             let mut request = request("qcow2", 5);
             request.inputs[0].path = "/mnt/other/vm.vmdk".into();

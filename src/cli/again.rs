@@ -1,10 +1,10 @@
-//! The command that comes next: what the user typed, with another verb.
+//! The next command to run: the user's command line with another verb.
 
 use std::ffi::OsString;
 
 use crate::text::{of_path, shell_word};
 
-/// Options that say how something is shown, not what is done.
+/// Options that change the display, not the work.
 const SHOWN_HOW: [&str; 8] = [
     "--json",
     "--quiet",
@@ -16,8 +16,8 @@ const SHOWN_HOW: [&str; 8] = [
     "--evidence",
 ];
 
-/// This command line with `to` in the place of the verb `from`; `None` where it holds a secret, or another
-/// verb.
+/// This command line with the verb `to` in place of `from`; `None` if it contains a secret, or
+/// another verb.
 pub fn with_verb(from: &str, to: &str) -> Option<String> {
     rewritten(std::env::args_os().skip(1), from, to)
 }

@@ -36,7 +36,7 @@ pub struct BatchArgs {
     pub only: Option<String>,
 }
 
-/// What a list may say: the options of `convert`.
+/// The permitted keys of a list: the options of `convert`.
 struct ConvertOptions;
 
 impl Rules for ConvertOptions {
@@ -121,7 +121,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     }))
 }
 
-/// One VM, by name or else by position.
+/// Selects one VM, by name or otherwise by position.
 fn only(machines: Vec<Machine>, wanted: &str) -> Result<Vec<Machine>> {
     let count = machines.len();
     let position = machines
@@ -137,7 +137,7 @@ fn only(machines: Vec<Machine>, wanted: &str) -> Result<Vec<Machine>> {
     })
 }
 
-/// The VMs with everything decided, or a usage error before any of them is started.
+/// The VMs with all decisions made, or a usage error before any of them is started.
 fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Result<Vec<Machine>> {
     let mut machines = Vec::new();
     let mut in_place: Vec<(PathBuf, bool)> = Vec::new();
@@ -145,14 +145,14 @@ fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Resul
         let merged = merge(list, settings, given, folder);
         let source = merged.get(SOURCE).and_then(|v| v.first());
         let source = source.map_or("", String::as_str);
-        // A URL, or the name of what a program serves, is no path.
+        // A URL, or the name of a `--source-command`, is not a path.
         let elsewhere = source.contains("://") || merged.contains_key(SOURCE_COMMAND);
         let source = match elsewhere {
             true => PathBuf::from(source),
             false => folder.join(source),
         };
         let at = match elsewhere {
-            // A password may stand in it.
+            // It may contain a password.
             true => format!("VM {}", i + 1),
             false => format!("VM {} ({})", i + 1, source.display()),
         };
@@ -165,7 +165,7 @@ fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Resul
     Ok(machines)
 }
 
-/// Defaults, then what the VM says, then what the command line says.
+/// Merges the defaults, the settings of the VM, and the command line, in ascending precedence.
 pub(super) fn merge(list: &List, settings: &Settings, given: &Options, folder: &Path) -> Options {
     let mut all: BTreeMap<&String, &Option<Vec<String>>> = list.defaults.iter().collect();
     all.extend(settings);
@@ -211,7 +211,7 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
             error.message = format!("{at}: {}", error.message);
             return Err(error);
         }
-        // That is for the conversion to say; the others continue.
+        // The conversion reports that; the others continue.
         Err(_) => {
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
             safe_name(one.fix.name.as_deref().unwrap_or(&stem))
@@ -230,12 +230,12 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
     })
 }
 
-/// The name the description has for it.
+/// The name in the description.
 fn named(fix: &FixArgs) -> Result<String> {
     fix.job().map(|job| job.vm.machine.name)
 }
 
-/// The name of a VM on the wire: nothing is connected to before its turn comes.
+/// The name of a remote VM: no connection is made before its turn.
 fn remote(fix: &FixArgs) -> Result<Option<String>> {
     let args = &fix.source;
     let at = wire::location(&args.source, &args.wire)?;
@@ -256,7 +256,7 @@ fn remote(fix: &FixArgs) -> Result<Option<String>> {
     Ok(Some(fix.name.clone().unwrap_or(name)))
 }
 
-/// Refuses VMs that would get into each other's way.
+/// Refuses VMs that would interfere with each other.
 fn distinct(machines: &[Machine], sources: &[(PathBuf, bool)]) -> Result<()> {
     let folders: Vec<PathBuf> = machines.iter().map(|m| real(&m.folder)).collect();
     for (i, one) in machines.iter().enumerate() {
@@ -287,8 +287,8 @@ fn distinct(machines: &[Machine], sources: &[(PathBuf, bool)]) -> Result<()> {
     Ok(())
 }
 
-/// Where a path leads that need not exist yet: the part that does with its links followed, the rest
-/// with `..` taken out.
+/// The target of a path that need not exist yet: links in the existing part are resolved, `..` in
+/// the rest is removed.
 pub(super) fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let mut plain = PathBuf::new();

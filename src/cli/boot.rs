@@ -23,15 +23,15 @@ pub struct BootArgs {
     folder: PathBuf,
     #[command(flatten)]
     watch: WatchArgs,
-    /// Key of a BitLocker volume, to read what the first boot has left: SELECTOR:file:PATH, SELECTOR:env:NAME
-    /// or SELECTOR:key:KEY, as for convert (repeatable)
+    /// Key of a BitLocker volume, to read the results of the first boot: SELECTOR:file:PATH,
+    /// SELECTOR:env:NAME or SELECTOR:key:KEY, as for convert (repeatable)
     #[arg(long, value_name = "SELECTOR:TYPE:VALUE")]
     key: Vec<String>,
     #[command(flatten)]
     install: InstallArgs,
 }
 
-/// How the boots are watched.
+/// Options for watching the boots.
 #[derive(Debug, clap::Args)]
 pub struct WatchArgs {
     /// libvirt of this host
@@ -42,7 +42,7 @@ pub struct WatchArgs {
         default_value = "qemu:///system"
     )]
     connect: String,
-    /// How to know that Windows is up
+    /// How to detect that Windows is up
     #[arg(long, value_enum, default_value_t = WaitArg::Auto)]
     wait: WaitArg,
     /// Seconds each boot may take
@@ -67,7 +67,7 @@ impl WatchArgs {
         &self.connect
     }
 
-    /// For a directory that is filled in later, where there is none yet.
+    /// The options for a directory that is filled in later.
     pub fn options(&self, folder: PathBuf, keys: Keys, install: Option<Place>) -> Options {
         Options {
             folder,
@@ -90,7 +90,7 @@ impl WatchArgs {
     }
 }
 
-/// Where libvirt can read the disks.
+/// The target of disks that libvirt cannot read in their place.
 #[derive(Debug, clap::Args)]
 pub struct InstallArgs {
     /// Move the disks to this directory first, where libvirt can read them
@@ -115,7 +115,7 @@ impl InstallArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum WaitArg {
-    /// The line of the first-boot script on COM1, or else the guest agent
+    /// The line of the first-boot script on COM1, or otherwise the guest agent
     Auto,
     Marker,
     Agent,
@@ -142,7 +142,7 @@ pub fn run(args: &BootArgs, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// How a boot went that came up; `by` is what showed it.
+/// Describes a successful boot; `by` is its evidence.
 pub(super) fn up_after(seconds: f64, by: &str, reboots: u32) -> String {
     let restarts = count(reboots, "restart");
     format!("up after {seconds:.0} s ({by}, {restarts})")

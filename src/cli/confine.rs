@@ -1,5 +1,6 @@
-//! What this process gives up before it looks at a disk, and all the programs it starts with it: writing
-//! elsewhere than it must, and the network. A kernel without the means gets the same run without it.
+//! Restricts this process, and all the programs it starts, before it reads a disk: no writes except
+//! where needed, and no network. A kernel without these features runs the same steps without the
+//! restrictions.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::tool::{confine, launcher};
 
-/// Where programs keep temporary files and sockets.
+/// Directories for programs' temporary files and sockets.
 fn temporary() -> Vec<PathBuf> {
     let mut below = vec![PathBuf::from("/var/tmp"), std::env::temp_dir()];
     for name in [
@@ -20,30 +21,30 @@ fn temporary() -> Vec<PathBuf> {
     below
 }
 
-/// Whether a program is asked for that needs the network.
+/// Whether a program that needs the network may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Network {
     Kept,
     GivenUp,
 }
 
-/// Where a verb writes.
+/// The paths to which a verb writes.
 #[derive(Debug, Default)]
 pub struct Writes<'p> {
-    /// Made when it is not there: a rule can only be for what is there, and one for a directory above
-    /// would let everything else in it be written.
+    /// Created if it does not exist: a rule needs an existing path, and one for its parent would
+    /// permit writing to everything else there.
     pub folder: Option<&'p Path>,
-    /// What is there: devices, disks, other directories.
+    /// Existing paths: devices, disks, other directories.
     pub there: Vec<&'p Path>,
 }
 
-/// From here on nothing is written but below these paths and where temporary files are.
+/// Restricts writes to these paths and those of temporary files.
 pub fn writes(below: &Writes<'_>) -> Result<()> {
     give_up(below, Network::Kept)?;
     hit()
 }
 
-/// The same, and no network: for verbs whose programs need none.
+/// Restricts writes, and denies the network: for verbs whose programs need none.
 pub fn looks(below: &Writes<'_>) -> Result<()> {
     give_up(below, Network::GivenUp)?;
     confine::offline().map_err(|e| Error::failed("giving up the network").because(e))?;
@@ -56,7 +57,7 @@ fn hit() -> Result<()> {
 
 fn give_up(below: &Writes<'_>, network: Network) -> Result<()> {
     if let Some(folder) = below.folder {
-        // What cannot be made is reported by whoever writes there.
+        // The later writer reports a path that cannot be created.
         let _ = crate::files::create_passage(folder);
     }
     let mut all = temporary();

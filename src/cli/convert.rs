@@ -20,14 +20,14 @@ pub enum ConvertArgs {
         one: Box<OneArgs>,
         given: Options,
     },
-    /// Options given besides the list are for all its VMs.
+    /// Options besides the list apply to all its VMs.
     Batch {
         batch: BatchArgs,
         given: Options,
     },
 }
 
-/// The options that `convert -h` shows first.
+/// The options shown first in `convert -h`.
 pub const FIRST: [&str; 10] = [
     "virtio-iso",
     "storage",
@@ -41,7 +41,7 @@ pub const FIRST: [&str; 10] = [
     "key",
 ];
 
-/// Whatever has no group of its own and is not among the first.
+/// Assigns a group to an option that has none and is not among the first.
 fn grouped(arg: Arg) -> Arg {
     let first = arg.get_long().is_none_or(|long| FIRST.contains(&long));
     match first || arg.get_help_heading().is_some() {

@@ -30,7 +30,7 @@ pub struct DemoArgs {
     folder: PathBuf,
 }
 
-/// Enough of the command line to run the real verb with its own defaults.
+/// A minimal command line that runs the real verb with its own defaults.
 #[derive(Debug, Parser)]
 struct ConvertLine {
     #[command(flatten)]

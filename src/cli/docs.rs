@@ -1,5 +1,5 @@
-//! `hyper2kvm docs [TOPIC]`: the pages of `docs/`, built in, so that what hints name can be read wherever
-//! the program is.
+//! `hyper2kvm docs [TOPIC]`: the pages of `docs/`, built in, so that pages named in hints are
+//! available wherever the program is.
 
 use crate::error::{Error, Result};
 use crate::ui::{Styled, Tone, Ui};
@@ -64,7 +64,7 @@ pub fn run(args: &DocsArgs, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// By its topic or the name of its file.
+/// Finds a page by its topic or file name.
 fn page(topic: &str) -> Option<&'static str> {
     let wanted = topic.to_lowercase();
     let name = wanted.trim_start_matches("docs/").trim_end_matches(".md");
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(page("nothing"), None);
     }
 
-    /// What the program names must be there for who has the program only.
+    /// Everything that the program refers to is available to a user who has only the program.
     #[test]
     fn hints_name_topics_not_files() {
         let mut left = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];

@@ -50,7 +50,7 @@ pub fn run(args: &DoctorArgs, ui: &Ui) -> Result<()> {
     })
 }
 
-/// Whether `--install` has what it needs: a package manager it knows, and the means to become root.
+/// Whether `--install` is possible: with a known package manager, and the means to become root.
 pub fn can_install() -> bool {
     let root = rustix::process::geteuid().is_root() || tool::find("sudo").is_some();
     root && host::package_manager().is_some()
@@ -101,7 +101,7 @@ fn shown(found: &[Found], checks: &[Check], verdicts: &[Verdict], verbose: bool)
     text
 }
 
-/// The first version number of a line; OpenSSH has its own behind an underscore.
+/// The first version number of a line; OpenSSH has its own after an underscore.
 fn number(line: &str) -> &str {
     let mut words = line.split([' ', '(', ')', ',', 'v', '_']);
     let is_number = |w: &&str| w.starts_with(|c: char| c.is_ascii_digit());
@@ -129,7 +129,7 @@ fn document(found: &[Found], checks: &[Check], verdicts: &[Verdict], ui: &Ui) {
     );
 }
 
-/// Rehearsals of this user that run, and what killed ones have left.
+/// Running rehearsals of this user, and the leftovers of killed ones.
 fn rehearsals(ui: &Ui) -> Vec<serde_json::Value> {
     let mut list = Vec::new();
     for found in record::leftovers() {
@@ -153,7 +153,7 @@ fn rehearsals(ui: &Ui) -> Vec<serde_json::Value> {
     list
 }
 
-/// Installs the missing tools; nothing happens when none is missing.
+/// Installs the missing tools; does nothing if none is missing.
 pub fn install(ui: &Ui, wanted: &dyn Fn(&host::Tool) -> bool) -> Result<()> {
     let missing: Vec<_> = TOOLS
         .iter()
@@ -181,7 +181,7 @@ pub fn install(ui: &Ui, wanted: &dyn Fn(&host::Tool) -> bool) -> Result<()> {
             .run();
         match done {
             Ok(_) => {}
-            // An index that cannot be refreshed is no reason not to try the install.
+            // The install is tried even if the index cannot be refreshed.
             Err(error) if step.iter().any(|s| s == "update") => {
                 ui.warn(&format!("{}: {error}", step.join(" ")));
             }
@@ -198,7 +198,7 @@ pub fn install(ui: &Ui, wanted: &dyn Fn(&host::Tool) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// apt needs a package index, which a fresh machine does not have.
+/// apt needs a package index, which a fresh system lacks.
 fn with_index(command: Vec<String>) -> Vec<Vec<String>> {
     let update = (command.first().is_some_and(|c| c == "apt-get"))
         .then(|| vec!["apt-get".to_string(), "update".to_string()]);

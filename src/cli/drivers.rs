@@ -40,7 +40,7 @@ pub fn run(args: &DriversArgs, ui: &Ui) -> Result<()> {
         let text = origin::text(&catalogue, DEFAULT_ISO);
         let mut shown = Styled::default();
         for line in text.lines() {
-            // An address is copied.
+            // An address is printed for copying.
             let tone = match line.contains("https://") {
                 true => Tone::Code,
                 false => Tone::Plain,
@@ -73,7 +73,7 @@ fn architectures(windows: &Windows) -> Vec<Arch> {
     }
 }
 
-/// A Windows the entry is about.
+/// A Windows for which the entry is.
 fn target(windows: &Windows, arch: Arch) -> WindowsTarget {
     WindowsTarget {
         major: windows.nt.major,
@@ -97,7 +97,7 @@ fn rows<'c>(catalogue: &'c Catalogue, media: Option<&dyn Media>) -> Vec<Row<'c>>
     for windows in &catalogue.windows {
         for arch in architectures(windows) {
             let target = target(windows, arch);
-            // An entry further up may take precedence for this build.
+            // An earlier entry may have precedence for this build.
             if catalogue.windows_for(&target).map(|w| &w.id) != Some(&windows.id) {
                 continue;
             }
@@ -134,7 +134,7 @@ impl Row<'_> {
         json
     }
 
-    /// Directory, version and what else there is to know.
+    /// Directory, version and notes.
     fn cells(&self) -> (String, String) {
         match &self.choice {
             None => (self.windows.folders.join(", "), String::new()),
@@ -153,7 +153,7 @@ impl Row<'_> {
     }
 }
 
-/// Fits 80 columns.
+/// Renders a table that fits in 80 columns.
 fn table(rows: &[Row<'_>], media: Option<&dyn Media>, verbose: bool) -> Styled {
     let mut text = Styled::default();
     let (folder, last) = match media {

@@ -27,11 +27,11 @@ use super::wire::{self, WireArgs};
 pub struct InspectArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// More of them. Several, or a directory of disks and VMs, are shown as a table
+    /// Further sources. Several, or a directory of disks and VMs, are shown as a table
     #[arg(value_name = "SOURCE")]
     more: Vec<PathBuf>,
-    /// Collect registry, boot configuration and logs into DIR/<name>-evidence.tar.gz, for a support
-    /// case. It holds secrets: the program says which
+    /// Collect registry, boot configuration and logs in DIR/<name>-evidence.tar.gz, for a support
+    /// case. It contains secrets, which the program lists
     #[arg(long, value_name = "DIR")]
     evidence: Option<PathBuf>,
 }
@@ -70,7 +70,7 @@ pub fn run(args: &InspectArgs, ui: &Ui) -> Result<()> {
     several(args, &sources, ui)
 }
 
-/// The paths that stand for what was named. Those on the wire are connected to.
+/// The local paths of the named sources. Remote ones are connected to.
 fn located(args: &InspectArgs) -> Result<Vec<PathBuf>> {
     let wire = &args.source.wire;
     let named = || std::iter::once(&args.source.source).chain(&args.more);
@@ -84,7 +84,7 @@ fn located(args: &InspectArgs) -> Result<Vec<PathBuf>> {
     named().map(|source| wire.locate(source)).collect()
 }
 
-/// The command that comes next: with the drivers, where they are not found without being named.
+/// The next command, with the drivers if they are not at a default path.
 fn plan_command() -> Option<String> {
     let line = again::with_verb("inspect", "plan")?;
     let named = std::env::var_os("HYPER2KVM_VIRTIO_ISO").is_some();
@@ -94,7 +94,7 @@ fn plan_command() -> Option<String> {
     })
 }
 
-/// What inspection found, and the evidence that was collected on the way.
+/// The inspection, and the evidence collected with it.
 struct Seen {
     name: String,
     machine: Option<vm::Machine>,
@@ -114,7 +114,7 @@ impl Seen {
     }
 }
 
-/// A directory is one VM when a description says so and nothing else lies in it.
+/// Whether a directory is one VM: it has a description and nothing else.
 fn is_one(path: &Path) -> bool {
     if !path.is_dir() {
         return true;
@@ -146,7 +146,7 @@ fn has_hyper_v_settings(folder: &Path) -> bool {
 fn one(args: &InspectArgs, path: &Path, ui: &Ui) -> Result<Seen> {
     let source = SourceArgs {
         source: path.to_path_buf(),
-        // What they say is done.
+        // The remedies are already carried out.
         wire: WireArgs::default(),
         ..args.source.clone()
     };
@@ -188,7 +188,7 @@ fn show(ui: &Ui, archive: Option<&Archive>) {
     }
 }
 
-/// A table; what cannot be inspected is a line of it.
+/// Prints a table; a source that cannot be inspected is a row of it.
 fn several(args: &InspectArgs, named: &[PathBuf], ui: &Ui) -> Result<()> {
     let mut sources = Vec::new();
     for path in named {

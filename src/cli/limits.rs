@@ -1,4 +1,4 @@
-//! What this process was given, and what it cannot do without.
+//! Checks the resources that this process needs.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::error::{Error, Result};
 use crate::ui;
 
-/// Address space with which every program that is started can work.
+/// Address space sufficient for every started program.
 const ADDRESS_SPACE: u64 = 2 << 30;
-/// With less than that this program itself may be ended for want of memory.
+/// Memory below which this program itself may be killed.
 const LEAST: u64 = 512 << 20;
 
-/// Open files and child processes are reached through `/proc`.
+/// Fails without `/proc`, through which open files and child processes are reached.
 pub fn need_proc() -> Result<()> {
     if Path::new("/proc/self/fd").exists() && Path::new("/proc/self/exe").exists() {
         return Ok(());
@@ -21,11 +21,11 @@ pub fn need_proc() -> Result<()> {
         .hint("mount it (mount -t proc proc /proc); a container or chroot needs its own"))
 }
 
-/// A chain may have hundreds of files, each open once.
+/// Raises the limit of open files: a chain may have hundreds of files, each open once.
 pub fn allow_open_files() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
-        // Where that is refused, what there is may do.
+        // If that is refused, the present limit may suffice.
         let _ = setrlimit(
             Resource::Nofile,
             Rlimit {
@@ -36,10 +36,10 @@ pub fn allow_open_files() {
     }
 }
 
-/// With less than that not even the command line can be read.
+/// Memory below which not even the command line can be read.
 const FOR_A_MESSAGE: u64 = 64 << 20;
 
-/// Says so, without taking any memory, where there is too little for anything else.
+/// Prints an error, without allocating memory, if there is too little memory for anything else.
 pub fn has_memory_to_speak() -> bool {
     let enough = |limit: u64| limit >= FOR_A_MESSAGE;
     if getrlimit(Resource::As).current.is_none_or(enough) {
@@ -47,12 +47,12 @@ pub fn has_memory_to_speak() -> bool {
     }
     let text = b"error: too little memory is allowed\n  hint: the address space is limited \
                  to less than 64 MiB (ulimit -v), 2 GiB are needed: ulimit -v unlimited\n";
-    // Nobody may read it.
+    // stderr may be closed.
     let _ = rustix::io::write(rustix::stdio::stderr(), text);
     false
 }
 
-/// Fails where memory is so little that nothing could be said about it later.
+/// Fails if memory is so low that later errors could not be reported.
 pub fn need_memory() -> Result<()> {
     match getrlimit(Resource::As).current {
         Some(limit) if limit < LEAST => Err(Error::missing_tool("too little memory is allowed")),
@@ -60,7 +60,7 @@ pub fn need_memory() -> Result<()> {
     }
 }
 
-/// What may be behind a failure: a limit on memory that is lower than what programs need.
+/// A possible cause of a failure: a memory limit lower than programs need.
 pub fn too_little_memory() -> Option<String> {
     let limit = getrlimit(Resource::As).current?;
     (limit < ADDRESS_SPACE).then(|| {

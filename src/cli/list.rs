@@ -1,4 +1,4 @@
-//! What `convert --batch` and `rehearse --batch` have in common: the list, and the reports beside it.
+//! Common parts of `convert --batch` and `rehearse --batch`: the list, and the reports beside it.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use crate::ui::document;
 
 use super::options::{NAME, OUTPUT_DIR, Options, SOURCE, Shape};
 
-/// A list that was read.
+/// A parsed list.
 pub(super) struct ListFile {
     pub file: PathBuf,
     pub list: List,
-    /// Where what is made of it goes.
+    /// The directory for the results.
     pub output: PathBuf,
 }
 
@@ -43,7 +43,7 @@ impl ListFile {
         Ok(Self { file, list, output })
     }
 
-    /// Paths in the list count from here.
+    /// The directory to which paths in the list are relative.
     pub fn folder(&self) -> &Path {
         folder_of(&self.file)
     }
@@ -53,7 +53,7 @@ fn folder_of(file: &Path) -> &Path {
     file.parent().unwrap_or(Path::new("/"))
 }
 
-/// How an option is given in a list; an error where it is for one VM, and stands among the defaults.
+/// The form of an option in a list. Fails if an option for one VM is among the defaults.
 pub(super) fn kind(name: &str, shape: &Shape, place: Place, what: &str) -> Result<Kind, String> {
     if place == Place::Defaults && [SOURCE, NAME, OUTPUT_DIR, "mac", "root"].contains(&name) {
         return Err(format!("`{name}` is for one {what}, not for all of them"));
@@ -65,14 +65,14 @@ pub(super) fn kind(name: &str, shape: &Shape, place: Place, what: &str) -> Resul
     })
 }
 
-/// The two forms of the report: `fleet-report.json` and `.html` beside what was made of `fleet.yaml`.
+/// Both formats of the report: `fleet-report.json` and `.html` beside the results of `fleet.yaml`.
 pub(super) struct Reports<'a> {
     pub list: &'a ListFile,
-    /// Of the JSON document.
+    /// The schema of the JSON document.
     pub schema: &'static str,
-    /// What the names of both end in.
+    /// The common suffix of both names.
     pub ending: &'static str,
-    /// Of the page.
+    /// The title of the page.
     pub title: &'static str,
 }
 
@@ -86,7 +86,7 @@ impl Reports<'_> {
         })
     }
 
-    /// Refuses to replace a file of the user; looked at before the start and before anything is written.
+    /// Refuses to replace a file of the user; checked at the start and before anything is written.
     pub fn refuse_taken(&self) -> Result<()> {
         let written_here = |path: &Path| {
             let plain = path.symlink_metadata().is_ok_and(|m| m.is_file());
@@ -111,7 +111,7 @@ impl Reports<'_> {
         }
     }
 
-    /// Writes both, and gives the path of the page.
+    /// Writes both, and returns the path of the page.
     pub fn save(&self, body: Value, text: &str) -> Result<PathBuf> {
         let [json, page] = self.paths();
         let failed =

@@ -1,4 +1,5 @@
-//! `hyper2kvm man [FOLDER]`: the man pages, one per verb, made from the same definitions as `--help`.
+//! `hyper2kvm man [FOLDER]`: the man pages, one per verb, generated from the same definitions as
+//! `--help`.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ pub struct ManArgs {
     folder: Option<PathBuf>,
 }
 
-/// Per verb, commands and what each does.
+/// Commands of each verb with their descriptions.
 const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     (
         "",

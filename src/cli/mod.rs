@@ -105,17 +105,18 @@ enum Command {
     Convert(Box<convert::ConvertArgs>),
     /// Copy disks while the VM runs; `convert --from-sync` copies the rest
     Sync(sync::SyncArgs),
-    /// Say whether a disk would boot; writes nothing
+    /// Check whether a disk would boot; writes nothing
     Verify(verify::VerifyArgs),
     /// Boot a converted VM twice on libvirt: bootstrap, then VirtIO
     Boot(boot::BootArgs),
     /// Try both boots first, on a throw-away overlay without a network
     Rehearse(Box<rehearse::RehearseArgs>),
-    /// Copy what `convert --copy later` has left on the source, while the VM runs or is off
+    /// Copy the data that `convert --copy later` has left on the source, while the VM runs or is
+    /// off
     Pull(pull::PullArgs),
-    /// Give up a VM whose disks are still on the source: domain, output directory
+    /// Delete a VM whose disks are still on the source: domain, output directory
     Release(release::ReleaseArgs),
-    /// Hold a running VM's way to its source on another host, and resume it after an outage
+    /// Keep a running VM connected to its source on another host, and resume it after an outage
     Serve(serve::ServeArgs),
     /// Undo a fix made with `convert --in-place`
     Rollback(rollback::RollbackArgs),
@@ -133,8 +134,7 @@ enum Command {
     Man(man::ManArgs),
 }
 
-/// Parses, runs, and turns the outcome into the exit code.
-/// Whether there is memory to read a command line with. The first thing that is asked.
+/// Whether there is enough memory to read a command line. Checked before anything else.
 pub fn can_start() -> bool {
     limits::has_memory_to_speak()
 }
@@ -156,7 +156,8 @@ pub fn main() -> ExitCode {
         ui.error(&Error::new(ErrorKind::Internal, "watching for signals").because(error));
         return ExitCode::from(ErrorKind::Internal.code());
     }
-    // A panic is a bug of this program, but it must still run the guards and end in a documented exit code.
+    // A panic is a bug of this program, but it must still run the guards and end in a documented
+    // exit code.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cli.command, &ui)))
         .unwrap_or_else(|_| {
             Err(Error::new(
@@ -184,7 +185,7 @@ pub fn main() -> ExitCode {
     code
 }
 
-/// Why a source on the wire could not be read: who read it saw an input error and no more.
+/// Adds the reason why a remote source is unreadable: its readers got only an input error.
 fn with_trouble(error: Error) -> Error {
     if error.kind != ErrorKind::Failed || error.is_interrupted() {
         return error;
@@ -197,7 +198,7 @@ fn with_trouble(error: Error) -> Error {
     hint.into_iter().fold(error, Error::hint)
 }
 
-/// The command line; help and usage errors have colours by the same rule as everything else.
+/// Parses the command line. Help and usage errors are coloured by the same rule as everything else.
 fn parse() -> std::result::Result<Cli, clap::Error> {
     let colour = ui::takes_colour(&std::io::stdout()) && ui::takes_colour(&std::io::stderr());
     let choice = match colour {
@@ -208,7 +209,7 @@ fn parse() -> std::result::Result<Cli, clap::Error> {
     Cli::from_arg_matches(&matches)
 }
 
-/// What a signal and the host's refusals mean, wherever they came up on the way.
+/// Explains signals and refusals of the host, wherever they occurred.
 fn with_remedy(mut error: Error) -> Error {
     if error.is_interrupted() {
         error.kind = ErrorKind::Interrupted;
@@ -219,7 +220,7 @@ fn with_remedy(mut error: Error) -> Error {
         ErrorKind::Failed | ErrorKind::Internal | ErrorKind::MissingTool
     );
     if let Some(limit) = limits::too_little_memory().filter(|_| failed) {
-        // A thread that cannot be started for want of memory panics.
+        // A thread that cannot be started for lack of memory panics.
         if error.kind == ErrorKind::Internal {
             error.kind = ErrorKind::Failed;
         }
@@ -285,8 +286,8 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         limits::need_memory()?;
         limits::allow_open_files();
     }
-    // `doctor` and `demo` may call sudo; `boot`, `rehearse`, `pull`, `release` and `serve` a libvirt of the
-    // user with its bridge helper: they keep what the user has.
+    // `doctor` and `demo` may call sudo; `boot`, `rehearse`, `pull`, `release` and `serve` a
+    // libvirt of the user with its bridge helper: they keep the user's rights.
     if !matches!(
         command,
         Command::Doctor(_)
@@ -300,8 +301,8 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
         rustix::thread::set_no_new_privs(true)
             .map_err(|e| Error::failed("giving up new privileges").because(e))?;
     }
-    // `doctor` installs packages, `completions` and `man` write what everybody reads, `demo` sets it
-    // once it has installed what it needs.
+    // `doctor` installs packages, `completions` and `man` write files that everybody reads, `demo`
+    // applies it after it has installed the packages it needs.
     if !matches!(
         command,
         Command::Doctor(_) | Command::Demo(_) | Command::Completions(_) | Command::Man(_)
@@ -329,7 +330,7 @@ fn run(command: Command, ui: &Ui) -> Result<()> {
     }
 }
 
-/// clap's own text for people; with `--json` also the error document.
+/// Prints clap's own text for people; with `--json` also the error document.
 fn usage_error(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind as Clap;
     let _ = error.print();
@@ -346,7 +347,7 @@ fn usage_error(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Lines of this program only: those of libraries say nothing to whoever converts a disk.
+/// The log filter. Only this program's lines are shown: those of libraries do not help users.
 fn log_level(verbosity: u8) -> &'static str {
     match verbosity {
         0 | 1 => "hyper2kvm=warn",
@@ -364,10 +365,10 @@ fn log_to_stderr(verbosity: u8) {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(colours)
-        // It would panic where nobody reads stderr.
+        // It would panic if stderr is closed.
         .log_internal_errors(false)
         .without_time();
-    // Only fails when a logger is there already.
+    // Fails only if there is already a logger.
     let _ = tracing_subscriber::registry()
         .with(lines)
         .with(filter)
@@ -378,7 +379,7 @@ fn log_to_stderr(verbosity: u8) {
 mod tests {
     use clap::CommandFactory;
 
-    /// What matters first, and no more: the rest is in groups below.
+    /// Only the most important options come first: the rest is in groups below.
     #[test]
     fn the_options_of_convert_that_matter_come_first() {
         let mut program = super::Cli::command();
@@ -389,7 +390,7 @@ mod tests {
             .filter(|a| a.get_help_heading().is_none() && a.get_id() != "help")
             .filter(|a| a.get_long().is_some())
             .collect();
-        // In the order of the help; this sort keeps that of the definitions.
+        // In the order of the help; a stable sort by group keeps that of the definitions.
         shown.sort_by_key(|a| a.get_id() == "key");
         let first: Vec<&str> = shown.iter().filter_map(|a| a.get_long()).collect();
         assert_eq!(first, super::convert::FIRST);

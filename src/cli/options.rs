@@ -1,7 +1,7 @@
-//! The options of `convert` as data: which there are, which were given, and a line made of them.
+//! The options of `convert` as data: all options, the given ones, and a command line made of them.
 //!
-//! A batch file has them as keys, and `report.json` says with which of them a directory was made. Both
-//! follow the definitions that clap has, so a new option needs nothing here.
+//! A batch file has them as keys, and `report.json` records those with which a directory was made.
+//! Both follow clap's definitions, so a new option needs no change here.
 
 use std::any::TypeId;
 use std::collections::BTreeMap;
@@ -32,12 +32,12 @@ pub const NAME: &str = "name";
 pub const FORCE: &str = "force";
 pub const DRY_RUN: &str = "dry-run";
 pub const IN_PLACE: &str = "in-place";
-/// How a copy is made, which does not shape what comes of it.
+/// Options for how a copy is made, which do not affect its result.
 const HOW_COPIED: [&str; 4] = ["resume", "bandwidth", "from-sync", "budget"];
 /// Secrets: never on a child's command line, never in a report.
 pub const KEY: &str = "key";
 
-/// What one VM takes.
+/// The arguments for one VM.
 #[derive(Debug, clap::Args)]
 pub struct OneArgs {
     #[command(flatten)]
@@ -55,7 +55,7 @@ pub struct OneArgs {
     pub(super) connect: String,
 }
 
-/// The options alone, for looking at.
+/// The definitions of the options alone.
 fn definitions() -> Command {
     OneArgs::augment_args(Command::new("convert"))
 }
@@ -66,7 +66,7 @@ fn find<'c>(command: &'c Command, name: &str) -> Option<&'c Arg> {
         .find(|a| a.get_long() == Some(name) || (name == SOURCE && a.get_id() == SOURCE))
 }
 
-/// What an option takes.
+/// The form of an option's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     pub flag: bool,
@@ -74,12 +74,12 @@ pub struct Shape {
     pub path: bool,
 }
 
-/// `None` when there is no such option.
+/// The form of an option; `None` if it does not exist.
 pub fn shape(name: &str) -> Option<Shape> {
     shape_in(&definitions(), name)
 }
 
-/// The same for the options of another verb.
+/// The form of another verb's option.
 pub fn shape_in(command: &Command, name: &str) -> Option<Shape> {
     let arg = find(command, name)?;
     Some(Shape {
@@ -89,12 +89,12 @@ pub fn shape_in(command: &Command, name: &str) -> Option<Shape> {
     })
 }
 
-/// Whether clap takes this value for this option; the error is clap's.
+/// Checks with clap whether the option accepts this value.
 pub fn check(name: &str, value: &str) -> Result<(), String> {
     check_in(definitions(), name, value)
 }
 
-/// The same for the options of another verb.
+/// Checks the value of another verb's option.
 pub fn check_in(command: Command, name: &str, value: &str) -> Result<(), String> {
     if name == SOURCE {
         return Ok(());
@@ -111,13 +111,13 @@ pub fn first_line(error: &clap::Error) -> String {
     line.trim_start_matches("error: ").to_string()
 }
 
-/// The options that were given, relative paths made absolute. `everywhere` includes those from the
+/// The given options, with relative paths made absolute. `everywhere` includes those from the
 /// environment.
 pub fn given(matches: &ArgMatches, everywhere: bool) -> Options {
     given_in(&definitions(), matches, everywhere)
 }
 
-/// The same for the options of another verb.
+/// The given options of another verb.
 pub fn given_in(command: &Command, matches: &ArgMatches, everywhere: bool) -> Options {
     let mut options = Options::new();
     for arg in command.get_arguments() {
@@ -137,7 +137,7 @@ pub fn given_in(command: &Command, matches: &ArgMatches, everywhere: bool) -> Op
         } else {
             let raw = matches.get_raw(id).into_iter().flatten();
             raw.map(|value| {
-                // Of a password file it is standard input; a URL is no path.
+                // For a password file it is standard input; a URL is not a path.
                 let plain = value == "-" || value.to_string_lossy().contains("://");
                 let absolute = (path && !plain).then(|| std::path::absolute(value).ok());
                 let absolute = absolute.flatten();
@@ -153,12 +153,12 @@ pub fn given_in(command: &Command, matches: &ArgMatches, everywhere: bool) -> Op
     options
 }
 
-/// The arguments that say the same, without the source.
+/// The equivalent arguments, without the source.
 pub fn arguments(options: &Options) -> Vec<OsString> {
     arguments_in(&definitions(), options)
 }
 
-/// The same for the options of another verb.
+/// The equivalent arguments of another verb.
 pub fn arguments_in(command: &Command, options: &Options) -> Vec<OsString> {
     let mut line = Vec::new();
     for (name, values) in options {
@@ -174,8 +174,8 @@ pub fn arguments_in(command: &Command, options: &Options) -> Vec<OsString> {
     line
 }
 
-/// The options and the source as `convert` itself would take them, and the options it would say it
-/// was given.
+/// Parses the options and the source like `convert` itself, and returns the options that it would
+/// report.
 pub fn parse(source: &Path, options: &Options) -> Result<(OneArgs, Options), clap::Error> {
     let mut line = vec![OsString::from("convert")];
     line.extend(arguments(options));
@@ -184,19 +184,19 @@ pub fn parse(source: &Path, options: &Options) -> Result<(OneArgs, Options), cla
     Ok((OneArgs::from_arg_matches(&matches)?, given(&matches, true)))
 }
 
-/// What goes into the report.
+/// The request for the report.
 pub fn request(job: &Job, options: &Options) -> Request {
     let mut options = options.clone();
     for name in [OUTPUT_DIR, FORCE, DRY_RUN].iter().chain(&HOW_COPIED) {
         options.remove(*name);
     }
     for key in options.get_mut(KEY).into_iter().flatten() {
-        // For which volume there was a key, and no more.
+        // Only the volume for which there was a key.
         key.truncate(key.find(':').unwrap_or(0));
     }
     let mut files: Vec<PathBuf> = job.drivers.media.iter().cloned().collect();
     files.extend(job.drivers.config.iter().cloned());
-    // The job has the contents of these, and not their paths.
+    // The job has the contents of these, not their paths.
     for name in ["firstboot", "xml-patch"] {
         let paths = options.get(name).into_iter().flatten();
         files.extend(paths.map(PathBuf::from));
@@ -204,7 +204,7 @@ pub fn request(job: &Job, options: &Options) -> Request {
     let mut inputs = Vec::new();
     if !job.copy.is_in_place() {
         let source = &job.source;
-        // On another host it has no file here; its disks tell whether it changed.
+        // On another host it has no local file; its disks show whether it changed.
         if mirror::transport(&source.path) == Transport::File {
             files.push(source.path.clone());
         }
@@ -220,7 +220,7 @@ pub fn request(job: &Job, options: &Options) -> Request {
                     modified_ms: held.modified_ms(),
                     inode: held.inode(),
                 })),
-                // Packed, or nothing that can be converted: then the conversion says so.
+                // Packed, or not convertible: the conversion reports the reason.
                 None => files.push(disk.path.clone()),
             }
         }
@@ -243,8 +243,8 @@ fn input(path: &Path) -> Option<Input> {
     })
 }
 
-/// Takes keys that stand in the options themselves out of them and into the environment, under the
-/// names returned with them.
+/// Moves keys in the options themselves to environment variables, whose names are returned with
+/// them.
 pub fn hide_keys(options: &mut Options) -> Vec<(String, String)> {
     let mut hidden = Vec::new();
     for key in options.get_mut(KEY).into_iter().flatten() {

@@ -21,7 +21,7 @@ pub fn run(args: &PlanArgs, ui: &Ui) -> Result<()> {
     show(&args.fix.job()?, ui)
 }
 
-/// Prints the plan; blockers make it an error with exit code 3, after the plan was shown.
+/// Prints the plan; blockers cause an error with exit code 3, after the plan was printed.
 pub fn show(job: &Job, ui: &Ui) -> Result<()> {
     let Planned {
         inspection,
@@ -29,7 +29,7 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
         outlook,
     } = convert::plan_only(job, ui)?;
     let is_linux = plan.linux.is_some();
-    // A Linux that cannot be read has no plan to show.
+    // A Linux that cannot be read has no plan to print.
     if !is_linux || inspection.linux.is_some() {
         let mut shown = text::plan(&plan, carry_out());
         if let Some(outlook) = &outlook {
@@ -50,13 +50,13 @@ pub fn show(job: &Job, ui: &Ui) -> Result<()> {
     accepted(&plan.accepted)
 }
 
-/// The command that does what was planned: `plan`, or `convert --dry-run`.
+/// The command that carries out the plan: for `plan`, or `convert --dry-run`.
 fn carry_out() -> Option<String> {
     let typed = |verb| again::with_verb(verb, "convert");
     typed("plan").or_else(|| typed("convert"))
 }
 
-/// What was accepted makes the result not ready; the document says so already.
+/// The error for accepted problems, which make the result not ready; the document already has them.
 pub fn accepted(codes: &[String]) -> Result<()> {
     if codes.is_empty() {
         return Ok(());

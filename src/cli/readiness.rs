@@ -1,5 +1,5 @@
-//! What a host can do, beyond the programs it has: the libvirt daemon, KVM, firmware, a TPM, groups, space.
-//! And the verdict: ready to convert, to boot, to rehearse.
+//! Checks a host for everything besides programs: the libvirt daemon, KVM, firmware, a TPM, groups,
+//! space. Derives the verdict: ready to convert, to boot, to rehearse.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,7 +14,7 @@ use crate::tool::virsh::Virsh;
 use crate::tool::{self};
 use crate::ui::{Styled, Tone, bytes};
 
-/// Programs without which a converted VM is not booted.
+/// Programs required for booting a converted VM.
 const TO_BOOT: [&str; 2] = ["virsh", "qemu-system-x86_64"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +22,11 @@ enum State {
     Ok,
     /// Only some guests or some uses need it.
     Limits(&'static str),
-    /// Nothing is booted without it.
+    /// Nothing can be booted without it.
     Missing,
 }
 
-/// One thing that was looked at.
+/// One checked item.
 #[derive(Debug)]
 pub struct Check {
     name: &'static str,
@@ -80,7 +80,7 @@ impl Check {
     }
 }
 
-/// Looks at everything.
+/// Runs every check.
 pub fn checks() -> Vec<Check> {
     vec![
         daemon(),
@@ -226,7 +226,7 @@ fn groups_from(name: &'static str, file: &str, mine: &[u32]) -> Check {
     )
 }
 
-/// Where a conversion writes when nothing else is said.
+/// The space in the default directory of a conversion.
 fn space(folder: &Path) -> Check {
     const NAME: &str = "space";
     let shown = std::path::absolute(folder).unwrap_or(folder.to_path_buf());
@@ -244,7 +244,7 @@ fn space(folder: &Path) -> Check {
     }
 }
 
-/// What a host is ready for, with what stands against it.
+/// Whether a host is ready for a task, with the obstacles.
 #[derive(Debug)]
 pub struct Verdict {
     purpose: &'static str,

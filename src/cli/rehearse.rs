@@ -18,7 +18,7 @@ use super::rehearse_list::{self, BATCH, ListArgs};
 use super::rehearse_options::{OneArgs, definitions, objection, with_texts};
 use super::source::parsed_keys;
 
-/// What is for the rehearsal and not for its conversion.
+/// Options of the rehearsal that are not for its conversion.
 const NOT_FOR_CONVERT: [&str; 6] = [OUTPUT_DIR, FORCE, DRY_RUN, "install-to", "pool", "connect"];
 
 /// One VM, or a list of them.
@@ -28,7 +28,7 @@ pub enum RehearseArgs {
         one: Box<OneArgs>,
         given: Options,
     },
-    /// Options given besides the list are for all its VMs.
+    /// Options besides the list apply to all its VMs.
     Batch {
         list: ListArgs,
         given: Options,
@@ -101,7 +101,7 @@ fn run_one(one: &OneArgs, given: &Options, ui: &Ui) -> Result<()> {
         return super::plan::show(&job, ui);
     }
     let (name, uuid) = (safe_name(&job.vm.machine.name), job.vm.machine.uuid);
-    // The conversion opens the source anew.
+    // The conversion opens the source again.
     drop(job);
     let mut for_convert = given.clone();
     for_convert.retain(|option, _| {
@@ -140,7 +140,7 @@ fn evidence(one: &OneArgs, name: &str) -> PathBuf {
     one.fix.output_dir.clone().unwrap_or_else(default)
 }
 
-/// A source that is refused before anything is known of it.
+/// Reports a source that is refused before anything is known about it.
 fn refused(one: &OneArgs, mut error: Error, ui: &Ui) -> Error {
     let source = &one.fix.source.source;
     let stem = source.file_stem().unwrap_or_default().to_string_lossy();
@@ -153,7 +153,7 @@ fn refused(one: &OneArgs, mut error: Error, ui: &Ui) -> Error {
     error
 }
 
-/// The verdict and what to run next first, as every verb prints them.
+/// The verdict and the next command first, as for every verb.
 fn text(rehearsal: &Rehearsal) -> Styled {
     let stage = |stage: &Stage| match stage.state.as_str() {
         "not-run" => "not run".to_owned(),

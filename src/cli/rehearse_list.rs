@@ -19,7 +19,7 @@ use super::rehearse_options::{OneArgs, definitions, objection};
 
 pub(super) const BATCH: &str = "batch";
 const SCHEMA: &str = "rehearse-batch";
-/// Of a VM whose source does not say it.
+/// The assumed memory of a VM whose source does not specify it.
 const USUAL_MEMORY_MIB: u64 = 4096;
 
 #[derive(Debug, clap::Args)]
@@ -33,7 +33,7 @@ pub struct ListArgs {
     pub jobs: Option<u16>,
 }
 
-/// What a list may say: the options of `rehearse`.
+/// The permitted keys of a list: the options of `rehearse`.
 struct RehearseOptions;
 
 impl Rules for RehearseOptions {
@@ -91,7 +91,7 @@ pub(super) fn run(args: &ListArgs, given: &Options, ui: &Ui) -> Result<()> {
     Err(error.hint(format!("the whole story: {}", page.display())))
 }
 
-/// The VMs with everything decided, or a usage error before any of them is started.
+/// The VMs with all decisions made, or a usage error before any of them is started.
 fn vms(list: &List, given: &Options, folder: &Path, output: &Path) -> Result<Vec<Vm>> {
     let mut vms: Vec<Vm> = Vec::new();
     for (i, settings) in list.machines.iter().enumerate() {
@@ -129,7 +129,7 @@ fn vm(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Result<V
             error.message = format!("{at}: {}", error.message);
             return Err(error);
         }
-        // That is for the rehearsal to say; the others continue.
+        // The rehearsal reports that; the others continue.
         Err(_) => {
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
             let name = safe_name(one.fix.name.as_deref().unwrap_or(&stem));
@@ -152,7 +152,7 @@ fn vm(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Result<V
     })
 }
 
-/// Keys in the environment, which a child with privileges is not given unless it is told.
+/// Keys in the environment, which a child with privileges inherits only explicitly.
 fn inherited_keys(merged: &Options) -> Vec<(String, String)> {
     let keys = merged.get(KEY).into_iter().flatten();
     let names = keys.filter_map(|key| match key.splitn(3, ':').collect::<Vec<_>>()[..] {

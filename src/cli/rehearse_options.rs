@@ -1,4 +1,4 @@
-//! What `rehearse` takes for one VM: the options of `convert` and `boot`, but for those about a copy.
+//! The options of `rehearse` for one VM: those of `convert` and `boot`, except those about a copy.
 
 use clap::{Args, Command};
 
@@ -6,7 +6,7 @@ use super::boot::{InstallArgs, WatchArgs};
 use super::options::IN_PLACE;
 use super::source::FixArgs;
 
-/// Options of `convert` that are about a copy or about the source itself: a rehearsal has neither.
+/// Options of `convert` about a copy or about the source itself: a rehearsal has neither.
 pub(super) const FOREIGN: [&str; 8] = [
     IN_PLACE,
     "output-device",
@@ -20,7 +20,7 @@ pub(super) const FOREIGN: [&str; 8] = [
 
 pub(super) const FORMAT: &str = "format";
 
-/// What one VM takes.
+/// The arguments for one VM.
 #[derive(Debug, clap::Args)]
 pub struct OneArgs {
     #[command(flatten)]
@@ -34,12 +34,12 @@ pub struct OneArgs {
     pub(super) rehearsal_network: Option<String>,
 }
 
-/// The options alone, for looking at.
+/// The definitions of the options alone.
 pub(super) fn definitions() -> Command {
     with_texts(OneArgs::augment_args(Command::new("rehearse")))
 }
 
-/// What the options of `convert` mean here; those that go with none are not shown.
+/// Adapts the texts of `convert`'s options; those that cannot be used are hidden.
 pub(super) fn with_texts(command: Command) -> Command {
     let shown = command
         .mut_arg("output_dir", |arg| {
@@ -68,7 +68,7 @@ pub(super) fn with_texts(command: Command) -> Command {
     })
 }
 
-/// Why an option cannot be given, if it cannot.
+/// The reason why an option cannot be used, if there is one.
 pub(super) fn objection(name: &str, values: &[String]) -> Option<String> {
     if FOREIGN.contains(&name) {
         return Some(format!(

@@ -1,4 +1,4 @@
-//! `hyper2kvm release OUTDIR`: by what the directory holds.
+//! `hyper2kvm release OUTDIR`, for every kind of directory.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ pub struct ReleaseArgs {
         default_value = "qemu:///system"
     )]
     connect: String,
-    /// Also when the VM has run: what it has written is lost
+    /// Release even if the VM has run: the data it has written is lost
     #[arg(long)]
     force: bool,
 }

@@ -28,7 +28,7 @@ pub struct RollbackArgs {
     /// Directory in which backing files may lie besides the disk's own (repeatable)
     #[arg(long, value_name = "DIR")]
     allow_backing: Vec<PathBuf>,
-    /// Restore even blocks that were changed after the fix (what was written there is lost)
+    /// Restore even blocks that were changed after the fix (data written there is lost)
     #[arg(long)]
     force: bool,
 }
@@ -107,7 +107,7 @@ pub fn run(args: &RollbackArgs, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// No conversion and no `boot` works there meanwhile.
+/// Locks that exclude conversions and `boot` in the directory.
 struct Locks {
     boot: Option<FileLock>,
     _conversion: Option<place::TargetLock>,

@@ -1,5 +1,5 @@
-//! `hyper2kvm serve OUTDIR`: holds what a running VM reads its source on another host through. QEMU opens a
-//! source on this host on its own, so there is nothing to hold then.
+//! `hyper2kvm serve OUTDIR`: keeps the connection through which a running VM reads its source on
+//! another host. A source on this host is opened by QEMU itself and needs no server.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,8 @@ use crate::ui::Ui;
 pub struct ServeArgs {
     /// Output directory of `convert --copy later`
     folder: PathBuf,
-    /// libvirt of this host, where no `boot` has recorded one: its QEMU is let in, and a VM that it has paused is resumed
+    /// libvirt of this host, where no `boot` has recorded one: its QEMU gets access, and a VM that
+    /// it has paused is resumed
     #[arg(
         long,
         value_name = "URI",
@@ -31,7 +32,7 @@ pub struct ServeArgs {
 
 pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     let folder = Folder::open(&args.folder)?;
-    // Who is at work there, like the `boot` that has started this, has done so.
+    // The running command, such as the `boot` that has started this one, has done so.
     if let Some(_lock) = boot::lock_if_free(&folder.path) {
         boot::anchored(&folder.path, ui)?;
     }
@@ -69,7 +70,7 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
             mirror::close();
             start()?
         }
-        // Two connections, side by side. Nobody is told of the sockets before both are done.
+        // Two connections, in parallel. The sockets are announced only when both are open.
         false => {
             let (checked, started) = side_by_side(check, start);
             checked?;
@@ -83,7 +84,7 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
     ready()?;
     hit("serve-ready")?;
     let (end, fetched) = serving.watch(ui)?;
-    // What is made of several files is read through the mirror.
+    // A disk of several files is read through the mirror.
     let fetched = fetched.saturating_add(mirror::fetched());
     ui.line(match end {
         End::Asked => "ended as asked",

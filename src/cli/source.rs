@@ -1,4 +1,4 @@
-//! Arguments that several verbs share: which disk, which drivers, what to make of it.
+//! Arguments that several verbs share: the disk, the drivers, and the form of the result.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -62,8 +62,9 @@ pub struct SourceArgs {
     /// Convert a disk although a newer link lies beside it (a snapshot's delta, a checkpoint, an overlay): what was written since is not in the result
     #[arg(long, help_heading = "Source")]
     pub older_link: bool,
-    /// Which Windows to take of several: its directory, after the numbers of disk and partition where the
-    /// directory alone does not tell, e.g. '\Windows', '2:\Windows', '1/2:\Windows'. Disks count from 1
+    /// Which of several Windows to convert: its directory, with the numbers of disk and partition
+    /// before it if the directory alone is ambiguous, e.g. '\Windows', '2:\Windows',
+    /// '1/2:\Windows'. Disks count from 1
     #[arg(long, help_heading = "Source")]
     pub root: Option<String>,
     /// How the guest's file systems are accessed
@@ -94,7 +95,7 @@ pub struct FixArgs {
     /// Disk controller of the first boot [default: sata; ide for Windows XP and 2003; none for 4096-byte sectors]
     #[arg(long, value_enum, help_heading = "Drivers and first boot")]
     pub bootstrap: Option<BootstrapArg>,
-    /// Who makes a Linux guest ready
+    /// How a Linux guest is made ready
     #[arg(
         long,
         value_enum,
@@ -132,7 +133,8 @@ pub struct FixArgs {
     /// What to do with the guest's IP configuration
     #[arg(long, value_enum, default_value_t)]
     pub network: Policy,
-    /// Script (.cmd, .bat) that Windows runs as SYSTEM at the first boot, after ours (repeatable)
+    /// Script (.cmd, .bat) that Windows runs as SYSTEM at the first boot, after hyper2kvm's own
+    /// (repeatable)
     #[arg(
         long,
         value_name = "FILE",
@@ -143,7 +145,7 @@ pub struct FixArgs {
     /// Add no first-boot script: addresses, guest agent and staged drivers are then up to you
     #[arg(long, help_heading = "Drivers and first boot")]
     pub no_firstboot: bool,
-    /// Leave the old hypervisor's guest tools as they are: services, Run entries, scheduled tasks
+    /// Leave the old hypervisor's guest tools unchanged: services, Run entries, scheduled tasks
     #[arg(long, help_heading = "Drivers and first boot")]
     pub keep_tools: bool,
     /// Uninstall the old hypervisor's guest tools at the first boot on VirtIO, where they are MSI packages
@@ -167,14 +169,15 @@ pub struct FixArgs {
     /// Connect NICs through QEMU's own NAT: for qemu:///session, without privileges
     #[arg(long, conflicts_with_all = ["bridge", "libvirt_network"], help_heading = "Networks")]
     pub user_network: bool,
-    /// Which network of the target a network of the source becomes: net:NAME (libvirt), br:NAME[@VLAN],
-    /// nad:NAMESPACE/NAME (KubeVirt), pve:BRIDGE[@VLAN] (Proxmox VE) or none (link down); repeatable
+    /// Target network for a network of the source: net:NAME (libvirt), br:NAME[@VLAN],
+    /// nad:NAMESPACE/NAME (KubeVirt), pve:BRIDGE[@VLAN] (Proxmox VE) or none (link down);
+    /// repeatable
     #[arg(long, value_name = "SOURCE=TARGET", help_heading = "Networks")]
     pub network_map: Vec<Mapping>,
     /// libvirt domain type
     #[arg(long, value_enum, default_value_t = DomainType::Kvm, help_heading = "VM")]
     pub domain_type: DomainType,
-    /// CPU the guest sees under KVM
+    /// CPU of the guest under KVM
     #[arg(long, value_enum, default_value_t = CpuMode::HostPassthrough, help_heading = "VM")]
     pub cpu_mode: CpuMode,
     /// Graphics server
@@ -186,13 +189,13 @@ pub struct FixArgs {
     /// Machine type, e.g. q35, pc, pc-q35-8.2 [default: q35; pc for Windows XP and 2003]
     #[arg(long, value_name = "TYPE", help_heading = "VM")]
     pub machine: Option<String>,
-    /// A TPM 2.0 [default: when the source has one, and for Windows 11]
+    /// A TPM 2.0 [default: if the source has one, and for Windows 11]
     #[arg(long, value_enum, help_heading = "VM")]
     pub tpm: Option<Switch>,
-    /// Secure Boot [default: when the source has it on]
+    /// Secure Boot [default: if the source has it on]
     #[arg(long, value_enum, help_heading = "VM")]
     pub secure_boot: Option<Switch>,
-    /// Write the VM for these too (repeatable, or separated by commas)
+    /// Write the VM for these targets too (repeatable, or separated by commas)
     #[arg(
         long,
         value_enum,
@@ -207,7 +210,8 @@ pub struct FixArgs {
     /// Storage class of the KubeVirt disks [default: the cluster's]
     #[arg(long, value_name = "NAME", value_parser = kubernetes_name, help_heading = "Other platforms")]
     pub kubevirt_storage_class: Option<String>,
-    /// Access mode of the KubeVirt disks; live migration needs rwx [default: as the storage class says]
+    /// Access mode of the KubeVirt disks; live migration needs rwx [default: that of the storage
+    /// class]
     #[arg(
         long,
         value_enum,
@@ -215,29 +219,30 @@ pub struct FixArgs {
         help_heading = "Other platforms"
     )]
     pub kubevirt_access_mode: Option<AccessModeArg>,
-    /// KubeVirt instance type, in the place of processors and memory: NAME, or namespaced/NAME
+    /// KubeVirt instance type, in place of processors and memory: NAME, or namespaced/NAME
     #[arg(long, value_name = "NAME", help_heading = "Other platforms")]
     pub kubevirt_instance_type: Option<Reference>,
     /// KubeVirt preference: NAME, or namespaced/NAME
     #[arg(long, value_name = "NAME", help_heading = "Other platforms")]
     pub kubevirt_preference: Option<Reference>,
-    /// Changes to the domain XML that have no option: a <domain> with only what is to change
+    /// Changes to the domain XML that have no option: a <domain> with only the changes
     #[arg(long, value_name = "FILE", help_heading = "VM")]
     pub xml_patch: Option<PathBuf>,
-    /// Write domain XML that lets the host that defines it pick the UEFI firmware
+    /// Write domain XML that lets the host that defines it select the UEFI firmware
     #[arg(long, help_heading = "VM")]
     pub portable: bool,
-    /// Write to an NTFS volume that was not unmounted cleanly; what Windows had not finished writing is lost
+    /// Write to an NTFS volume that was not unmounted cleanly; unfinished writes of Windows are
+    /// lost
     #[arg(long, help_heading = "Disks and copying")]
     pub force_dirty_volume: bool,
-    /// Make the default boot entry and the boot sector name partitions that exist, where they do not
+    /// Make the default boot entry and the boot sector name existing partitions, where they do not
     #[arg(long, help_heading = "Drivers and first boot")]
     pub repair_bcd: bool,
     /// Convert in spite of this finding, blocker or check, where only a start of Windows is at stake; the
     /// result is NOT READY and the exit code 4 (repeatable)
     #[arg(long, value_name = "ID", value_parser = acceptable, help_heading = "Safety")]
     pub accept: Vec<String>,
-    /// Replace an output directory that hyper2kvm wrote; overwrite what is on an output device
+    /// Replace an output directory that hyper2kvm wrote; overwrite the data on an output device
     #[arg(long)]
     pub force: bool,
     /// Copy free space, page files and hibernation files too
@@ -246,14 +251,15 @@ pub struct FixArgs {
     /// Read source and copy again after the copy and compare them
     #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
     pub verify_copy: bool,
-    /// Go on with a copy that was interrupted, in the same directory or device; from the start where there is
-    /// none. SIGINT and SIGTERM then leave what is copied. Other options must be as they were
+    /// Continue an interrupted copy, in the same directory or device; start over if there is none.
+    /// SIGINT and SIGTERM then keep the copied data. Other options must be the same
     #[arg(long, conflicts_with = "in_place", help_heading = "Disks and copying")]
     pub resume: bool,
-    /// Make the last pass of a sync in the output directory (see sync), with the VM off: copy only the rest
+    /// Make the last pass of a sync in the output directory (see sync), with the VM off: copy only
+    /// the rest
     #[arg(long, help_heading = "Disks and copying")]
     pub from_sync: bool,
-    /// Refuse the last pass when it is expected to take more seconds; nothing is changed then
+    /// Refuse the last pass if it is expected to take more seconds; nothing is changed then
     #[arg(
         long,
         value_name = "SECONDS",
@@ -261,7 +267,7 @@ pub struct FixArgs {
         help_heading = "Disks and copying"
     )]
     pub budget: Option<u64>,
-    /// MiB a second that are copied at most, all disks and all VMs of a batch together
+    /// Copy at most this many MiB per second, all disks and all VMs of a batch together
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576), help_heading = "Disks and copying")]
     pub bandwidth: Option<u64>,
     /// Only show the plan
@@ -317,7 +323,7 @@ impl SourceArgs {
         self.allow_backing.iter().map(absolute).collect()
     }
 
-    /// The VM writes to the last link of a chain: an earlier one is old.
+    /// Refuses an earlier link of a chain: the VM writes to the last one, so an earlier one is old.
     fn refuse_older_links(&self, vm: &mut source::SourceVm) -> Result<()> {
         let mut blockers = Vec::new();
         for disk in vm.disks.iter().filter(|disk| disk.packed.is_none()) {
@@ -354,16 +360,17 @@ impl SourceArgs {
         ))
     }
 
-    /// For the verbs that only read: nothing is written but below this directory and where temporary files
-    /// are, and there is no network. Not with a user's guestfish, as for `convert`.
+    /// Restricts a verb that only reads: it writes only below this directory and to temporary
+    /// files, and has no network. Not with a user's guestfish, as for `convert`.
     pub fn confine(&self, folder: Option<&Path>) -> Result<()> {
-        // Who dials out is started with what this process gives up now.
+        // The child that connects is started with the rights that this process gives up now.
         self.wire.locate(&self.source)?;
         if self.starts_a_daemon()? {
             return Ok(());
         }
         if let Some(folder) = folder {
-            // What is collected there holds secrets. What cannot be made is reported by whoever writes.
+            // Secrets are collected there. The later writer reports a directory that cannot be
+            // created.
             let _ = crate::files::create_private(folder);
         }
         confine::looks(&Writes {
@@ -372,8 +379,8 @@ impl SourceArgs {
         })
     }
 
-    /// The files that `--in-place` may write: the disks themselves. What cannot be opened is reported by
-    /// whoever opens it then.
+    /// The files that `--in-place` may write: the disks themselves. Opening one later reports
+    /// errors.
     fn files_in_place(&self) -> Result<Vec<PathBuf>> {
         let machine = self.open()?;
         let mut files = Vec::new();
@@ -393,26 +400,26 @@ impl SourceArgs {
         Ok(!self.key.is_empty() || Engine::choose(self.engine.into())?.starts_slowly())
     }
 
-    /// Where libguestfs puts its sockets, whatever TMPDIR says: their names must be short.
+    /// Directories for libguestfs' sockets, whatever TMPDIR is: their names must be short.
     fn sockets(&self) -> Result<Vec<&'static Path>> {
         Ok(Vec::from_iter(
             self.guestfish()?.then_some(Path::new("/tmp")),
         ))
     }
 
-    /// Whether the appliance may be run by a libvirt daemon that is started for it and outlives us, with the
-    /// limits we have. Root's is started by the system.
+    /// Whether a libvirt daemon for the appliance may be started, which would outlive this process
+    /// and have its limits. The system starts root's.
     fn starts_a_daemon(&self) -> Result<bool> {
         Ok(!rustix::process::geteuid().is_root() && self.guestfish()?)
     }
 
-    /// The engine for the verbs that only read.
+    /// The engine for verbs that only read.
     pub fn reader(&self) -> Result<Engine> {
         Engine::choose_reader(self.engine.into())
     }
 }
 
-/// The keys that `--key` gives.
+/// The keys of `--key`.
 pub(super) fn parsed_keys(key: &[String]) -> Result<Keys> {
     let (keys, in_clear) = Keys::parse(key).map_err(|e| {
         Error::usage("a key cannot be used")
@@ -427,7 +434,7 @@ pub(super) fn parsed_keys(key: &[String]) -> Result<Keys> {
     Ok(keys)
 }
 
-/// The limit of `--bandwidth`, kept together with the other VMs of a batch.
+/// The limit of `--bandwidth`, shared with the other VMs of a batch.
 pub(super) fn pace(mib: Option<u64>) -> Result<Option<Pace>> {
     let Some(mib) = mib else { return Ok(None) };
     Pace::of_this_process(mib.saturating_mul(1 << 20))
@@ -436,7 +443,7 @@ pub(super) fn pace(mib: Option<u64>) -> Result<Option<Pace>> {
 }
 
 impl FixArgs {
-    /// What the arguments and the source VM say together; arguments win.
+    /// Combines the arguments and the source VM; arguments have precedence.
     pub fn job(&self) -> Result<Job> {
         if self.compress && self.format == DiskFormat::Raw {
             return Err(Error::usage("raw disks cannot be compressed").hint("use --format qcow2"));
@@ -548,8 +555,8 @@ impl FixArgs {
         })
     }
 
-    /// Options that do not go with `--copy later`, which makes overlays, or `--from-sync`, which continues with
-    /// copies that are there.
+    /// Refuses options that are incompatible with `--copy later`, which makes overlays, or
+    /// `--from-sync`, which continues existing copies.
     fn refuse_foreign_to_the_copy(&self) -> Result<()> {
         let later = self.copy == CopyArg::Later;
         let (option, why) = match self.from_sync {
@@ -582,8 +589,8 @@ impl FixArgs {
         }
     }
 
-    /// From here on nothing is written but below the directory of the output, the devices named, `place` and
-    /// where programs keep temporary files.
+    /// Restricts writes to the output's parent directory, the named devices, `place` and temporary
+    /// files.
     pub fn confine(&self, place: Option<&Path>) -> Result<()> {
         self.refuse_in_place()?;
         self.refuse_foreign_to_the_copy()?;
@@ -611,7 +618,7 @@ impl FixArgs {
         })
     }
 
-    /// Nothing is written on another host.
+    /// Refuses `--in-place` for a remote source: nothing is written on another host.
     pub fn refuse_in_place(&self) -> Result<()> {
         let at = wire::location(&self.source.source, &self.source.wire)?;
         match at.filter(|_| self.in_place) {
@@ -676,7 +683,7 @@ impl FixArgs {
         self.firstboot.iter().map(read).collect()
     }
 
-    /// Where the drivers are.
+    /// The path of the drivers.
     pub fn virtio_path(&self) -> Option<PathBuf> {
         let default = || Some(PathBuf::from(DEFAULT_ISO)).filter(|path| path.exists());
         self.virtio_iso.clone().or_else(default)
@@ -694,7 +701,7 @@ impl FixArgs {
     }
 }
 
-/// A VM that runs has its description locked, too.
+/// Refuses the description of a running VM, which VMware locks too.
 fn refuse_if_vmware_runs_it(source: &Path, vm: &SourceVm) -> Result<()> {
     if vm.kind != SourceKind::Vmx {
         return Ok(());

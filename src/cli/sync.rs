@@ -32,7 +32,7 @@ pub struct SyncArgs {
     /// Directory in which backing files and extents may lie besides the image's own (repeatable)
     #[arg(long, value_name = "DIR")]
     allow_backing: Vec<PathBuf>,
-    /// MiB a second that are copied at most
+    /// Copy at most this many MiB per second
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
     bandwidth: Option<u64>,
     #[command(flatten)]

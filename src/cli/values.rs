@@ -1,4 +1,4 @@
-//! Values of options, as the command line spells them.
+//! Values of options, as spelled on the command line.
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -17,7 +17,7 @@ pub enum BootstrapArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum EngineArg {
-    /// Embedded where that can do it; guestfish for what it cannot open, or without libntfs-3g
+    /// Embedded if it supports the disk; guestfish for what it cannot open, or without libntfs-3g
     #[default]
     Auto,
     /// In this process: no appliance, no root, no mount
@@ -48,7 +48,7 @@ pub enum AccessModeArg {
     Rwx,
 }
 
-/// The buses a VM may end on.
+/// The buses of the production VM.
 pub(super) fn storage() -> impl TypedValueParser<Value = DiskBus> {
     PossibleValuesParser::new([
         PossibleValue::new("virtio-blk"),
@@ -73,7 +73,7 @@ fn kubernetes(text: &str, dots: bool) -> Result<String, String> {
     }
 }
 
-/// An identifier of `--accept`, checked where it is read: in a batch list before anything starts.
+/// Checks an identifier of `--accept` during parsing: in a batch list before anything starts.
 pub(super) fn acceptable(id: &str) -> Result<String, String> {
     Accepted::parse(&[id])
         .map(|_| id.to_string())

@@ -1,7 +1,8 @@
 //! `hyper2kvm verify DISK`, and of an output directory.
 //!
-//! What the disk must boot from is what was asked for, else what the directory's report says, else the
-//! VirtIO controllers there is a driver for: Windows XP and 2003 have none for virtio-scsi.
+//! The disk must boot from the controllers in the options. Without any, those of the directory's
+//! report count, otherwise the VirtIO controllers with a driver: Windows XP and 2003 have none for
+//! virtio-scsi.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,8 +31,9 @@ use super::wire;
 pub struct VerifyArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// Controller the disk must boot from (repeatable) [default: what the report of an output directory names;
-    /// of a disk, virtio-blk and virtio-scsi, the first only for Windows XP and 2003]
+    /// Controller from which the disk must boot (repeatable) [default: those in the report of an
+    /// output directory; for a disk, virtio-blk and virtio-scsi, the first only for Windows XP and
+    /// 2003]
     #[arg(long, value_enum)]
     controller: Vec<DiskBus>,
 }
@@ -101,7 +103,7 @@ pub fn run(args: &VerifyArgs, ui: &Ui) -> Result<()> {
     Err(error.hint(remedy(&survey.inspection, &checks, is_result)))
 }
 
-/// The verdict, what stands against it, and the controllers.
+/// The verdict, the obstacles, and the controllers.
 fn shown(
     ready: bool,
     checks: &[Check],
@@ -123,7 +125,8 @@ fn shown(
     shown
 }
 
-/// What the fix of a conversion writes: where only these checks fail, `convert` makes the disk ready.
+/// Checks of the changes that a conversion makes: if only these fail, `convert` makes the disk
+/// ready.
 const WRITTEN_BY_CONVERT: [&str; 4] = [
     "boot-path",
     "controller-bound",
@@ -131,7 +134,7 @@ const WRITTEN_BY_CONVERT: [&str; 4] = [
     "controller-image",
 ];
 
-/// What to do about a disk that is not ready; never a command that would refuse it.
+/// The remedy for a disk that is not ready; never a command that would refuse the disk.
 fn remedy(inspection: &Inspection, checks: &[Check], is_result: bool) -> String {
     let mut findings = inspection.findings.iter();
     if let Some(finding) = findings.find(|f| f.severity == Severity::Blocker) {
@@ -158,7 +161,7 @@ fn by_guest(survey: &Survey) -> Vec<DiskBus> {
     }
 }
 
-/// What to look at in an output directory, and what it was converted for.
+/// The disk to verify in an output directory, and the controllers for which it was converted.
 fn folder(folder: &Path) -> Result<(PathBuf, Vec<DiskBus>)> {
     let path = folder.join("report.json");
     let no_report = || {

@@ -1,4 +1,4 @@
-//! Options of sources on the wire, and what of them goes with which source.
+//! Options of remote sources, and their compatibility with each kind of source.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::wire::{Access, Location, Transport};
 
 #[derive(Debug, Clone, Default, Args)]
 pub struct WireArgs {
-    /// User on the other host [default: the one in the URL; of ssh also that of its configuration]
+    /// User on the other host [default: the one in the URL; for ssh also that of its configuration]
     #[arg(long, value_name = "NAME", help_heading = HEADING)]
     pub user: Option<String>,
     /// File whose first line is the password of the user; - is standard input
@@ -31,11 +31,11 @@ pub struct WireArgs {
     /// Connections to the other host at a time, at most [default: 12 for ssh, 8 for others]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), help_heading = HEADING)]
     pub connections: Option<u32>,
-    /// How often a request that failed is tried again, each time after a longer pause [default: 10]
+    /// How often a failed request is repeated, each time after a longer pause [default: 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000), help_heading = HEADING)]
     pub retries: Option<u32>,
-    /// Program that speaks NBD on its standard input and output, started for each connection; SOURCE is
-    /// then a name. Split as a POSIX shell does, without a shell
+    /// Program that speaks NBD on its standard input and output, started for each connection;
+    /// SOURCE is then a name. Split like in a POSIX shell, without a shell
     #[arg(long, value_name = "PROGRAM ARG...", help_heading = HEADING)]
     pub source_command: Option<String>,
 }
@@ -55,10 +55,10 @@ fn fingerprint(text: &str) -> Result<String, String> {
     }
 }
 
-/// What a SOURCE of the command line is, when it is no path of this host.
+/// The location of a SOURCE that is not a local path.
 pub(crate) fn location(source: &Path, wire: &WireArgs) -> Result<Option<Location>> {
     let parsed = match source.to_str() {
-        // A relative path that looks like one is a URL all the same; ./ in front of it makes it a path.
+        // Even a relative path in this form is a URL; ./ in front of it makes it a path.
         Some(text) => Location::parse(text)?,
         None => None,
     };
@@ -73,7 +73,7 @@ pub(crate) fn location(source: &Path, wire: &WireArgs) -> Result<Option<Location
 }
 
 impl WireArgs {
-    /// Fails when an option means nothing for this source.
+    /// Fails if an option has no meaning for this source.
     pub(crate) fn check(&self, at: Option<&Location>) -> Result<()> {
         let transport = at.map_or(Transport::File, Location::transport);
         let is = |known: &[Transport]| known.contains(&transport);
@@ -128,8 +128,8 @@ impl WireArgs {
         }
     }
 
-    /// The path that stands for a source: itself, or what mirrors it. Connects, so it comes before this
-    /// process gives up the network.
+    /// The local path of a source: itself, or its mirror. Connects, so it comes before this process
+    /// gives up the network.
     pub fn locate(&self, source: &Path) -> Result<PathBuf> {
         let Some(at) = location(source, self)? else {
             return Ok(source.to_owned());

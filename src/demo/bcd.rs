@@ -1,7 +1,7 @@
 //! The boot configuration data: a hive with one boot manager and one loader.
 //!
-//! Shape from a real BCD (Windows 10, UEFI): `Objects\{guid}\Elements\<type>` with one value `Element`.
-//! Format 1.3, as Windows writes it.
+//! Shape from a real BCD (Windows 10, UEFI): `Objects\{guid}\Elements\<type>` with one value
+//! `Element`. Format 1.3, as in Windows.
 
 use uuid::{Uuid, uuid};
 
@@ -109,7 +109,7 @@ fn tree(spec: &GuestSpec) -> KeyTree {
     store
 }
 
-/// A device element: 16 bytes for options that are not there, then a "qualified partition".
+/// A device element: 16 bytes for absent options, then a "qualified partition".
 fn device(spec: &GuestSpec, role: Role) -> RegData {
     let mut data = vec![0; 16];
     let mut put = |bytes: &[u8]| data.extend_from_slice(bytes);

@@ -1,8 +1,8 @@
 //! BitLocker volumes made from plain NTFS ones, for the tests: every version, cipher and protector.
 //!
-//! The files that hide BitLocker's own places from NTFS are made first ([`reserve`]), as Windows does; then the
-//! volume is encrypted into another image ([`encrypt`]). Keys are the same for the same specification. Other
-//! programs judge what comes out (`tests/engines/bitlocker/`).
+//! The files that hide BitLocker's own ranges from NTFS are made first ([`reserve`]), as Windows
+//! does; then the volume is encrypted into another image ([`encrypt`]). Keys are the same for the
+//! same specification. Other programs verify the result (`tests/engines/bitlocker/`).
 
 use std::io;
 use std::ops::Range;
@@ -31,12 +31,12 @@ use crate::guest::ntfs3g::MountOptions;
 use crate::guest::spare::Scratch;
 use crate::guest::{EmbeddedWriter, GuestPath, GuestRead, GuestWrite, VolumeId, embedded};
 
-/// The start of the volume that is moved.
+/// The size of the moved start of the volume.
 pub const MOVED_BYTES: u64 = 8 << 10;
 const FOLDER: &str = "System Volume Information";
 const MASTER_KEY: [u8; 32] = [0x5a; 32];
 
-/// One way to open the volume.
+/// A protector of the volume.
 #[derive(Debug, Clone, Copy)]
 pub enum Lock<'a> {
     RecoveryPassword(&'a str),
@@ -46,9 +46,9 @@ pub enum Lock<'a> {
         guid: [u8; 16],
         key: [u8; 32],
     },
-    /// The key lies open: BitLocker is suspended, or waits for its activation.
+    /// The key is stored in clear: BitLocker is suspended, or waits for its activation.
     ClearKey,
-    /// Opened by no one here.
+    /// A protector that nothing here can open.
     Tpm,
 }
 
@@ -57,14 +57,14 @@ pub struct Spec<'a> {
     pub method: Method,
     pub locks: Vec<Lock<'a>>,
     pub vista: bool,
-    /// With the boot sector of BitLocker To Go.
+    /// Whether it has the boot sector of BitLocker To Go.
     pub to_go: bool,
-    /// Encrypt-on-write is under way.
+    /// Whether encrypt-on-write is active.
     pub encrypts_on_write: bool,
     pub used_space_only: bool,
-    /// 4 and 4 for a volume that is encrypted.
+    /// The present and the next state: 4 and 4 for an encrypted volume.
     pub states: (u16, u16),
-    /// Where BitLocker's own places are.
+    /// The offsets of BitLocker's own ranges.
     pub places: Reserved,
 }
 
@@ -95,7 +95,7 @@ impl<'a> Spec<'a> {
     }
 }
 
-/// Makes the files whose clusters BitLocker then has for itself.
+/// Creates the files whose clusters BitLocker then uses.
 pub fn reserve(
     disk: Arc<dyn BlockWrite>,
     layout: &DiskLayout,
@@ -140,7 +140,7 @@ pub fn reserve(
     Ok(Reserved { copies, moved })
 }
 
-/// Encrypts the plain volume at that place of a disk into the same place of another one.
+/// Encrypts the plain volume at that offset of a disk to the same offset of another one.
 pub fn encrypt(
     plain: &Arc<dyn BlockRead>,
     disk: &dyn BlockWrite,
@@ -181,7 +181,7 @@ pub fn encrypt(
     disk.flush()
 }
 
-/// Writes what a volume of that specification has in clear, and nothing of its contents.
+/// Writes the unencrypted parts of a volume with that specification, without its contents.
 pub fn write_metadata(
     plain: &dyn BlockRead,
     disk: &dyn BlockWrite,
@@ -264,7 +264,7 @@ fn boot_sector(spec: &Spec, ntfs: &VolumeHeader, plain: &[u8]) -> Option<Vec<u8>
     Some(boot)
 }
 
-/// A copy of the metadata with what follows it.
+/// A copy of the metadata with the data after it.
 fn copy(spec: &Spec, ntfs: &VolumeHeader, len: u64) -> Option<Vec<u8>> {
     let entries = dataset(spec)?;
     let size = (DatasetHeader::LEN + entries.len()) as u32;

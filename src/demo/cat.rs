@@ -1,5 +1,5 @@
-//! Driver catalogues: the trust list with the hashes of the files, in PKCS#7 without a signature, as
-//! `inf2cat` leaves it for others to sign.
+//! Driver catalogues: the trust list with the hashes of the files, in PKCS#7 without a signature,
+//! like the output of `inf2cat` before signing.
 
 use der::asn1::ObjectIdentifier;
 
@@ -41,7 +41,7 @@ fn member(file: &[u8]) -> Vec<u8> {
     tlv(SEQUENCE, &[&id, &tlv(SET, &[&attribute])])
 }
 
-/// The part that is signed.
+/// The signed part.
 pub fn trust_list(files: &[&[u8]]) -> Vec<u8> {
     let usage = tlv(SEQUENCE, &[&oid("1.3.6.1.4.1.311.12.1.1")]);
     let id = tlv(OCTET_STRING, &[b"hyper2kvm demo\0\0"]);
@@ -52,7 +52,7 @@ pub fn trust_list(files: &[&[u8]]) -> Vec<u8> {
     tlv(SEQUENCE, &[&usage, &id, &time, &algorithm, &members])
 }
 
-/// A catalogue that nobody signed.
+/// A catalogue without a signature.
 pub fn unsigned(files: &[&[u8]]) -> Vec<u8> {
     let list = tlv(CONTEXT_0, &[&trust_list(files)]);
     let content = tlv(SEQUENCE, &[&oid("1.3.6.1.4.1.311.10.1"), &list]);

@@ -1,8 +1,8 @@
-//! How Windows finds the driver of a boot device: `DriverDatabase` (8 and later) and
-//! `CriticalDeviceDatabase` (7 and older), with the ids of the real `mshdc.inf` and its neighbours.
+//! The data by which Windows finds the driver of a boot device: `DriverDatabase` (8 and later) and
+//! `CriticalDeviceDatabase` (7 and older), with the ids of the real `mshdc.inf` and related INFs.
 //!
-//! The shapes are those of real hives (DeviceIds -> DriverInfFiles -> DriverPackages). On 8.1 and later
-//! the drivers that are not needed to boot are in a hive of their own, `DRIVERS`.
+//! The shapes are those of real hives (DeviceIds -> DriverInfFiles -> DriverPackages). On 8.1 and
+//! later the drivers that are not needed to boot are in a separate hive, `DRIVERS`.
 
 use uuid::{Uuid, uuid};
 
@@ -19,12 +19,12 @@ pub(super) const VOLUME: Uuid = uuid!("71a27cdd-812a-11d0-bec7-08002be2092f");
 pub(super) const DISPLAY: Uuid = uuid!("4d36e968-e325-11ce-bfc1-08002be10318");
 const PORTS: Uuid = uuid!("4d36e978-e325-11ce-bfc1-08002be10318");
 
-/// 2006-06-21, the date Microsoft gives to all its in-box drivers.
+/// 2006-06-21, Microsoft's date of all its inbox drivers.
 const INBOX_DATE: u64 = 0x01c6_94c5_a38c_8000;
 /// 2019-07-31.
 const OEM_DATE: u64 = 0x01d5_4735_1c3b_0000;
 
-/// An install section, the service it installs and the devices it is for.
+/// An install section, its service and its devices.
 struct Section {
     name: &'static str,
     service: &'static str,
@@ -34,7 +34,7 @@ struct Section {
 struct Package {
     /// The INF's own name.
     inf: &'static str,
-    /// The name it is published under, when it did not come with Windows.
+    /// The published name, unless it is part of Windows.
     oem: Option<u32>,
     class: Uuid,
     sections: &'static [Section],
@@ -49,7 +49,8 @@ impl Package {
     }
 }
 
-/// The devices of Intel's IDE controllers up to ICH8, and PIIX3 and PIIX4, which QEMU and VMware show.
+/// The devices of Intel's IDE controllers up to ICH8, and PIIX3 and PIIX4, which QEMU and VMware
+/// emulate.
 const INTELIDE_IDS: &[&str] = &[
     "PCI\\VEN_8086&DEV_1222",
     "PCI\\VEN_8086&DEV_1230",
@@ -243,7 +244,7 @@ const VMWARE_PACKAGES: &[Package] = &[
     },
 ];
 
-/// What does not start the VM: in the `DRIVERS` hive.
+/// Packages that are not needed to start the VM: in the `DRIVERS` hive.
 const OTHER_PACKAGES: &[Package] = &[
     Package {
         inf: "net1ic64.inf",
@@ -334,14 +335,14 @@ fn header(spec: &GuestSpec, root: &mut KeyTree) {
     }
 }
 
-/// `mshdc.inf_amd64_18632ebfbf46b676`: the directory of the driver store.
+/// The directory of the driver store, e.g. `mshdc.inf_amd64_18632ebfbf46b676`.
 fn folder(spec: &GuestSpec, inf: &str) -> String {
     let arch = match spec.arch {
         Arch::X86 => "x86",
         Arch::Amd64 => "amd64",
         Arch::Arm64 => "arm64",
     };
-    // FNV-1a of what tells one package from another.
+    // FNV-1a of the properties that distinguish packages.
     let text = format!("{inf}/{arch}/{}", spec.version.facts().build);
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -388,7 +389,7 @@ fn write(spec: &GuestSpec, root: &mut KeyTree, package: &Package) {
         _ => &[],
     };
     for id in ids.chain(staged) {
-        // An id without revision that stands beside a longer one ranks lower.
+        // An id without revision beside a longer one ranks lower.
         let rank = if *id == "PCI\\VEN_15AD&DEV_0740" {
             2
         } else {
@@ -472,7 +473,7 @@ pub(super) fn store(spec: &GuestSpec) -> Vec<StoredPackage> {
     let eight = spec.version.has_driver_database();
     inbox
         .filter(|p| belongs(spec, p))
-        // What came with Windows 8, or with the hypervisor's tools for it.
+        // Packages of Windows 8, or of the hypervisor's tools for it.
         .filter(|p| eight || matches!(p.inf, "mshdc.inf" | "lsi_sas.inf" | "disk.inf"))
         .chain(oem.filter(|_| vmware && eight))
         .map(|package| {

@@ -1,8 +1,9 @@
 //! The disk of a guest: a raw, sparse image with a partition table, file systems and files.
 //!
-//! The partition table is written by the `gpt` and `mbrman` crates, FAT by `fatfs`, NTFS by `mkntfs` in
-//! a sparse file whose data is then copied to its place; files go in through [`GuestWrite`], as a
-//! conversion's do. Nothing here can boot: there is no boot code.
+//! The partition table is written by the `gpt` and `mbrman` crates, FAT by `fatfs`. NTFS is made by
+//! `mkntfs` in a sparse file whose data is then copied to its offset. Files are written through
+//! [`GuestWrite`], like those of a conversion. Nothing here can boot, because there is no boot
+//! code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -44,7 +45,7 @@ pub fn build(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
     Ok(())
 }
 
-/// Compresses the programs, as `compact /compactos:always` does.
+/// Compresses the programs, like `compact /compactos:always`.
 fn compact(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
     let partition = spec
         .partition(Role::Windows)
@@ -93,7 +94,7 @@ pub fn create_disk(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
     Ok(())
 }
 
-/// What the partition table of the guest says.
+/// The partition table of the guest.
 pub fn layout(spec: &GuestSpec) -> DiskLayout {
     let uefi = spec.firmware == Firmware::Uefi;
     let partitions = spec.partitions().into_iter().map(|p| {
@@ -269,7 +270,7 @@ fn format_ntfs(spec: &GuestSpec, path: &Path, partition: &PartitionSpec) -> Resu
         Role::Recovery => "Recovery",
         _ => "",
     };
-    // The other volumes are small, and Windows gives those the default.
+    // The other volumes are small, and get Windows' default.
     let cluster = match partition.role {
         Role::Windows => spec.cluster_size,
         _ => spec.sector_size.max(4096),
@@ -294,7 +295,7 @@ fn format_ntfs(spec: &GuestSpec, path: &Path, partition: &PartitionSpec) -> Resu
     copy_data(volume.as_file_mut(), &mut image, partition.start).map_err(format)
 }
 
-/// Copies what is not a hole.
+/// Copies the ranges with data.
 fn copy_data(from: &mut File, to: &mut File, offset: u64) -> io::Result<()> {
     use rustix::fs::{SeekFrom as Sparse, seek};
     let mut at = 0;
@@ -313,7 +314,7 @@ fn copy_data(from: &mut File, to: &mut File, offset: u64) -> io::Result<()> {
     }
 }
 
-/// A file of the guest and the partition it belongs on.
+/// A file of the guest and its partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestFile {
     pub role: Role,
@@ -321,7 +322,7 @@ pub struct GuestFile {
     pub contents: Vec<u8>,
 }
 
-/// Puts all files in, in any engine.
+/// Writes all files, with any engine.
 pub fn write_files(spec: &GuestSpec, writer: &mut dyn GuestWrite) -> Result<(), DemoError> {
     let mut made: BTreeSet<(VolumeId, GuestPath)> = BTreeSet::new();
     for file in files(spec)? {
@@ -394,7 +395,7 @@ impl FileList<'_> {
             hives.push((name, hives::placeholder(name)));
         }
         for (name, bytes) in hives {
-            // XP names them in lower case, and has one log.
+            // XP has lower-case names, and one log.
             let (name, logs) = match self.is_nt5() {
                 true => (name.to_lowercase(), &["LOG"][..]),
                 false => (name.to_string(), &["LOG1", "LOG2"][..]),
@@ -607,7 +608,7 @@ mod tests {
         crate::skip::have(&[tool])
     }
 
-    /// Every file comes back as it went in, through the reader that shares nothing with the writer.
+    /// The reader, which shares no code with the writer, returns every file unchanged.
     #[test]
     fn a_guest_reads_back() {
         if !have_mkntfs() {
@@ -653,7 +654,7 @@ mod tests {
         }
     }
 
-    /// ntfs-3g's and dosfstools' own programs find nothing wrong.
+    /// ntfs-3g's and dosfstools' own programs find no fault.
     #[test]
     fn other_programs_accept_the_file_systems() {
         if !["mkntfs", "ntfsfix", "ntfscat", "fsck.fat"]

@@ -1,4 +1,4 @@
-//! The SYSTEM, SOFTWARE and DRIVERS hives of a guest, in the shape real ones have.
+//! The SYSTEM, SOFTWARE and DRIVERS hives of a guest, in the shape of real ones.
 
 use uuid::Uuid;
 
@@ -9,7 +9,7 @@ use super::{
 use crate::registry::KeyTree;
 use crate::registry::RegData;
 
-/// `System32\config\SYSTEM`, or what the specification gives for it.
+/// `System32\config\SYSTEM`, or the bytes in the specification.
 pub fn system(spec: &GuestSpec) -> Vec<u8> {
     match &spec.system_hive {
         Some(bytes) => bytes.clone(),
@@ -17,7 +17,7 @@ pub fn system(spec: &GuestSpec) -> Vec<u8> {
     }
 }
 
-/// `System32\config\SOFTWARE`, or what the specification gives for it.
+/// `System32\config\SOFTWARE`, or the bytes in the specification.
 pub fn software(spec: &GuestSpec) -> Vec<u8> {
     match &spec.software_hive {
         Some(bytes) => bytes.clone(),
@@ -25,7 +25,7 @@ pub fn software(spec: &GuestSpec) -> Vec<u8> {
     }
 }
 
-/// `System32\config\DRIVERS`, which Windows 8.1 and later have.
+/// `System32\config\DRIVERS`, for Windows 8.1 and later.
 pub fn drivers(spec: &GuestSpec) -> Option<Vec<u8>> {
     spec.version.has_driver_database().then(|| {
         let mut root = KeyTree::new("DRIVERS");
@@ -34,7 +34,7 @@ pub fn drivers(spec: &GuestSpec) -> Option<Vec<u8>> {
     })
 }
 
-/// A hive that only has to be there: SAM, SECURITY, DEFAULT.
+/// A hive that only has to exist: SAM, SECURITY, DEFAULT.
 pub fn placeholder(name: &str) -> Vec<u8> {
     let mut root = KeyTree::new(name);
     root.key_mut(name);
@@ -85,7 +85,7 @@ fn setup(root: &mut KeyTree) {
     root.dword("Setup", "SetupSupported", 1);
 }
 
-/// One key for every VM the installation has seen, by its SMBIOS UUID.
+/// Writes one key for every VM that the installation has seen, by its SMBIOS UUID.
 fn hardware_config(spec: &GuestSpec, root: &mut KeyTree) {
     if !spec.version.has_driver_database() {
         return;
@@ -221,7 +221,7 @@ fn control(spec: &GuestSpec, set: &mut KeyTree) {
     set.dword("Services\\partmgr\\Parameters", "SanPolicy", 1);
 }
 
-/// Device setup classes, with the filters that every Windows has.
+/// Writes device setup classes, with the filters of every Windows.
 fn classes(spec: &GuestSpec, set: &mut KeyTree) {
     let eight = spec.version.has_driver_database();
     let vista = spec.version.nt_at_least(6, 0);
@@ -253,7 +253,7 @@ fn classes(spec: &GuestSpec, set: &mut KeyTree) {
     }
 }
 
-/// The storage devices Windows has seen.
+/// Writes the storage devices that Windows has seen.
 fn devices(spec: &GuestSpec, set: &mut KeyTree) {
     let mut add = |instance: &str, class: Uuid, service: &str, ids: &[&str]| {
         let key = format!("Enum\\{instance}");
@@ -299,7 +299,7 @@ fn devices(spec: &GuestSpec, set: &mut KeyTree) {
         ),
         _ => {}
     }
-    // The disk by its identity, as `Enum\STORAGE\Volume` names it.
+    // The disk by its identity, as in `Enum\STORAGE\Volume`.
     let disk = match spec.firmware {
         Firmware::Uefi => DISK_GUID.braced().to_string(),
         Firmware::Bios => format!("{MBR_SIGNATURE:x}"),
@@ -343,14 +343,14 @@ pub fn software_tree(spec: &GuestSpec) -> KeyTree {
     root
 }
 
-/// `Windows NT\CurrentVersion`, as far as each Windows fills it.
+/// Writes `Windows NT\CurrentVersion`, with the values of each version.
 fn version_of_windows(root: &mut KeyTree, spec: &GuestSpec) {
     let version = spec.version;
     let facts = version.facts();
     let (major, minor) = facts.nt;
     let nt = "Microsoft\\Windows NT\\CurrentVersion";
     let build = facts.build.to_string();
-    // Windows 10 and later still say 6.3 here.
+    // Windows 10 and later still have 6.3 here.
     let shown = match facts.nt {
         (10, _) => "6.3".to_string(),
         _ => format!("{major}.{minor}"),
@@ -388,7 +388,7 @@ fn version_of_windows(root: &mut KeyTree, spec: &GuestSpec) {
         root.dword(nt, "CurrentMajorVersionNumber", major);
         root.dword(nt, "CurrentMinorVersionNumber", minor);
         if let Some(release) = facts.release {
-            // DisplayVersion came with 20H2, and ReleaseId stopped at 2009.
+            // DisplayVersion appeared in 20H2, and ReleaseId stopped at 2009.
             let shown = facts.build >= 19042;
             root.sz(nt, "ReleaseId", if shown { "2009" } else { release });
             if shown {
@@ -398,7 +398,7 @@ fn version_of_windows(root: &mut KeyTree, spec: &GuestSpec) {
     }
 }
 
-/// VMware Tools: their installer, and what they start.
+/// Writes VMware Tools: their installer, and the programs they start.
 fn vmware_tools(root: &mut KeyTree) {
     let key = format!("{CURRENT}\\Uninstall\\{{FE2F6A2C-196E-4210-9C04-2B1BC21F07EF}}");
     root.sz(&key, "DisplayName", "VMware Tools");
@@ -416,7 +416,7 @@ fn vmware_tools(root: &mut KeyTree) {
     root.sz("VMware, Inc.\\VMware Tools", "InstallPath", &place);
 }
 
-/// A task of the hypervisor's tools in the index of the task scheduler.
+/// Writes a task of the hypervisor's tools to the index of the task scheduler.
 fn scheduled_task(root: &mut KeyTree, program: &str) {
     let cache = "Microsoft\\Windows NT\\CurrentVersion\\Schedule\\TaskCache";
     let id = "{0D1C2B3A-4958-6776-8594-A3B2C1D0E0F1}";
@@ -471,7 +471,7 @@ mod tests {
         }
     }
 
-    /// What Windows finds for a device id, followed by hand.
+    /// Finds the driver for a device id by separate code.
     fn driver_of(view: &HiveView<'_>, eight: bool, id: &str) -> Option<String> {
         if !eight {
             let id = id.replace('\\', "#");
@@ -515,7 +515,7 @@ mod tests {
                 ("PCI\\VEN_8086&DEV_7010", Some("intelide")),
                 ("Primary_IDE_Channel", Some("atapi")),
                 ("PCI\\VEN_1AF4&DEV_1001", None),
-                // Staged, and bound to nothing.
+                // Staged, and not bound.
                 ("PCI\\VEN_15AD&DEV_07C0", None),
             ] {
                 let found = driver_of(&view, eight, id);
@@ -587,7 +587,7 @@ mod tests {
         assert_eq!(text("InstallationType"), "Client");
     }
 
-    /// Every guest in memory, seen by the program's own inspection.
+    /// The program's own inspection of every guest in memory.
     #[test]
     fn inspection_sees_what_the_specification_says() {
         for spec in every_spec() {
@@ -626,7 +626,7 @@ mod tests {
             assert_eq!(seen.os.hostname.as_deref(), Some("DEMO-GUEST"), "{what}");
             assert_eq!(seen.os.control_set.as_deref(), Some("ControlSet001"));
 
-            // Bootstrap controllers as the hardware left them; virtio never.
+            // Bootstrap controllers in the state left by the hardware; virtio never.
             let ready = |controller| seen.controllers[&controller].ready;
             let reason = |controller| seen.controllers[&controller].reason.clone();
             let eight = spec.version.has_driver_database();

@@ -1,9 +1,10 @@
-//! Windows-shaped guests made from nothing: for `hyper2kvm demo`, and for the tests.
+//! Generated guests with the shape of Windows: for `hyper2kvm demo`, and for the tests.
 //!
-//! A [`GuestSpec`] says what Windows on what disk; [`hives`] and [`bcd`] make its registry, [`pe`] its
-//! programs, and [`guest`] the disk. What comes out has the shape of a real installation where this
-//! program looks, learnt from real hives, and nothing else: it does not boot. The hives are the same
-//! bytes for the same specification; the file systems are not (their tools pick serial numbers).
+//! A [`GuestSpec`] specifies the Windows and its disk; [`hives`] and [`bcd`] make its registry,
+//! [`pe`] its programs, and [`guest`] the disk. The result has the shape of a real installation in
+//! all places that this program reads, derived from real hives, and nothing else: it does not boot.
+//! The hives are the same bytes for the same specification; the file systems are not (their tools
+//! choose serial numbers).
 
 pub mod bcd;
 pub mod bitlocker;
@@ -28,7 +29,7 @@ use crate::guest::{GuestError, PathError};
 pub use crate::inspect::Firmware;
 use crate::tool::ToolError;
 
-/// The Windows versions that can be made.
+/// The available Windows versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WinVersion {
     Xp,
@@ -46,16 +47,16 @@ pub enum WinVersion {
     Server2025,
 }
 
-/// What the registry says about a version.
+/// A version's values in the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VersionFacts {
     pub nt: (u32, u32),
     pub build: u32,
     /// Update build revision, Windows 8.1 and later.
     pub revision: u32,
-    /// As Windows itself writes it: Windows 11 still says 10.
+    /// Windows' own value: Windows 11 still has 10.
     pub product_name: &'static str,
-    /// `DisplayVersion`, or `ReleaseId` on those that only have that.
+    /// `DisplayVersion`, or `ReleaseId` on versions with only that.
     pub release: Option<&'static str>,
     pub edition: &'static str,
     pub service_pack: Option<&'static str>,
@@ -227,14 +228,14 @@ impl WinVersion {
         self.facts().nt >= (major, minor)
     }
 
-    /// Windows 8 and later bind boot devices through `DriverDatabase`, older ones through the
+    /// Whether boot devices are bound through `DriverDatabase` (Windows 8 and later), not through
     /// `CriticalDeviceDatabase`.
     pub fn has_driver_database(self) -> bool {
         self.nt_at_least(6, 2)
     }
 }
 
-/// What the hypervisor the guest comes from left in it.
+/// The remains of the old hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leftovers {
     None,
@@ -254,13 +255,13 @@ pub struct AdapterSpec {
     pub more: MoreIp,
 }
 
-/// What few adapters have set.
+/// Settings that few adapters have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MoreIp {
     /// One for each gateway; 0, or too few: Windows chooses.
     pub gateway_metrics: Vec<u32>,
     pub ipv6: Vec<(Ipv6Addr, u8)>,
-    /// With the metric, 0 for none.
+    /// Gateways with the metric, 0 for none.
     pub gateways6: Vec<(Ipv6Addr, u32)>,
     pub dns6: Vec<Ipv6Addr>,
     pub dns_suffix: String,
@@ -271,7 +272,7 @@ pub struct MoreIp {
     pub metric: Option<u32>,
     /// `destination,mask,gateway,metric` in the list of persistent routes.
     pub routes: Vec<String>,
-    /// Switched off in the device manager.
+    /// Whether it is disabled in the device manager.
     pub disabled: bool,
 }
 
@@ -286,7 +287,7 @@ pub enum IpSpec {
     },
 }
 
-/// Which volume of the guest a file goes to.
+/// The volume of the guest for a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// The volume Windows is on.
@@ -295,11 +296,11 @@ pub enum Place {
     Boot,
 }
 
-/// A file to put on the disk besides those that make it a Windows.
+/// A file on the disk besides those of Windows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtraFile {
     pub place: Place,
-    /// Directories are made as needed.
+    /// Directories are created as needed.
     pub path: String,
     pub contents: Vec<u8>,
 }
@@ -314,23 +315,23 @@ pub struct GuestSpec {
     /// NTFS cluster size in bytes, 512 to 65536; at least the sector size.
     pub cluster_size: u32,
     pub disk_size: u64,
-    /// On BIOS: a "System Reserved" partition in front, which is then the active one.
+    /// On BIOS, a "System Reserved" partition in front, which is then the active one.
     pub system_reserved: bool,
     /// A recovery partition at the end.
     pub recovery: bool,
     pub leftovers: Leftovers,
     /// The control set in use: 1 or 2. The hive has both.
     pub control_set: u32,
-    /// The bus driver `pci` overridden, as on Hyper-V guests of generation 2.
+    /// Whether the bus driver `pci` is overridden, as on Hyper-V guests of generation 2.
     pub pci_overridden: bool,
     pub adapters: Vec<AdapterSpec>,
     pub hostname: String,
-    /// The directory Windows is in, usually `Windows`.
+    /// The directory of Windows, usually `Windows`.
     pub windows_dir: String,
     pub pagefile_size: u64,
-    /// Programs and drivers are compressed as by CompactOS.
+    /// Whether programs and drivers are compressed like by CompactOS.
     pub compact_os: bool,
-    /// Bytes to use instead of the hive made here.
+    /// Bytes in place of the generated hive.
     pub system_hive: Option<Vec<u8>>,
     pub software_hive: Option<Vec<u8>>,
     pub extra_files: Vec<ExtraFile>,
@@ -389,7 +390,7 @@ impl GuestSpec {
         }
     }
 
-    /// The partitions, in the order they lie on the disk.
+    /// The partitions in their order on the disk.
     pub fn partitions(&self) -> Vec<PartitionSpec> {
         const MIB: u64 = 1 << 20;
         // FAT32 needs 65525 clusters, and a cluster is no smaller than a sector.
@@ -431,7 +432,7 @@ impl GuestSpec {
         self.partitions().into_iter().find(|p| p.role == role)
     }
 
-    /// Where the boot manager and the BCD are.
+    /// The partition with the boot manager and the BCD.
     pub fn boot_role(&self) -> Role {
         match self.firmware {
             Firmware::Uefi => Role::Esp,
@@ -441,7 +442,7 @@ impl GuestSpec {
     }
 }
 
-/// What a partition is for.
+/// The purpose of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Esp,
@@ -468,7 +469,7 @@ impl Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartitionSpec {
     pub role: Role,
-    /// As Linux numbers them.
+    /// The number in Linux.
     pub index: u32,
     pub start: u64,
     pub size: u64,

@@ -1,4 +1,4 @@
-//! The network adapters of a guest and the settings Windows keeps for them.
+//! The network adapters of a guest and their settings in Windows.
 
 use super::driver_database::NET;
 use super::{AdapterSpec, GuestSpec, IpSpec, services};
@@ -13,7 +13,7 @@ fn adapter_instance(spec: &GuestSpec, n: usize, adapter: &AdapterSpec) -> String
         Some("netvsc") => format!(
             "VMBUS\\{{f8615163-df3e-46c5-913f-f2d2f965ed0e}}\\{{7a2d1c40-8b5e-4c8e-9d1f-00155d00000{n}}}"
         ),
-        // The serial number of the PCIe device, made from its MAC address.
+        // The serial number of the PCIe device, derived from its MAC address.
         _ => format!(
             "PCI\\VEN_8086&DEV_10D3&SUBSYS_07D015AD&REV_00\\{:02X}{:02X}{:02X}FFFF{:02X}{:02X}{:02X}0{n}",
             m[0], m[1], m[2], m[3], m[4], m[5]
@@ -21,7 +21,7 @@ fn adapter_instance(spec: &GuestSpec, n: usize, adapter: &AdapterSpec) -> String
     }
 }
 
-/// Below a control set.
+/// Writes the adapters below a control set.
 pub(super) fn write(spec: &GuestSpec, set: &mut KeyTree) {
     let parameters = "Services\\Tcpip\\Parameters";
     set.sz(parameters, "Hostname", &spec.hostname);
@@ -93,7 +93,7 @@ pub(super) fn write(spec: &GuestSpec, set: &mut KeyTree) {
     }
 }
 
-/// An adapter as the tables of `Control\\Nsi` name it.
+/// The identifier of an adapter in the tables of `Control\\Nsi`.
 fn luid(n: usize) -> String {
     let value = 6u64 << 48 | (0x8001 + n as u64) << 24;
     hex(&value.to_le_bytes())

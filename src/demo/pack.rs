@@ -1,7 +1,7 @@
-//! Compresses files the CompactOS way: XPRESS Huffman in chunks of 4 KiB, without matches.
+//! Compresses files like CompactOS: XPRESS Huffman in chunks of 4 KiB, without matches.
 //!
-//! The simplest packer whose output is valid: a zero takes one bit, every other byte nine. That is
-//! enough for our program images, which are mostly zeroes.
+//! The simplest packer whose output is valid: a zero takes one bit, every other byte nine. That
+//! suffices for the generated program images, which are mostly zeroes.
 
 use crate::guest::wof::Algorithm;
 

@@ -1,8 +1,8 @@
-//! Minimal PE images: what a driver or a boot loader looks like to those who only read headers.
+//! Minimal PE images, for readers of headers: drivers and boot loaders.
 //!
-//! Specification: "PE Format" (Microsoft). One `.text` section that returns at once, no resources, a right
-//! checksum (the boot loader refuses drivers without), and on request an import directory in a second
-//! section.
+//! Specification: "PE Format" (Microsoft). One `.text` section that returns immediately, no
+//! resources, a right checksum (the boot loader refuses drivers without), and optionally an import
+//! directory in a second section.
 
 use super::Arch;
 
@@ -101,10 +101,10 @@ pub fn importing(arch: Arch, subsystem: Subsystem, files: &[&str]) -> Vec<u8> {
     image
 }
 
-/// Where the import section lies in memory.
+/// The address of the import section in memory.
 const IDATA: u32 = 2 * SECTION_ALIGNMENT;
 
-/// Descriptors, then for each file its name and two tables with the import of ordinal 1.
+/// Writes descriptors, then for each file its name and two tables with the import of ordinal 1.
 fn import_section(arch: Arch, files: &[&str]) -> Vec<u8> {
     if files.is_empty() {
         return Vec::new();
@@ -196,7 +196,7 @@ mod tests {
             let section = OPTIONAL_OFFSET + usize::from(optional);
             assert_eq!(&image[section..section + 5], b".text");
             assert_eq!(image.len(), 1024);
-            // Adding the checksum to the words gives a sum that only differs by itself.
+            // Adding the checksum to the words results in a sum that differs only by it.
             let mut bare = image.clone();
             bare[CHECKSUM_OFFSET..CHECKSUM_OFFSET + 4].fill(0);
             let stored = u32::from(u16_at(CHECKSUM_OFFSET));

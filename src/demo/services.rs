@@ -1,4 +1,4 @@
-//! The driver services of a guest: what is under `Services`, and which `.sys` files that needs.
+//! The driver services of a guest: the keys under `Services`, and the `.sys` files they need.
 
 use super::{Arch, Firmware, GuestSpec, Leftovers, WinVersion};
 use crate::registry::KeyTree;
@@ -35,7 +35,7 @@ impl Service {
         self
     }
 
-    /// A StorPort or SCSI miniport: it has `Parameters\BusType` and `PnpInterface`.
+    /// Makes it a StorPort or SCSI miniport: it gets `Parameters\BusType` and `PnpInterface`.
     fn miniport(mut self, bus_type: u32) -> Self {
         self.bus_type = Some(bus_type);
         self
@@ -50,7 +50,7 @@ impl Service {
         format!("{}.sys", self.name)
     }
 
-    /// The files its image imports from.
+    /// The files imported by its image.
     pub fn imports(&self, vista: bool) -> Vec<&'static str> {
         let port = match self.name.to_ascii_lowercase().as_str() {
             _ if self.bus_type.is_some() && vista => "storport.sys",
@@ -66,8 +66,8 @@ impl Service {
 
 const KERNEL: &[&str] = &["ntoskrnl.exe", "HAL.dll"];
 
-/// Files that are loaded because others import from them, and what they import in turn. The kernel and its
-/// own files lie in `System32`, the rest in `System32\\drivers`.
+/// Files that others import, with their own imports. The kernel and its own files are in
+/// `System32`, the rest in `System32\\drivers`.
 pub(super) fn libraries(version: WinVersion) -> Vec<(&'static str, Vec<&'static str>)> {
     let vista = version.nt_at_least(6, 0);
     let driver = |name, more: &[&'static str]| (name, [more, KERNEL].concat());
@@ -97,7 +97,7 @@ pub(super) fn libraries(version: WinVersion) -> Vec<(&'static str, Vec<&'static 
         list.push(driver("drivers\\ataport.sys", &["PCIIDEX.SYS"]));
     }
     if version.nt_at_least(6, 1) {
-        // An extension that no file stands for.
+        // An extension without a file.
         list[0].1.push("ext-ms-win-ntos-werkernel-l1-1-0.dll");
     }
     list
@@ -108,7 +108,7 @@ const OVERRIDDEN_TWICE: &[(&str, u32)] = &[("0", 3), ("1", 3)];
 const OVERRIDDEN_LATER: &[(&str, u32)] = &[("1", 3)];
 const NOT: &[(&str, u32)] = &[];
 
-/// The driver services of this guest, in the state its own hardware left them in.
+/// The driver services of this guest, in the state left by its own hardware.
 pub(super) fn services(spec: &GuestSpec) -> Vec<Service> {
     let version = spec.version;
     let vista = version.nt_at_least(6, 0);
@@ -135,7 +135,7 @@ pub(super) fn services(spec: &GuestSpec) -> Vec<Service> {
         Service::new("volsnap", 0, "", 0),
         Service::new("cdrom", 1, "SCSI CDROM Class", 1).inf("cdrom.inf"),
     ];
-    // An IDE controller is there on BIOS guests of both hypervisors.
+    // BIOS guests of both hypervisors have an IDE controller.
     let ide = bios || !vista;
     list.push(unused("intelide", "System Bus Extender", 9, ide).inf("mshdc.inf"));
     list.push(unused("pciide", "System Bus Extender", 8, !vista).inf("mshdc.inf"));
@@ -182,8 +182,8 @@ pub(super) fn services(spec: &GuestSpec) -> Vec<Service> {
     list
 }
 
-/// A service whose device the guest may lack. Windows turns it off then: by an override on 8 and later,
-/// by demand start before.
+/// A service whose device the guest may lack. Windows disables it then: by an override on 8 and
+/// later, by demand start before.
 fn unused(
     spec: &GuestSpec,
     (name, group, tag): (&'static str, &'static str, u32),
@@ -197,7 +197,7 @@ fn unused(
     service.overridden(if used { NOT } else { OVERRIDDEN })
 }
 
-/// The storage services that came with Windows 8.
+/// The storage services added in Windows 8.
 fn since_windows_8(spec: &GuestSpec) -> Vec<Service> {
     let hyperv = spec.leftovers == Leftovers::HyperV;
     let unused = |name, group, tag, used| unused(spec, (name, group, tag), used);
@@ -241,11 +241,11 @@ pub(super) fn write(spec: &GuestSpec, set: &mut KeyTree) {
     let eight = spec.version.has_driver_database();
     for (n, service) in services(spec).iter().enumerate() {
         let key = format!("Services\\{}", service.name);
-        // The forms of ImagePath that are found side by side.
+        // The forms of ImagePath that occur side by side.
         let folder = match (eight, n % 3) {
             (true, 0..=1) => "System32\\drivers",
             (_, 0) => "system32\\DRIVERS",
-            // The loader of NT 5 knows no other form.
+            // The loader of NT 5 supports no other form.
             (_, 1) => "system32\\drivers",
             _ if !spec.version.nt_at_least(6, 0) => "System32\\drivers",
             _ => "\\SystemRoot\\System32\\drivers",
@@ -276,7 +276,7 @@ pub(super) fn write(spec: &GuestSpec, set: &mut KeyTree) {
             }
         }
     }
-    // The boot loader takes it whatever its start, by this name.
+    // The boot loader loads it by this name, whatever its start type.
     set.dword("Services\\Ntfs", "ErrorControl", 1)
         .dword("Services\\Ntfs", "Start", if eight { 3 } else { 1 })
         .dword("Services\\Ntfs", "Type", 2)
@@ -294,7 +294,7 @@ pub(super) fn write(spec: &GuestSpec, set: &mut KeyTree) {
         }
     }
     if spec.leftovers == Leftovers::Vmware && eight {
-        // Keys without a driver behind them: only what the installer left, or nothing at all.
+        // Keys without a driver: only the remains of an installer, or nothing at all.
         let msi = RegData::MultiSz(vec!["MSI".into()]);
         set.set("Services\\pvscsi", "vwdk.installers", msi.clone());
         set.set("Services\\vmxnet3ndis6", "vwdk.installers", msi);

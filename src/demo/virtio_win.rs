@@ -1,8 +1,9 @@
-//! A directory shaped like the virtio-win ISO, or like the RPM's driver tree, for the demo and the tests.
+//! A directory with the layout of the virtio-win ISO, or of the RPM's driver tree, for the demo and
+//! the tests.
 //!
-//! The INFs are our own text with the structure of the real ones: decorations, directory ids 12 and
-//! 13, long and short hardware ids, UTF-16 here and there. Images come from the caller, catalogues
-//! list them but are not signed, installers are placeholders: no Windows would load any of it.
+//! The INFs are original text with the structure of the real ones: decorations, directory ids 12
+//! and 13, long and short hardware ids, UTF-16 in some. The caller provides the images; catalogues
+//! list them but are not signed; installers are placeholders. No Windows would load any of it.
 
 use std::io;
 use std::path::Path;
@@ -21,14 +22,14 @@ pub enum Layout {
 struct Os {
     folder: &'static str,
     rpm: &'static str,
-    /// What the INF's models section is decorated with after the architecture.
+    /// The decoration of the INF's models section after the architecture.
     decoration: &'static str,
     driver_ver: &'static str,
     archs: &'static [Arch],
 }
 
 impl Os {
-    /// Where the driver image goes: 12 `System32\drivers`, 13 the driver store.
+    /// The directory id of the driver image: 12 `System32\drivers`, 13 the driver store.
     fn dirid(&self) -> u32 {
         match self.decoration {
             ISOLATED => 13,
@@ -37,7 +38,7 @@ impl Os {
     }
 }
 
-/// From this build of Windows 10 on, drivers are isolated.
+/// The first build of Windows 10 with isolated drivers.
 const ISOLATED: &str = ".10.0...16299";
 
 const fn os(
@@ -181,7 +182,8 @@ const DRIVERS: [Driver; 6] = [
     },
 ];
 
-/// Every file of the folder: path with `/`, contents. `image` makes the bytes of a driver image.
+/// Every file of the directory: path with `/`, contents. `image` provides the bytes of a driver
+/// image.
 pub fn files(layout: Layout, image: &dyn Fn(Arch) -> Vec<u8>) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     for os in &SYSTEMS {
@@ -217,7 +219,7 @@ pub fn files(layout: Layout, image: &dyn Fn(Arch) -> Vec<u8>) -> Vec<(String, Ve
                 for folder in folders {
                     let by_os = folder.contains("by-os") || folder.contains("/Win");
                     for (name, bytes) in &package {
-                        // The RPM's flat directories come without symbols.
+                        // The RPM's flat directories have no symbols.
                         if !(by_os && name.ends_with(".pdb")) {
                             files.push((format!("{folder}/{name}"), bytes.clone()));
                         }
@@ -257,7 +259,7 @@ pub fn write(
     Ok(paths)
 }
 
-/// The INF of a driver for an OS directory, as in [`files`]; `None` for names that are not there.
+/// The INF of a driver for an OS directory, as in [`files`]; `None` for unknown names.
 pub fn inf(driver: &str, os: &str, arch: Arch) -> Option<Vec<u8>> {
     let driver = DRIVERS
         .iter()
@@ -326,7 +328,7 @@ fn encode(driver: &Driver, os: &Os, text: String) -> Vec<u8> {
     }
 }
 
-/// The network driver's failover helper, which came with Windows 10.
+/// Whether the driver is the network driver with its failover helper, added in Windows 10.
 fn has_tool(driver: &Driver, os: &Os) -> bool {
     driver.stem == "netkvm" && os.decoration.starts_with(".10")
 }
@@ -344,7 +346,7 @@ fn inf_text(driver: &Driver, os: &Os, arch: Arch) -> String {
     text.replace('\n', "\r\n")
 }
 
-/// `line` where `wanted`, else nothing.
+/// Returns `line` if `wanted`, otherwise nothing.
 fn only(wanted: bool, line: impl Into<String>) -> String {
     match wanted {
         true => line.into(),
@@ -382,7 +384,7 @@ DefaultDestDir = {dirid}
 }
 
 fn models(driver: &Driver, os: &Os, arch: Arch) -> String {
-    // The x86 build for 7 has a plain architecture, as old packages do.
+    // The x86 build for 7 has a plain architecture, like old packages.
     let decoration = match os.folder == "w7" && arch == Arch::X86 {
         true => "NTx86".to_string(),
         false => format!("NT{}{}", arch.inf_name(), os.decoration),

@@ -1,15 +1,15 @@
 //! Data disks whose volumes had a drive letter, for the step that brings them online.
 //!
-//! On a new controller a disk is new to Windows, and its SAN policy may leave it offline (it does on
-//! servers for what it takes for a shared bus). The policy is not touched: only disks that are known to
-//! have been in use come online, told by their signature or GUID, which `diskpart` shows for offline
-//! disks too and prints the same in every language.
+//! On a new controller a disk is new to Windows, and its SAN policy may leave it offline (servers
+//! do that on a bus that they consider shared). The policy is not changed. Only disks that were
+//! certainly in use are brought online, identified by their signature or GUID. `diskpart` prints
+//! these for offline disks too, and in the same form in every language.
 
 use std::fmt::{self, Write as _};
 
 use uuid::fmt::Braced;
 
-/// How a disk names itself.
+/// The identity of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DiskId {
     /// The signature in its MBR.
@@ -29,9 +29,9 @@ impl fmt::Display for DiskId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     pub id: DiskId,
-    /// It was set read-only, and stays so.
+    /// Whether it was set read-only, and stays so.
     pub read_only: bool,
-    /// A letter and the volume it belongs to: `\\?\Volume{...}`.
+    /// Each letter with its volume: `\\?\Volume{...}`.
     pub letters: Vec<(char, Braced)>,
 }
 
@@ -44,7 +44,7 @@ impl Disks {
         self.0.is_empty()
     }
 
-    /// Goes through the disks by number, up to the fourth number in a row that is none.
+    /// The commands. They try the disks by number, until four numbers in a row do not exist.
     pub(super) fn to_cmd(&self) -> String {
         let mut text = String::from(SEARCH);
         for (i, disk) in self.0.iter().enumerate() {
@@ -61,7 +61,7 @@ impl Disks {
             let _ = writeln!(text, "\n:disk_{}\ncall :online{keep}", i + 1);
             for (letter, volume) in &disk.letters {
                 let letter = letter.to_ascii_uppercase();
-                // From `char`: nothing but a letter gets into the script.
+                // From `char`: only a letter gets into the script.
                 if letter.is_ascii_uppercase() {
                     let _ = writeln!(text, "call :letter {letter} {volume}");
                 }

@@ -1,12 +1,13 @@
 //! The script that runs inside Windows at the first boot, as pure text made from typed steps.
 //!
-//! One `.cmd`, no PowerShell. A service starts it as SYSTEM (why a service: `docs/first-boot.md`); it
-//! logs every command with its exit code, tells COM1 (or COM2, where EMS keeps COM1) how far it is, gives up after [`MAX_TRIES`] boots,
-//! and puts back what was changed for the commissioning before it removes itself. No step is fatal.
+//! One `.cmd`, no PowerShell. A service starts it as SYSTEM (the reasons for a service:
+//! `docs/first-boot.md`). It logs every command with its exit code, reports its progress on COM1
+//! (or COM2, if EMS owns COM1), and gives up after [`MAX_TRIES`] boots. It restores the settings
+//! that were changed for the commissioning before it removes itself. No step is fatal.
 //!
-//! What is not a constant of the program gets into the text only through types that cannot hold anything cmd
-//! would interpret: addresses, numbers, MAC addresses and [`FileName`]. Names of connections are
-//! found by the running script and never written by us.
+//! Text that is not a constant of the program gets into the script only through types without any
+//! characters that cmd would interpret: addresses, numbers, MAC addresses and [`FileName`]. The
+//! running script finds names of connections; hyper2kvm never writes them.
 
 pub mod disks;
 pub mod network;
@@ -24,18 +25,19 @@ use text::{
     AGENT_STEP, DISK_ROUTINES, GHOST_ROUTINES, HEAD, ONE_BOOT, PNP, ROUTINES, TAIL, TWO_BOOTS,
 };
 
-/// The service that starts the script, and the prefix of everything it leaves on disk.
+/// The name of the service that starts the script, and the prefix of all its traces on disk.
 pub const SERVICE: &str = "hyper2kvm-firstboot";
 /// The directory below Windows, next to the staged drivers.
 pub const FOLDER: &str = crate::guest::security::OWN_FOLDER;
 pub const SCRIPT: &str = "firstboot.cmd";
 pub const AGENT: &str = "qemu-ga.msi";
-/// Boots in which the script works before it gives up and removes itself.
+/// The number of boots after which the script gives up and removes itself.
 pub const MAX_TRIES: u32 = 5;
-/// Stands for "there was no such value" among the saved ones.
+/// The saved value for "there was no such value".
 pub const ABSENT: u32 = u32::MAX;
 
-/// A file name that cmd takes as it is: letters, digits, `.`, `_`, `-`, and `\` between directories.
+/// A file name without special meaning for cmd: letters, digits, `.`, `_`, `-`, and `\` between
+/// directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileName(String);
 
@@ -60,14 +62,14 @@ pub enum Restore {
 }
 
 impl Restore {
-    /// The name under which the old value is kept, which is its own.
+    /// The name under which the old value is saved, which is that of the value.
     pub fn name(self) -> &'static str {
         match self {
             Self::AutoReboot => "AutoReboot",
         }
     }
 
-    /// Below the control set.
+    /// The path below the control set.
     pub fn key(self) -> &'static str {
         match self {
             Self::AutoReboot => r"Control\CrashControl",
@@ -80,12 +82,12 @@ impl Restore {
 pub struct Inf {
     /// Relative to [`FOLDER`].
     pub path: FileName,
-    /// The service of its device and its version: where a device has exactly this one, there is
-    /// nothing to do.
+    /// The service of its device and its version: a device with exactly this version needs no
+    /// update.
     pub service: Option<(FileName, FileName)>,
 }
 
-/// What the script is to do.
+/// The contents of the script.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Script {
     /// Windows 10 and later: `pnputil /add-driver`; before, `pnputil -i -a`.
@@ -96,16 +98,17 @@ pub struct Script {
     pub network: Vec<Settings>,
     pub ghosts: Vec<Ghost>,
     pub disks: Disks,
-    /// [`AGENT`] lies beside the script.
+    /// Whether [`AGENT`] is beside the script.
     pub agent: bool,
     /// Product codes of the old hypervisor's tools, to be uninstalled.
     pub uninstall: Vec<uuid::fmt::Braced>,
-    /// How many user scripts (`user-1.cmd`, ...) lie beside the script.
+    /// The number of user scripts (`user-1.cmd`, ...) beside the script.
     pub user_scripts: usize,
     pub restore: Vec<Restore>,
-    /// There are two boots: work is done only when no disk is on an emulated controller any more.
+    /// Whether there are two boots: the script then works only when no disk is on an emulated
+    /// controller any more.
     pub two_boots: bool,
-    /// Windows keeps COM1 for itself (EMS): the lines go to COM2.
+    /// Whether Windows keeps COM1 for itself (EMS), so the lines go to COM2.
     pub com2: bool,
 }
 
@@ -123,7 +126,7 @@ pub fn user_script(number: usize) -> String {
 }
 
 impl Script {
-    /// The text, with the line ends that cmd wants: labels are not found reliably without them.
+    /// The text with the line ends that cmd requires: without them, labels are not found reliably.
     pub fn to_cmd(&self) -> String {
         let mut text = HEAD
             .replace("@MAX@", &MAX_TRIES.to_string())
@@ -194,7 +197,8 @@ impl Script {
         text.replace('\n', "\r\n")
     }
 
-    /// The old adapter, unless it is there after all; then its name for the new one.
+    /// The commands that remove the old adapter, unless it exists after all, and give its name to
+    /// the new one.
     fn ghost(&self, ghost: &Ghost) -> String {
         let mut body = String::new();
         if let Some(i) = ghost.after {
@@ -241,8 +245,8 @@ impl Script {
     }
 }
 
-/// Settings go to the adapter that netkvm drives; the old adapter keeps its values but no longer
-/// claims the addresses.
+/// The commands that apply settings to the adapter with netkvm. The old adapter keeps its values
+/// but no longer claims the addresses.
 fn network(settings: &Settings) -> String {
     let want = settings.binding.want();
     let mut body = format!(
@@ -271,7 +275,7 @@ fn release_old_adapter(step: &mut Commands<'_>, settings: &Settings) {
 }
 
 fn ipv4(step: &mut Commands<'_>, settings: &Settings) {
-    // What an earlier try has set would be in the way.
+    // Settings of an earlier attempt would conflict.
     if !settings.ipv4.is_empty() {
         step.quiet("%SYS%\\netsh.exe interface ipv4 set address name=\"%NIC%\" source=dhcp");
     }
@@ -316,7 +320,7 @@ fn ipv6(step: &mut Commands<'_>, settings: &Settings) {
     }
 }
 
-/// The gateways of IPv6 are routes too.
+/// Appends the routes. The gateways of IPv6 are routes too.
 fn routes(step: &mut Commands<'_>, settings: &Settings) {
     let gateways6 = settings.gateways6.iter().map(|(gateway, metric)| Route {
         to: Cidr {
@@ -337,7 +341,7 @@ fn routes(step: &mut Commands<'_>, settings: &Settings) {
             route.to, route.gateway
         );
         if let (std::net::IpAddr::V4(to), gateway) = (route.to.ip, route.gateway) {
-            // The one that Windows keeps for no adapter in particular.
+            // The one that Windows keeps for no particular adapter.
             let mask = network::mask(route.to.prefix);
             step.quiet(&format!("route delete {to} mask {mask} {gateway}"));
         }
@@ -354,7 +358,7 @@ fn routes(step: &mut Commands<'_>, settings: &Settings) {
     }
 }
 
-/// DNS suffix, NetBIOS, metric and MTU.
+/// Appends DNS suffix, NetBIOS, metric and MTU.
 fn rest(step: &mut Commands<'_>, settings: &Settings) {
     if let Some(suffix) = &settings.suffix {
         let suffix = suffix.as_str();
@@ -402,7 +406,7 @@ fn servers(
     shown: &str,
     servers: &[impl std::fmt::Display],
 ) {
-    // WINS servers are not looked up.
+    // WINS servers are not checked.
     let check = if kind == "dns" { " validate=no" } else { "" };
     let register = if kind == "dns" {
         " register=primary"
@@ -435,7 +439,7 @@ impl Commands<'_> {
         let _ = write!(self.0, "{command} >>\"%LOG%\" 2>&1\ncall :ran {shown}\n");
     }
 
-    /// What may fail: there need not be anything to take away.
+    /// Appends a command that may fail: there may be nothing to remove.
     fn quiet(&mut self, command: &str) {
         let _ = writeln!(self.0, "{command} >nul 2>&1");
     }
@@ -448,7 +452,7 @@ goto installed
 "#;
 
 impl Binding {
-    /// How the running script tells the NIC.
+    /// The criterion by which the running script finds the NIC.
     fn want(self) -> String {
         match self {
             Self::Mac(mac) => hex(mac),

@@ -1,11 +1,11 @@
-//! Which static network settings can be carried over, and to which adapter.
+//! Determines which static network settings can be transferred, and to which adapter.
 //!
-//! Windows keeps settings with the adapter's GUID, and the VirtIO adapter is a new one. It is the same
-//! NIC to everybody else because it has the same MAC address: that is what ties the two. Where
-//! that cannot be told safely, the new adapter stays on DHCP, and the reason is told.
+//! Windows keeps settings with the adapter's GUID, and the VirtIO adapter is a new one. For
+//! everybody else it is the same NIC because it has the same MAC address, so that connects the two.
+//! If it cannot be determined safely, the new adapter stays on DHCP, and the reason is reported.
 //!
-//! An adapter whose settings have found their new place is a ghost: Windows still lists it, hidden,
-//! and still keeps its name and addresses from others. [`Ghost`]s go once the new one has everything.
+//! An adapter whose settings were transferred is a ghost: Windows still lists it, hidden, and still
+//! reserves its name and addresses. [`Ghost`]s are removed after the new adapter has everything.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -26,7 +26,7 @@ pub enum Policy {
     Leave,
 }
 
-/// How the new adapter is told from others.
+/// The criterion by which the new adapter is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Binding {
     Mac(MacAddr),
@@ -38,7 +38,7 @@ pub enum Binding {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub binding: Binding,
-    /// The adapter that holds the same addresses now.
+    /// The adapter that has the same addresses now.
     pub old_guid: uuid::fmt::Braced,
     pub ipv4: Vec<(Ipv4Addr, Ipv4Addr)>,
     pub gateways4: Vec<(Ipv4Addr, Option<u32>)>,
@@ -72,12 +72,12 @@ impl DnsName {
     }
 }
 
-/// A device as Plug and Play names it, without anything cmd would interpret between quotes.
+/// A Plug and Play device id, without any characters that cmd would interpret between quotes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceId(String);
 
 impl DeviceId {
-    /// Only buses whose devices belong to a VM: what is attached to USB may come back.
+    /// Accepts only buses whose devices belong to a VM: a device on USB may come back.
     pub fn new(instance: &str) -> Option<Self> {
         let upper = instance.to_ascii_uppercase();
         let bus = ["PCI\\", "VMBUS\\", "XENVIF\\", "XEN\\"];
@@ -98,13 +98,13 @@ impl DeviceId {
 pub struct Ghost {
     pub device: DeviceId,
     pub guid: uuid::fmt::Braced,
-    /// The NIC that takes its place, and so its name.
+    /// The NIC that replaces it, and gets its name.
     pub successor: Option<Binding>,
-    /// It goes only after these settings (an index) have been applied.
+    /// The index of the settings after which it is removed.
     pub after: Option<usize>,
 }
 
-/// What is carried over, and what a person must know.
+/// The transferred settings, and notes for the user.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
     pub settings: Vec<Settings>,
@@ -112,7 +112,7 @@ pub struct Decision {
     pub notes: Vec<String>,
 }
 
-/// `macs`: of all NICs of the new VM; none: it gets those of the adapters.
+/// Decides. `macs` are those of all NICs of the new VM; if empty, it gets those of the adapters.
 pub fn decide(
     policy: Policy,
     facts: &NetworkFacts,
@@ -193,7 +193,7 @@ pub fn decide(
     decision
 }
 
-/// Whether there is anything that DHCP would not bring.
+/// Whether there is any setting that DHCP would not provide.
 fn is_static(adapter: &Adapter) -> bool {
     !adapter.addresses.is_empty()
         || !adapter.dns.is_empty()
@@ -406,7 +406,7 @@ mod tests {
         assert_eq!(decision.ghosts[0].after, Some(0));
     }
 
-    /// Its values are the only record of what it was: it must stay.
+    /// Its values are the only record of its settings: it must stay.
     #[test]
     fn what_could_not_be_carried_over_stays() {
         let fixed: &[(&str, u8)] = &[("10.0.0.5", 24)];

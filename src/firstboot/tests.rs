@@ -88,7 +88,7 @@ fn golden() {
     insta::assert_snapshot!(full().to_cmd().replace("\r\n", "\n"));
 }
 
-/// Every label that is called or jumped to exists, once; nothing but CRLF ends a line.
+/// Every label that is called or jumped to exists, once; CRLF ends every line.
 #[test]
 fn labels() {
     let old = Script {
@@ -118,7 +118,7 @@ fn labels() {
                 ["call", label] => label.trim_start_matches(':'),
                 _ => continue,
             };
-            // Only what the script does has its routine; entries for child processes come first.
+            // Only used steps have a routine; entries for child processes come first.
             if target == "disk_%ID%" {
                 continue;
             }
@@ -148,7 +148,7 @@ fn file_names() {
     }
 }
 
-/// Whatever lies in a directory of PATH or beside the script, it is not what runs.
+/// A program in a directory of PATH or beside the script is never run instead.
 #[test]
 fn programs_are_named_with_their_folder() {
     let text = full().to_cmd();
@@ -166,7 +166,7 @@ fn programs_are_named_with_their_folder() {
                     named += 1;
                     continue;
                 }
-                // A command has nothing, or something of cmd's own, before it.
+                // A command is preceded by nothing, or by a construct of cmd.
                 let start = before.is_empty() || before.ends_with(['&', '|', '(', '\'']);
                 let start = start || before.ends_with("do ") || before.ends_with("& ");
                 assert!(!(start && after.starts_with([' ', '.'])), "{line}");
@@ -179,6 +179,6 @@ fn programs_are_named_with_their_folder() {
         assert_eq!(first, i == 0);
     }
     assert!(text.contains("set \"NoDefaultCurrentDirectoryInExePath=1\""));
-    // Scripts of the user do not show their commands, and what they say is in no log.
+    // Scripts of the user do not echo their commands, and their output is in no log.
     assert!(text.contains("%SYS%\\cmd.exe /d /q /c \"\"%DIR%user-1.cmd\"\" >nul 2>&1"));
 }

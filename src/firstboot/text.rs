@@ -1,7 +1,8 @@
-//! What never changes in the script.
+//! The constant parts of the script.
 //!
-//! Values that a running Windows gives (names, paths) are read with `for /f` into variables, lose their
-//! quotation marks there, and are used between quotation marks only: then cmd sees nothing in them.
+//! Values provided by a running Windows (names, paths) are read with `for /f` into variables, lose
+//! their quotation marks there, and are used between quotation marks only. So cmd interprets
+//! nothing in them.
 
 pub(super) const HEAD: &str = r#"@echo off
 rem Written by hyper2kvm. What this does, and how to stop it: hyper2kvm docs first-boot
@@ -43,7 +44,8 @@ goto end
 
 pub(super) const ONE_BOOT: &str = "goto last\n";
 
-/// `sc delete` takes effect at once, because to the service manager the service is not running.
+/// `sc delete` takes effect immediately, because for the service manager the service is not
+/// running.
 pub(super) const TAIL: &str = r#"%SYS%\sc.exe delete %SVC% >>"%LOG%" 2>&1
 call :ran remove the service
 del /q "%DIR%done.*" "%DIR%tries" "%DIR%rc" "%DIR%install.log" "%DIR%disk.txt" "%DIR%disk.log" "%DIR%user-*.cmd" "%DIR%qemu-ga.msi" >nul 2>&1
@@ -212,8 +214,8 @@ if not defined NIC goto next_nic
 exit /b 0
 "#;
 
-/// What the old adapter had is gone with it, but not the network profiles: they hold what the firewall lets
-/// through, and hang on the gateway's MAC address, which stays.
+/// Removes the old adapter with its settings, but not the network profiles. They have the
+/// firewall's rules, and depend on the gateway's MAC address, which stays.
 pub(super) const GHOST_ROUTINES: &str = r#"
 rem Takes away the device OLD_DEV with the adapter OLD_GUID, unless a driver has it, and gives its name
 rem to the connection of WANT.
@@ -246,8 +248,8 @@ call :ran the name of the old adapter for the new one
 exit /b 0
 "#;
 
-/// A drive letter is `mountvol`'s business: Windows remembers letters on its own, but a CD-ROM that was
-/// there first may have taken one.
+/// Assigns drive letters with `mountvol`. Windows remembers letters, but a CD-ROM that appeared
+/// first may have taken one.
 pub(super) const DISK_ROUTINES: &str = r#"
 rem The disk number N.
 :online

@@ -1,4 +1,5 @@
-//! Whether a disk can stay where it is, under an overlay that QEMU and libvirt open by themselves.
+//! Determines whether a disk can stay in its place, under an overlay that QEMU and libvirt open
+//! themselves.
 
 use crate::disk::hold::Held;
 use crate::disk::{Image, Level as Opened};
@@ -12,7 +13,8 @@ use super::wire::OnWire;
 /// The formats that libvirt can name below an overlay.
 const KNOWN_TO_LIBVIRT: [&str; 7] = ["raw", "qcow2", "qcow", "qed", "vmdk", "vpc", "vdi"];
 
-/// The levels of a source, or why it has to be copied. Overlays of this run are left out.
+/// The levels of a source, or the reason why it has to be copied. Overlays of this run are left
+/// out.
 pub(crate) fn levels(image: &Image) -> Result<Vec<Level>, Box<Blocker>> {
     let below = image.without_overlays();
     if below.held().any(Held::is_on_wire) {
@@ -21,8 +23,8 @@ pub(crate) fn levels(image: &Image) -> Result<Vec<Level>, Box<Blocker>> {
     below.levels().iter().map(level).collect()
 }
 
-/// A disk on another host: one file that QEMU reads as it is there, or everything it is made of as one raw
-/// disk. In both cases it is behind one socket.
+/// The level of a disk on another host: one file that QEMU reads unchanged, or all its files as one
+/// raw disk. In both cases it is behind one socket.
 fn on_wire(image: &Image) -> Result<Level, Box<Blocker>> {
     let file = match image.levels() {
         [only] => one_file(only),
@@ -51,7 +53,7 @@ fn on_wire(image: &Image) -> Result<Level, Box<Blocker>> {
 fn one_file(level: &Opened) -> Option<(&Held, &'static str)> {
     let (file, format) = match (level.held(), level.format_by_name()) {
         ([file], Some(format)) => (file, format.driver()),
-        // Of a flat VMDK the extent that is all of the disk.
+        // For a flat VMDK, the extent that is the whole disk.
         ([_, extent], None) if extent.size() == level.virtual_size => (extent, "raw"),
         _ => return None,
     };
@@ -68,7 +70,7 @@ fn level(level: &Opened) -> Result<Level, Box<Blocker>> {
         ));
     }
     for held in level.held() {
-        // What was unpacked has no name of its own.
+        // An unpacked disk has no name of its own.
         if !held.has_a_name() {
             return Err(refuse(
                 format!("{shown} is packed, so nothing can start from it where it is"),

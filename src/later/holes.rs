@@ -1,7 +1,8 @@
-//! Known holes of the source become zero clusters of the overlay, before the VM starts for the first time.
+//! Marks known holes of the source as zero clusters of the overlay, before the VM starts for the
+//! first time.
 //!
-//! QEMU's pull reads all that an overlay does not hold itself, holes too: of a sparse disk of 2 TiB with 20 GiB
-//! in it that would be minutes of reading zeroes.
+//! QEMU's pull reads everything that an overlay itself lacks, including holes: for a sparse disk of
+//! 2 TiB with 20 GiB of data, that would be minutes of reading zeroes.
 
 use std::ops::Range;
 
@@ -12,13 +13,12 @@ use crate::error::{Error, Result};
 use crate::timeline;
 use crate::tool::qemu_img::{self, Depth, Part};
 
-/// What QEMU allocates in an overlay at a time.
+/// QEMU's allocation unit in an overlay.
 const GRAIN: u64 = 64 << 10;
-/// Smaller holes are left: marking them costs more than reading them.
+/// The smallest hole that is marked: marking a smaller one costs more than reading it.
 const SMALL: u64 = 1 << 20;
 
-/// The ranges of a disk that the source is known to hold nothing for, and of which the overlay does not say so yet. On
-/// borders of [`GRAIN`].
+/// The known holes of the source that are not marked in the overlay yet, aligned to [`GRAIN`].
 fn holes(image: &Image) -> Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
     let mut end = 0u64;
@@ -39,7 +39,7 @@ fn holes(image: &Image) -> Result<Vec<Range<u64>>> {
     Ok(found)
 }
 
-/// Marks them in the overlay on top of the image. What the guest sees stays unchanged.
+/// Marks the holes in the overlay on top of the image. The guest sees no change.
 pub(crate) fn mark(image: &Image) -> Result<()> {
     let _span = timeline::span("mark holes");
     let holes = holes(image)?;
@@ -57,7 +57,7 @@ pub(crate) fn mark(image: &Image) -> Result<()> {
     Ok(export.close()?)
 }
 
-/// Bytes that only the source holds.
+/// Bytes that only the source has.
 pub(crate) fn left(image: &Image) -> Result<u64> {
     let mut bytes = 0u64;
     parts(image, &mut |range, part| {
@@ -68,7 +68,8 @@ pub(crate) fn left(image: &Image) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Tells every range that has data or that the overlay has as zeroes, in order; without a program where that can be.
+/// Passes every range with data or with zeroes in the overlay to `found`, in order; without
+/// starting a program if possible.
 fn parts(image: &Image, found: &mut dyn FnMut(Range<u64>, Part)) -> Result<()> {
     let failed = || Error::failed(format!("reading the map of {}", image.path().display()));
     match export::plain_parts(image, found) {

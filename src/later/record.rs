@@ -1,4 +1,4 @@
-//! `later.json`: what the disks of an output directory are on, and how the source looked.
+//! `later.json`: the chains below the disks of an output directory, and the facts about the source.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ const SCHEMA: &str = "hyper2kvm/later/1";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum State {
-    /// They are overlays on it.
+    /// The disks are overlays on the source.
     Left,
     /// Everything was pulled.
     Alone,
@@ -34,7 +34,7 @@ pub(crate) struct Record {
     pub(crate) schema: String,
     pub(crate) version: String,
     pub(crate) state: State,
-    /// In the order of `outputs.disks` in the report.
+    /// The disks in the order of `outputs.disks` in the report.
     pub(crate) disks: Vec<Disk>,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct Disk {
     /// The overlay's name in the output directory.
     pub(crate) file: String,
     pub(crate) virtual_size: u64,
-    /// What it is on, from the top.
+    /// The chain below it, from the top.
     pub(crate) levels: Vec<Level>,
 }
 
@@ -52,12 +52,12 @@ pub(crate) struct Level {
     pub(crate) format: String,
     /// The image, its extents, its data file.
     pub(crate) files: Vec<Fingerprint>,
-    /// Instead of them: where it is on another host.
+    /// For a source on another host, in place of the files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) wire: Option<OnWire>,
 }
 
-/// A chain as the domain XML names it.
+/// The chain in the form of the domain XML.
 pub(crate) fn backing(levels: &[Level]) -> Vec<Backing> {
     let named = |level: &Level| {
         let path = match &level.wire {
@@ -73,7 +73,8 @@ pub(crate) fn backing(levels: &[Level]) -> Vec<Backing> {
     levels.iter().filter_map(named).collect()
 }
 
-/// Lets an overlay name what it is on. Nothing else in it changes, and nothing else is opened.
+/// Sets the name of an overlay's backing file. Nothing else in it changes, and no other file is
+/// opened.
 pub(crate) fn name_below(overlay: &Path, below: &Level) -> Result<()> {
     let name = match (&below.wire, below.files.first()) {
         (Some(wire), _) => PathBuf::from(wire.backing_name()),
@@ -84,7 +85,7 @@ pub(crate) fn name_below(overlay: &Path, below: &Level) -> Result<()> {
         .map_err(|e| Error::failed(format!("completing {}", overlay.display())).because(e))
 }
 
-/// Says where the sockets of a disk on these levels are: beside its overlay.
+/// Sets the socket paths of a disk on these levels: beside its overlay.
 pub(crate) fn put_sockets(levels: &mut [Level], overlay: &Path) {
     for level in levels {
         if let Some(wire) = &mut level.wire {
@@ -95,7 +96,7 @@ pub(crate) fn put_sockets(levels: &mut [Level], overlay: &Path) {
 }
 
 impl Disk {
-    /// What is on another host.
+    /// The part of the chain on another host.
     pub(crate) fn wire(&self) -> Option<&OnWire> {
         self.levels.iter().find_map(|level| level.wire.as_ref())
     }
@@ -115,14 +116,14 @@ impl Record {
         }
     }
 
-    /// The record of a directory whose disks need the source; `None` for any other.
+    /// Loads the record of a directory whose disks need the source; `None` for any other.
     pub(crate) fn left(folder: &Path) -> Result<Option<Self>> {
         Ok(Self::load(folder)?.filter(|record| record.state == State::Left))
     }
 
     pub(crate) fn load(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(FILE_NAME);
-        // It names what QEMU is to open.
+        // It names the files that QEMU will open.
         let text = match trusted::read(&path) {
             Err(e) if e.is_missing() => return Ok(None),
             text => text?,
@@ -140,7 +141,7 @@ impl Record {
         Ok(Some(record))
     }
 
-    /// Durable before it returns.
+    /// Saves the record; it is durable when this returns.
     pub(crate) fn save(&self, folder: &Path) -> Result<()> {
         let path = folder.join(FILE_NAME);
         let text = format!("{:#}\n", serde_json::json!(self));
@@ -158,7 +159,7 @@ impl Record {
         files
     }
 
-    /// What the disks are on, as users write it: files of this host, URLs.
+    /// The sources below the disks in the form that users write: files of this host, URLs.
     pub(crate) fn sources(&self) -> Vec<PathBuf> {
         let mut sources = self.files();
         for wire in self.disks.iter().filter_map(Disk::wire) {
@@ -170,23 +171,24 @@ impl Record {
         sources
     }
 
-    /// Whether QEMU itself cannot open the source.
+    /// Whether the source is one that QEMU cannot open itself.
     pub(crate) fn is_on_wire(&self) -> bool {
         self.disks.iter().any(|disk| disk.wire().is_some())
     }
 
-    /// Whether a disk is made of several files of another host, or of one that QEMU does not read over NBD.
+    /// Whether a disk consists of several files of another host, or of one that QEMU does not read
+    /// over NBD.
     pub(crate) fn is_composed(&self) -> bool {
         let mut wires = self.disks.iter().filter_map(Disk::wire);
         wires.any(|wire| wire.whole.is_some())
     }
 
-    /// Lets the overlays name the sockets where they are now. Returns the files that have changed.
+    /// Updates the overlays with the present paths of the sockets. Returns the changed files.
     pub(crate) fn name_sockets(&self, folder: &Path) -> Result<Vec<&str>> {
         let mut named = Vec::new();
         for disk in self.disks.iter().filter(|disk| disk.wire().is_some()) {
             let overlay = folder.join(&disk.file);
-            // It may have been moved to a pool, and names the socket here all the same.
+            // It may have been moved to a pool, and still names the socket here.
             if let Some(below) = disk.levels.first().filter(|_| overlay.exists()) {
                 name_below(&overlay, below)?;
                 named.push(disk.file.as_str());
@@ -195,12 +197,12 @@ impl Record {
         Ok(named)
     }
 
-    /// Lets this process read what is on other hosts, under the names that the overlays have for it.
+    /// Connects this process to the sources on other hosts, under the names in the overlays.
     pub(crate) fn connect(&self) -> Result<()> {
         (self.disks.iter().filter_map(Disk::wire)).try_for_each(whole::connect)
     }
 
-    /// Refuses a source that is not what it was when the VM was converted.
+    /// Fails if the source has changed since the VM was converted.
     pub(crate) fn check_source(&self, folder: &Path) -> Result<()> {
         let mut blockers: Vec<Blocker> = Vec::new();
         let here = (self.disks.iter().flat_map(Disk::files))
@@ -223,7 +225,7 @@ impl Record {
         ))
     }
 
-    /// The overlay of disk `i`, which is at `path`, with everything it is on.
+    /// The overlay of disk `i`, which is at `path`, with its whole chain.
     pub(crate) fn image(&self, path: &Path) -> Result<Image> {
         Ok(Image::open_info(path, Some("qcow2"), &self.files())?)
     }
@@ -236,7 +238,7 @@ fn remedy(folder: &Path) -> String {
     )
 }
 
-/// What is different, when something is. A VM that runs from the file is as good as a change.
+/// The first difference, if there is one. A VM that runs from the file counts as a change.
 fn changed(was: &Fingerprint) -> Result<Option<String>> {
     let opened = Held::open(&was.path).and_then(|held| {
         held.refuse_if_vmware_has_it()?;
@@ -256,8 +258,8 @@ fn changed(was: &Fingerprint) -> Result<Option<String>> {
     }
 }
 
-/// What else a disk at this path may stand on: the files of the source, where its directory is one of
-/// `convert --copy later`. An empty list for any other.
+/// Further files that a disk at this path may name: those of the source, if its directory is one of
+/// `convert --copy later`. Otherwise the list is empty.
 pub(crate) fn allowed_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let Some(record) = Record::left(folder)? else {
         return Ok(Vec::new());
@@ -334,7 +336,7 @@ mod tests {
             .unwrap();
         assert!(reason(&old).contains("9 s after"), "{}", reason(&old));
 
-        // A writer that hides its traces.
+        // A writer that resets the modification time.
         let old = fresh();
         let file = open();
         let modified = file.metadata().unwrap().modified().unwrap();
@@ -345,7 +347,7 @@ mod tests {
         let old = fresh();
         std::fs::rename(&source, dir.path().join("elsewhere")).unwrap();
         assert!(reason(&old).contains("gone"));
-        // A backup that brings it back with its times is the same disk.
+        // A backup restored with its times is the same disk.
         std::fs::rename(dir.path().join("elsewhere"), &source).unwrap();
         old.check_source(dir.path()).unwrap();
     }

@@ -1,15 +1,15 @@
-//! `serve`: holds the way to a source on another host while a VM runs on it.
+//! `serve`: keeps the connection to a source on another host while a VM runs on it.
 //!
 //! ```text
 //!  QEMU --socket beside the overlay--> child that dials (crate::wire), one for each disk --ssh, https, nbd--> host
 //! ```
 //!
-//! A read that the line does not answer waits for 18 s at most: Windows gives a disk up after 20. Then QEMU
-//! gets an I/O error and pauses the VM (`rerror_policy`). The children connect again by themselves, and
-//! `pull::serve` resumes the VM once the source answers, unless it has changed.
+//! A read without an answer waits for at most 18 s, because Windows gives up a disk after 20. Then
+//! QEMU gets an I/O error and pauses the VM (`rerror_policy`). The children reconnect
+//! automatically, and `pull::serve` resumes the VM once the source answers, unless it has changed.
 //!
-//! QEMU of libvirt 9 connects once, when the VM starts: whoever serves must outlive the VM, and a VM whose
-//! server was killed has to be started again.
+//! QEMU of libvirt 9 connects once, when the VM starts. So the server must outlive the VM, and a VM
+//! whose server was killed has to be started again.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -34,19 +34,19 @@ use crate::text::quote;
 use crate::tool::launcher;
 use crate::wire::{Access, Identity, Wire, WireError};
 
-/// Locked by whoever serves a directory.
+/// The lock of the process that serves a directory.
 pub(crate) const LOCK: &str = ".serve.lock";
-/// What one says that `boot` has left behind.
+/// The log of a server left running by `boot`.
 pub(crate) const LOG: &str = "serve.log";
 
-/// How often is looked whether one that is left behind is ready.
+/// The interval of checks whether such a server is ready.
 const TICK: Duration = Duration::from_millis(250);
-/// How long one that is left behind may take to connect.
+/// The time for such a server to connect.
 const START: Duration = Duration::from_secs(120);
-/// As systemd calls it.
+/// systemd's name of the variable.
 const NOTIFY: &str = "NOTIFY_SOCKET";
 
-/// The sockets of one directory. They are gone when this is.
+/// The sockets of one directory, which are removed when this is dropped.
 pub(crate) struct Server {
     lines: Vec<Line>,
     lock: Option<FileLock>,
@@ -55,13 +55,13 @@ pub(crate) struct Server {
 /// One disk.
 struct Line {
     was: OnWire,
-    /// Serves the file, or, where the disk is made of several, only looks at them.
+    /// Serves the file, or only checks the files if the disk consists of several.
     wire: Wire,
     whole: Option<Daemon>,
 }
 
 impl Server {
-    /// Connects and listens. `owner`: user and group that the sockets are given to.
+    /// Connects and listens. `owner` is the user and group of the sockets.
     pub(crate) fn start(folder: &Path, record: &Record, owner: Option<(u32, u32)>) -> Result<Self> {
         let lock = lock(folder)?;
         let mut server = Self {
@@ -76,7 +76,7 @@ impl Server {
         Ok(server)
     }
 
-    /// The sockets that QEMU connects to.
+    /// The sockets for QEMU.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = &Path> {
         self.lines.iter().map(|line| line.was.socket.as_path())
     }
@@ -86,7 +86,7 @@ impl Server {
         self.lines.iter().map(|line| line.wire.fetched()).sum()
     }
 
-    /// Fails when a child that dials is gone, and its socket with it.
+    /// Fails if a child that connects has ended, and its socket with it.
     pub(crate) fn check_children(&self) -> Result<()> {
         let gone = |line: &Line| {
             let wire = line.wire.broken().map(Error::from);
@@ -100,7 +100,7 @@ impl Server {
         }
     }
 
-    /// Whether every source answers, as it was.
+    /// Fails unless every source answers, unchanged.
     pub(crate) fn answers(&self) -> Result<(), Trouble> {
         for line in &self.lines {
             for file in line.was.files() {
@@ -120,16 +120,16 @@ impl Drop for Server {
         for line in self.lines.drain(..) {
             remove_sockets(&line.was.socket);
         }
-        // The directory is as after SIGKILL whatever happens here.
+        // After any failure here, the directory is in the state after SIGKILL.
         let _ = hit("serve-removed");
-        // Last: who gets a new lock finds no socket of this run.
+        // Last: a process that gets a new lock finds no socket of this run.
         if let Some(lock) = self.lock.take() {
             lock.remove();
         }
     }
 }
 
-/// Why a source cannot be read.
+/// The reason why a source is unreadable.
 pub(crate) enum Trouble {
     Line(WireError),
     Changed(String),
@@ -146,7 +146,7 @@ fn looks(identity: Identity) -> Looks {
 impl Line {
     fn open(was: &OnWire, owner: Option<(u32, u32)>) -> Result<Self> {
         let at = was.location()?;
-        // Nobody else has the lock, so these are of a run that was killed.
+        // Nobody else has the lock, so these are of a killed run.
         remove_sockets(&was.socket);
         let default = Access::default();
         let mut access = Access {
@@ -181,13 +181,13 @@ impl Line {
     }
 }
 
-/// With the one through which `ssh` asks for a password.
+/// Removes a socket, and the one through which `ssh` asks for a password.
 fn remove_sockets(socket: &Path) {
     let _ = fs::remove_file(socket);
     let _ = fs::remove_file(socket.with_extension("ask"));
 }
 
-/// One run at a time serves a directory.
+/// Locks a directory, which one run at a time serves.
 fn lock(folder: &Path) -> Result<FileLock> {
     FileLock::of_directory(folder, LOCK, || {
         Error::failed(format!("another hyper2kvm serves {}", folder.display())).hint(
@@ -196,7 +196,7 @@ fn lock(folder: &Path) -> Result<FileLock> {
     })
 }
 
-/// Whether somebody serves the directory.
+/// Whether a process serves the directory.
 pub(crate) fn is_served(folder: &Path) -> Result<bool> {
     let open = File::open(folder)
         .map_err(|e| Error::failed(format!("opening {}", folder.display())).because(e))?;
@@ -209,10 +209,11 @@ pub(crate) fn is_served(folder: &Path) -> Result<bool> {
     }
 }
 
-/// A `serve` that continues when this process ends.
+/// A `serve` that continues after this process has ended.
 pub(crate) struct Left(Child);
 
-/// Lets the directory be served from now on, by a process that this one leaves behind, unless it is already.
+/// Starts a process that serves the directory and continues after this one, unless there is one
+/// already.
 pub(crate) fn leave(folder: &Path, uri: &str) -> Result<Option<Left>> {
     if is_served(folder)? {
         return Ok(None);
@@ -278,7 +279,7 @@ impl Left {
         self.0.id()
     }
 
-    /// Ends it after all: the VM does not run.
+    /// Ends it again: the VM does not run.
     pub(crate) fn end(mut self) {
         let id = i32::try_from(self.0.id()).ok();
         if let Some(id) = id.and_then(Pid::from_raw) {
@@ -292,7 +293,7 @@ pub(crate) fn hit(point: &str) -> Result<()> {
     failpoint::hit(point).map_err(|e| Error::failed("serving").because(e))
 }
 
-/// Tells systemd, or whoever waits, that the sockets are there (`sd_notify`).
+/// Notifies systemd, or another waiting process, that the sockets exist (`sd_notify`).
 pub(crate) fn notify(state: &str) -> io::Result<()> {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::ffi::OsStrExt;

@@ -1,12 +1,12 @@
-//! A disk on another host that is made of several files, or of one in a format that QEMU does not read over
-//! NBD: a chain of snapshots, a VMDK in pieces, a VHDX.
+//! A disk on another host in several files, or in a format that QEMU does not read over NBD: a
+//! chain of snapshots, a VMDK in pieces, a VHDX.
 //!
 //! ```text
 //!  QEMU --socket beside the overlay--> storage daemon, the chain as one raw disk --> child that dials --> host
 //! ```
 //!
-//! The chain is opened as a conversion opens it, and one storage daemon exports what it comes to. So the VM
-//! knows of one raw disk, whatever the source is made of, and libvirt needs no driver for it.
+//! The chain is opened like in a conversion, and one storage daemon exports its contents. So the VM
+//! sees one raw disk, whatever the source consists of, and libvirt needs no driver for it.
 
 use std::collections::HashMap;
 use std::fs::{File, Permissions};
@@ -30,15 +30,15 @@ use crate::source::mirror;
 use crate::tool::{Child, qsd};
 use crate::wire::Access;
 
-/// How long the daemon may take to open the chain: each link is a connection.
+/// The time for the daemon to open the chain: each link needs a connection.
 const OPENING: Duration = Duration::from_secs(90);
 
-/// Lets this run read a disk under the name that its overlay has for it.
+/// Connects this run to a disk under the name in its overlay.
 pub(super) fn connect(was: &OnWire) -> Result<()> {
     let name = was.backing_name();
     let placeholder = match &was.whole {
         None => was.open(LONG)?,
-        // It is known already, with a daemon that serves it.
+        // It is registered already, with a daemon that serves it.
         Some(_) if remote::backing(&name).is_some() => return Ok(()),
         Some(whole) => placeholder(was, whole)?,
     };
@@ -46,7 +46,7 @@ pub(super) fn connect(was: &OnWire) -> Result<()> {
     Ok(())
 }
 
-/// What is different on the other host now, when something is.
+/// The first difference on the other host, if there is one.
 pub(super) fn changed(was: &OnWire) -> Result<Option<String>> {
     match &was.whole {
         Some(whole) => Ok(look(was, whole, LONG)?.err()),
@@ -54,7 +54,7 @@ pub(super) fn changed(was: &OnWire) -> Result<Option<String>> {
     }
 }
 
-/// What the disk of an image is on, when a later run can open it by the URL of its first file.
+/// Describes the disk of an image, if a later run can open it by the URL of its first file.
 pub(super) fn of(image: &Image) -> Result<OnWire, String> {
     let mut files = Vec::new();
     for held in image.held() {
@@ -91,7 +91,7 @@ fn part(held: &Held) -> Result<OnWire, String> {
     Ok(part)
 }
 
-/// The image as it is there now, or what is different.
+/// Opens the present image, or returns the first difference.
 fn look(was: &OnWire, whole: &Whole, patience: Duration) -> Result<Result<Image, String>> {
     let path = match was.open(patience) {
         Ok(path) => path,
@@ -189,7 +189,7 @@ impl RemoteFile for Served {
     }
 }
 
-/// What stands for the whole disk in this run.
+/// The local placeholder of the whole disk.
 fn placeholder(was: &OnWire, whole: &Whole) -> Result<PathBuf> {
     let image = opened(was, whole, LONG)?;
     let failed = |e: io::Error| Error::failed(format!("reading {}", was.url)).because(e);
@@ -197,7 +197,7 @@ fn placeholder(was: &OnWire, whole: &Whole) -> Result<PathBuf> {
         .ok_or_else(|| Error::failed(format!("{} is on no other host", was.url)))?;
     let file = tempfile::Builder::new().prefix(".whole-").tempfile_in(root);
     let (file, path) = file.map_err(failed)?.keep().map_err(|e| failed(e.error))?;
-    // Where the file system has no files of that length, the wire still knows it.
+    // The file system does not support files of that length, but the wire does.
     let _ = file.set_len(whole.size_bytes);
     let served = Served {
         shown: was.url.clone(),
@@ -213,7 +213,7 @@ fn placeholder(was: &OnWire, whole: &Whole) -> Result<PathBuf> {
 /// A storage daemon with the whole disk on the socket beside the overlay.
 pub(super) struct Daemon {
     child: Mutex<Child>,
-    /// Its files stay open, and the children that dial stay there.
+    /// Keeps its files open, and the children that connect running.
     image: Image,
 }
 
@@ -224,7 +224,7 @@ impl Daemon {
         let image = opened(was, whole, Access::default().patience)?;
         let listener = listen(&was.socket).map_err(failed)?;
         let stream = UnixStream::connect(&was.socket).map_err(failed)?;
-        // Without a name, as a file of the other host is served.
+        // Without a name, like a served file of the other host.
         let child = qsd::serve(listener.into(), &image.blockdev(false), "", false)
             .map_err(ImageError::from)?;
         let patience = Patience {
@@ -238,7 +238,7 @@ impl Daemon {
         })
     }
 
-    /// Why it is of no use any more.
+    /// The reason why it has ended.
     pub(super) fn ended(&self) -> Option<Error> {
         let dead = mirror::broken(self.image.path()).map(Error::from);
         dead.or_else(|| {
@@ -249,7 +249,7 @@ impl Daemon {
     }
 }
 
-/// A socket for this user alone, from the moment it is there.
+/// Creates a socket that only this user can reach, from its creation on.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let private = tempfile::Builder::new()

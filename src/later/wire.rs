@@ -1,5 +1,5 @@
-//! A level of a disk that is on another host: how it looked, how it is reached, and the socket on which
-//! `serve` has it for QEMU.
+//! A level of a disk on another host: its facts, its access options, and the socket on which
+//! `serve` provides it to QEMU.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,40 +15,40 @@ use crate::error::{Error, Result};
 use crate::source::mirror;
 use crate::wire::{Access, Location, WireError};
 
-/// What the sockets of a source on the wire are called.
+/// The extension of a source's sockets.
 pub(crate) const SOCKET: &str = "sock";
-/// What a Unix socket may be called (`sun_path` of Linux, with its end).
+/// The longest path of a Unix socket (`sun_path` of Linux, with its terminator).
 const MAX_SOCKET: usize = 107;
-/// How long a read waits for a line that is down where no VM waits for it. Less than what this program waits
-/// for the child that dials (`disk::remote`).
+/// The time for which a read waits for a broken connection if no VM waits for it. Less than this
+/// program's limit for the child that connects (`disk::remote`).
 pub(super) const LONG: Duration = Duration::from_secs(75);
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OnWire {
-    /// The URL, or the name that the user gave to what a command serves. There is no password in it.
+    /// The URL, or the user's name for the source of a command. It contains no password.
     pub(crate) url: String,
     pub(crate) size_bytes: u64,
-    /// In milliseconds since 1970; 0 where the protocol does not tell.
+    /// Milliseconds since 1970; 0 if the protocol does not provide the time.
     pub(crate) modified_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) etag: Option<String>,
     pub(crate) headers_sha256: String,
     /// The options of the conversion. A password is named by its file.
     pub(crate) access: Access,
-    /// What the disk is made of, where that is not this file as QEMU reads it; the fields above are then those
-    /// of the file that was named.
+    /// All files of the disk, unless it is this file alone and QEMU reads it unchanged. Without
+    /// that, the fields above are those of the named file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) whole: Option<Whole>,
-    /// Where QEMU finds it, beside the overlay.
+    /// The socket for QEMU, beside the overlay.
     #[serde(skip)]
     pub(crate) socket: PathBuf,
-    /// That of its level.
+    /// The format of its level.
     #[serde(skip)]
     pub(crate) format: String,
 }
 
 impl OnWire {
-    /// Of a file that this run reads through the wire.
+    /// Describes a file that this run reads over the wire.
     pub(crate) fn of(held: &Held) -> Result<Self, String> {
         let remote = held.origin().ok_or("is not on another host")?;
         let mut access = mirror::access(held.path()).ok_or("is not on another host")?;
@@ -69,7 +69,7 @@ impl OnWire {
         })
     }
 
-    /// Every file that must stay what it is.
+    /// Every file that must not change.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Self> {
         let more = self.whole.iter().flat_map(|whole| &whole.more);
         std::iter::once(self).chain(more)
@@ -84,8 +84,8 @@ impl OnWire {
             .ok_or_else(|| WireError::usage(format!("{} is no URL of a source", self.url), hint))
     }
 
-    /// What the overlay calls it. QEMU decodes the query of a URL before it takes it apart, so a path that
-    /// has to be encoded is given as JSON.
+    /// Its name in the overlay. QEMU decodes the query of a URL before it parses it, so a path that
+    /// needs encoding is written as JSON.
     pub(crate) fn backing_name(&self) -> String {
         let path = self.socket.to_string_lossy();
         let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
@@ -97,7 +97,8 @@ impl OnWire {
         format!("json:{}", json!({"driver": self.format, "file": file}))
     }
 
-    /// The placeholder of the file, by a connection of this run. A read waits so long for a line that is down.
+    /// The placeholder of the file, over a connection of this run. A read waits for `patience` if
+    /// the connection is broken.
     pub(super) fn open(&self, patience: Duration) -> Result<PathBuf, WireError> {
         let access = Access {
             patience,
@@ -106,7 +107,7 @@ impl OnWire {
         mirror::open(&self.location()?, &access)
     }
 
-    /// What is different there now in this one file, when something is.
+    /// The first difference in this one file now, if there is one.
     pub(super) fn changed(&self) -> Result<Option<String>> {
         let path = match self.open(LONG) {
             Ok(path) => path,
@@ -128,13 +129,13 @@ impl OnWire {
         self.differs(&held)
     }
 
-    /// What is different in a file that was opened now.
+    /// The first difference in a newly opened file.
     pub(super) fn differs(&self, held: &Held) -> Result<Option<String>> {
         let Some(remote) = held.origin() else {
             return Ok(Some("it is no file of that host any more".to_owned()));
         };
         let file = remote.file();
-        // Since this run has looked at it first.
+        // Since this run first examined it.
         match file.check_unchanged() {
             Ok(()) => {}
             Err(Doubt::Changed(what)) => return Ok(Some(what)),
@@ -182,24 +183,24 @@ impl OnWire {
     }
 }
 
-/// What a disk is made of besides the file that was named.
+/// The further files of a disk besides the named one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Whole {
-    /// Of the named file.
+    /// The format of the named file.
     pub(crate) format: String,
     pub(crate) size_bytes: u64,
     /// Every other file: links, extents, data files.
     pub(crate) more: Vec<OnWire>,
 }
 
-/// What the other side tells of a file without its being read.
+/// The facts about a file that the other side provides without reading it.
 pub(crate) struct Looks {
     pub(crate) size: u64,
     pub(crate) modified_ms: u64,
     pub(crate) etag: Option<String>,
 }
 
-/// A later run has another working directory.
+/// Makes paths absolute, because a later run has another working directory.
 fn absolute(access: &mut Access) -> io::Result<()> {
     for file in [
         &mut access.password_file,
@@ -217,7 +218,7 @@ fn absolute(access: &mut Access) -> io::Result<()> {
     Ok(())
 }
 
-/// Why QEMU could not be given a socket beside that overlay.
+/// The reason why the socket path beside that overlay is too long.
 pub(crate) fn too_long(overlay: &Path) -> Option<String> {
     let length = overlay.with_extension(SOCKET).as_os_str().len();
     (length > MAX_SOCKET).then(|| {

@@ -1,9 +1,9 @@
-//! The files of a Linux guest through libguestfs: for XFS, btrfs, LVM, software RAID and whatever
-//! else this process does not read.
+//! The files of a Linux guest through libguestfs: for XFS, btrfs, LVM, software RAID and everything
+//! else that this process does not read.
 //!
-//! The disks come from our storage daemons, read-only. libguestfs finds the installation and its
-//! mount points; files are downloaded into a private directory when they are opened. Paths are resolved
-//! inside the appliance, so that a symbolic link never leads to this host.
+//! The disks are exported by hyper2kvm's storage daemons, read-only. libguestfs finds the
+//! installation and its mount points. Files are downloaded into a private directory when they are
+//! opened. Paths are resolved inside the appliance, so a symbolic link never leads to this host.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -24,19 +24,19 @@ const MAX_NAMES: usize = 100_000;
 pub struct ApplianceTree {
     shell: RefCell<Shell>,
     work: Scratch,
-    /// Of the root file system, as libguestfs names it: `/dev/rhel/root`, `btrfsvol:/dev/sda2/root`.
+    /// libguestfs' name of the root file system: `/dev/rhel/root`, `btrfsvol:/dev/sda2/root`.
     pub device: String,
     pub filesystem: String,
     pub layers: Vec<&'static str>,
 }
 
-/// What the appliance found.
+/// The installations found by the appliance.
 pub enum Found {
     Tree(Box<ApplianceTree>),
     None,
     /// More than one, by device.
     Several(Vec<String>),
-    /// Nothing, and these devices are encrypted.
+    /// None, and these devices are encrypted.
     Encrypted(Vec<String>),
 }
 
@@ -71,7 +71,7 @@ pub fn open(disks: &[Attach<'_>]) -> Result<Found> {
             .filter_map(|line| line.split_once(": "))
             .map(|(place, device)| (place.to_string(), device.to_string()))
             .collect();
-    // Parents sort before what is below them.
+    // Parents sort before the directories below them.
     for (place, device) in &mounts {
         let reply = one(&mut shell, Line::new("mount-ro").arg(device).arg(place))?;
         if let Err(reason) = reply
@@ -90,7 +90,7 @@ pub fn open(disks: &[Attach<'_>]) -> Result<Found> {
     })))
 }
 
-/// What is between the disk and the file system, told by the names libguestfs has.
+/// The layers between the disk and the file system, derived from libguestfs' names.
 fn layers(device: &str) -> Vec<&'static str> {
     let device = device.strip_prefix("btrfsvol:").unwrap_or(device);
     let Some(name) = device.strip_prefix("/dev/") else {
@@ -140,7 +140,7 @@ fn unreadable(path: &str, reason: String) -> TreeError {
 
 impl ApplianceTree {
     fn ask(&self, line: Line) -> Result<Reply> {
-        // Never borrowed twice: nothing below comes back here.
+        // Never borrowed twice: nothing below calls this again.
         one(&mut self.shell.borrow_mut(), line)
     }
 
@@ -181,7 +181,7 @@ impl Tree for ApplianceTree {
         Ok(Some(Box::new(file)))
     }
 
-    /// Only the first bytes are moved out of the appliance.
+    /// Only the first bytes are transferred from the appliance.
     fn head(&self, path: &str, len: u64) -> Result<Option<Vec<u8>>> {
         if !self.is("is-file-opts", path)? {
             return Ok(None);

@@ -1,32 +1,32 @@
 //! The EFI system partition of a Linux guest.
 //!
-//! Firmware starts a boot loader from the entries in its variables, and those stay behind with the old
-//! machine. A new one finds only `\EFI\BOOT\BOOTX64.EFI`, which not every distribution installs. What
-//! is copied there is the distribution's own: shim with the GRUB it loads from its own directory, a GRUB
-//! without shim, or systemd-boot. shim's `fbx64.efi` is left out: beside it shim would write boot
-//! entries and start over instead of starting GRUB.
+//! Firmware starts a boot loader from the entries in its variables, which stay behind with the old
+//! VM. A new VM finds only `\EFI\BOOT\BOOTX64.EFI`, which not every distribution installs. The
+//! distribution's own loader is copied there: shim with the GRUB that it loads from its own
+//! directory, a GRUB without shim, or systemd-boot. shim's `fbx64.efi` is left out: beside it, shim
+//! would write boot entries and start over instead of starting GRUB.
 
 use crate::guest::{EmbeddedReader, FileKind, FsKind, GuestPath, GuestRead, Result, VolumeId};
 
 use crate::inspect::linux::{LoaderCopies, LoaderCopy};
 
 const FALLBACK: &str = "EFI\\BOOT\\BOOTX64.EFI";
-/// Of a vendor's directory, the first that is there is the loader.
+/// Possible loaders in a vendor's directory; the first existing one is used.
 const LOADERS: [&str; 3] = ["shimx64.efi", "grubx64.efi", "systemd-bootx64.efi"];
-/// What shim loads, from the directory it was started from.
+/// Files that shim loads from its own directory.
 const BESIDE_SHIM: [&str; 2] = ["grubx64.efi", "mmx64.efi"];
 
-/// An EFI system partition with something to start on it.
+/// An EFI system partition with a boot loader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Esp {
     pub disk: usize,
     pub volume: VolumeId,
     pub has_fallback: bool,
-    /// What would make a fall-back loader of the distribution's own.
+    /// The copies that create a fall-back loader from the distribution's own.
     pub copies: Option<LoaderCopies>,
 }
 
-/// The first one of the disks, in their order; `distribution` is the `ID` of its os-release.
+/// Finds the first one on the disks; `distribution` is the `ID` of its os-release.
 pub fn find(disks: &[&EmbeddedReader], distribution: &str) -> Result<Option<Esp>> {
     for (disk, guest) in disks.iter().enumerate() {
         for volume in guest.volumes() {

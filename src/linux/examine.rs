@@ -1,4 +1,4 @@
-//! Looks at the disks of a VM for a Linux, and completes an [`Inspection`] with it.
+//! Examines the disks of a VM for a Linux, and adds it to an [`Inspection`].
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::inspect::{Finding, Firmware, Inspection, OsFamily, findings};
 use crate::text::guest_text;
 use crate::tool::{self, host};
 
-/// The partition GRUB's core is in on a GPT disk that starts by BIOS.
+/// The partition type for GRUB's core on a GPT disk that starts by BIOS.
 const GPT_BIOS_BOOT: &str = "21686148-6449-6e6f-744e-656564454649";
 /// Partition types of Linux software RAID.
 const RAID: [&str; 2] = ["0xfd", "a19d880f-05fc-4d3b-a006-743f0f84911e"];
@@ -55,8 +55,8 @@ impl OpenDisk {
     }
 }
 
-/// Completes what is known of a VM whose first disk `inspection` found to hold no Windows but a
-/// Linux file system. `starting` is asked before the appliance is started; without it, it is not.
+/// Completes the inspection of a VM whose first disk has a Linux file system and no Windows.
+/// `starting` is called before the appliance is started; without it, it is not started.
 pub fn examine(
     images: &[Image],
     inspection: &mut Inspection,
@@ -67,7 +67,7 @@ pub fn examine(
         .iter()
         .map(OpenDisk::open)
         .collect::<Result<Vec<_>>>()?;
-    // It said that this is no Windows, and that is no longer the news.
+    // The finding that this is no Windows is replaced.
     inspection.findings.retain(|f| f.id != "linux");
     inspection.os.family = OsFamily::Linux;
     let looked = look(&disks, inspection, source, starting);
@@ -127,7 +127,7 @@ fn look(
     }
 }
 
-/// `why` the embedded reader does not do.
+/// Examines the disks with the appliance; `why` is the reason for it.
 fn look_with_appliance(
     disks: &[OpenDisk],
     inspection: &mut Inspection,
@@ -183,7 +183,7 @@ fn no_linux(why: &str) -> Finding {
     findings::NO_LINUX.found(why)
 }
 
-/// A suspended session continues with the old hardware in mind.
+/// Warns about a suspended session, which would continue with the old hardware.
 fn hibernated(disks: &[OpenDisk], findings: &mut Vec<Finding>) -> Result<()> {
     for (i, disk) in disks.iter().enumerate() {
         for partition in &disk.layout.partitions {
@@ -237,7 +237,7 @@ fn ext_volumes(disks: &[OpenDisk]) -> Result<(Vec<ExtVolume>, Vec<String>)> {
     Ok((volumes, faults))
 }
 
-/// As Linux makes it up for MBR disks: signature and number.
+/// The PARTUUID that Linux derives for MBR disks: signature and number.
 fn partuuid(layout: &DiskLayout, index: u32, guid: Option<&str>) -> Option<String> {
     match (guid, layout.scheme) {
         (Some(guid), _) => Some(guid.to_lowercase()),
@@ -252,7 +252,7 @@ fn partuuid(layout: &DiskLayout, index: u32, guid: Option<&str>) -> Option<Strin
 enum Choice<'d> {
     Root(RootFacts, ExtTree<'d>),
     Several(Vec<String>),
-    /// Why this process cannot read it.
+    /// The reason why this process cannot read it.
     Appliance(String),
     /// Everything was read, and there is none.
     None(String),
@@ -316,7 +316,7 @@ fn embedded_root<'d>(
     Choice::Root(facts, tree)
 }
 
-/// Whether a root file system may be where this process cannot look.
+/// Whether a root file system may be on a volume that this process cannot read.
 fn has_others(disk: &OpenDisk) -> bool {
     let kinds = [FsKind::Xfs, FsKind::Btrfs, FsKind::Lvm, FsKind::Luks];
     let volumes = disk.guest.volumes();
@@ -346,7 +346,7 @@ fn esp(disks: &[OpenDisk]) -> Option<(&EmbeddedReader, crate::guest::VolumeId)> 
     })
 }
 
-/// Whether an entry of fstab means this volume.
+/// Whether an entry of fstab refers to this volume.
 fn is_device(volume: &ExtVolume, mount: &Mount) -> bool {
     let device = mount.device.as_str();
     let uuid = device
@@ -384,7 +384,7 @@ fn appliance_root(tree: &ApplianceTree) -> RootFacts {
     }
 }
 
-/// Everything that is read from the files of the guest.
+/// Reads all facts from the files of the guest.
 fn installation(
     disks: &[OpenDisk],
     tree: &dyn Tree,
@@ -452,7 +452,7 @@ fn installation(
     Ok(())
 }
 
-/// By the program that every Linux has.
+/// The architecture, from a program that every Linux has.
 fn arch(tree: &dyn Tree) -> Result<Option<Arch>, TreeError> {
     for program in ["/usr/bin/env", "/bin/sh", "/bin/busybox", "/sbin/init"] {
         let Some(head) = tree.head(program, 20)? else {
@@ -503,7 +503,7 @@ fn interfaces(tree: &dyn Tree) -> Result<Vec<(String, String)>, TreeError> {
     Ok(found)
 }
 
-/// By what is there to start; where both are, by what the source VM had.
+/// The firmware, from the existing boot loaders; with both kinds, that of the source VM.
 fn firmware(
     disks: &[OpenDisk],
     esp: Option<&Esp>,

@@ -1,9 +1,9 @@
-//! Small files of `/etc` that say what a Linux is and which devices it expects: `os-release`,
-//! `fstab`, kernel arguments, network configuration. Pure text in, facts out.
+//! Small files of `/etc` that identify a Linux and the devices it expects: `os-release`, `fstab`,
+//! kernel arguments, network configuration. Pure functions from text to facts.
 
 use std::collections::BTreeMap;
 
-/// os-release(5): `KEY=value` in shell quoting, never executed.
+/// Parses os-release(5): `KEY=value` in shell quoting, never executed.
 pub fn os_release(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().map(str::trim).filter(|l| !l.starts_with('#'));
     lines
@@ -36,7 +36,7 @@ pub struct Mount {
     pub kind: String,
 }
 
-/// fstab(5).
+/// Parses fstab(5).
 pub fn fstab(text: &str) -> Vec<Mount> {
     let lines = text.lines().map(str::trim).filter(|l| !l.starts_with('#'));
     lines
@@ -54,13 +54,13 @@ pub fn fstab(text: &str) -> Vec<Mount> {
         .collect()
 }
 
-/// Whether the name of a device comes from the hardware it is attached to, which is what changes.
+/// Whether the name of a device depends on the hardware to which it is attached, which changes.
 pub fn is_hardware_name(device: &str) -> bool {
     let Some(name) = device.strip_prefix("/dev/") else {
         return false;
     };
     if let Some(link) = name.strip_prefix("disk/") {
-        // These are made from the contents, and stay.
+        // These depend on the contents, and stay.
         let stays = ["by-uuid/", "by-label/", "by-partuuid/", "by-partlabel/"];
         let content = ["by-id/dm-", "by-id/lvm-", "by-id/md-"];
         return !stays.iter().chain(&content).any(|s| link.starts_with(s));
@@ -79,8 +79,8 @@ pub fn is_hardware_name(device: &str) -> bool {
         || name.starts_with("mmcblk")
 }
 
-/// The devices of `fstab` with such names. The root is mounted from the kernel's argument, and a drive
-/// for CDs is optional.
+/// The devices of `fstab` with such names. The root is mounted from the kernel's argument, and a
+/// drive for CDs is optional.
 pub fn hardware_names(mounts: &[Mount]) -> Vec<String> {
     let named = mounts.iter().filter(|mount| {
         is_hardware_name(&mount.device) && mount.place != "/" && !mount.kind.contains("iso9660")
@@ -88,7 +88,7 @@ pub fn hardware_names(mounts: &[Mount]) -> Vec<String> {
     named.map(|mount| mount.device.clone()).collect()
 }
 
-/// Interface names a configuration file gives addresses to. `None`: not a network configuration.
+/// Interface names to which a configuration file assigns addresses. Empty for any other file.
 pub fn interfaces(path: &str, text: &str) -> Vec<String> {
     let file = path.rsplit('/').next().unwrap_or(path);
     let mut names: Vec<String> = Vec::new();
@@ -109,7 +109,8 @@ pub fn interfaces(path: &str, text: &str) -> Vec<String> {
             .filter_map(|l| l.trim().strip_prefix("interface-name="));
         values.for_each(&mut add);
     } else if file.ends_with(".yaml") {
-        // netplan: the keys below `ethernets:` that match by name, and not by a `match:` of theirs.
+        // netplan: the keys below `ethernets:` that match by name, and not by a `match:` of their
+        // own.
         let lines: Vec<&str> = text.lines().collect();
         for (i, line) in lines.iter().enumerate() {
             let indent = indent(line);
@@ -146,7 +147,7 @@ fn indent(line: &str) -> usize {
     line.len() - line.trim_start().len()
 }
 
-/// Names made from the slot of the NIC: `ens192`, `enp0s3`, `eno1`.
+/// Whether the name depends on the slot of the NIC: `ens192`, `enp0s3`, `eno1`.
 fn changes(name: &str) -> bool {
     let tail = ["ens", "enp", "eno", "enP"]
         .iter()

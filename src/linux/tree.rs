@@ -1,11 +1,12 @@
-//! The files of a Linux guest, read-only, with its file systems mounted where it mounts them.
+//! The files of a Linux guest, read-only, with its file systems mounted at the guest's mount
+//! points.
 //!
 //! [`ExtTree`] reads ext2, ext3 and ext4 inside this process (crate `ext4-view`: no `unsafe`, the
 //! journal is replayed in memory), and FAT below `/boot/efi`. Everything else is for the
 //! [appliance](super::appliance).
 //!
-//! What `ext4-view` allocates follows numbers of the superblock, so that is looked at first, and what
-//! it may read in all is bounded.
+//! `ext4-view` allocates memory by numbers in the superblock, so those are checked first, and its
+//! total reads are limited.
 
 use std::io::{self, Cursor, Read};
 use std::sync::Arc;
@@ -15,13 +16,13 @@ use ext4_view::{Ext4, Ext4Error, Ext4Read};
 use crate::block::BlockRead;
 use crate::guest::{EmbeddedReader, GuestError, GuestPath, GuestRead, VolumeId};
 
-/// A text file of `/etc` or a list of modules.
+/// The size limit of a text file in `/etc` or a list of modules.
 const MAX_TEXT: u64 = 16 << 20;
-/// Reading a boot menu and a few initramfs takes some hundred MiB.
+/// The limit of all reads: a boot menu and a few initramfs take some hundred MiB.
 const MAX_READ: u64 = 8 << 30;
 const MAX_NAMES: usize = 100_000;
 const MAX_FOLDER: u64 = 64 << 20;
-/// As in Linux: PATH_MAX, and MAXSYMLINKS.
+/// The limits of Linux: PATH_MAX, and MAXSYMLINKS.
 const MAX_LINK: u64 = 4096;
 const MAX_LINKS: usize = 40;
 
@@ -45,15 +46,16 @@ pub enum TreeError {
 
 pub type Result<T, E = TreeError> = std::result::Result<T, E>;
 
-/// Paths are absolute, with `/`. Symbolic links are followed inside the guest.
+/// The files of a guest. Paths are absolute, with `/`. Symbolic links are followed inside the
+/// guest.
 pub trait Tree {
     fn reader(&self) -> &'static str;
-    /// `None` when there is no such file.
+    /// Opens a file; `None` if it does not exist.
     fn open(&self, path: &str, limit: u64) -> Result<Option<Box<dyn Read + '_>>>;
-    /// The names in a directory, sorted; none when there is no such directory.
+    /// The names in a directory, sorted; empty if it does not exist.
     fn list(&self, folder: &str) -> Result<Vec<String>>;
 
-    /// A text file; bytes that are not UTF-8 are replaced.
+    /// Reads a text file; bytes that are not UTF-8 are replaced.
     fn text(&self, path: &str) -> Result<Option<String>> {
         let Some(mut file) = self.open(path, MAX_TEXT)? else {
             return Ok(None);
@@ -80,7 +82,7 @@ pub struct ExtVolume {
     pub disk: usize,
     pub id: VolumeId,
     pub partuuid: Option<String>,
-    /// It was not unmounted: Linux has a journal to replay.
+    /// Whether it was not unmounted: Linux has a journal to replay.
     pub unclean: bool,
     fs: Ext4,
 }
@@ -125,8 +127,8 @@ impl ExtVolume {
         matches!(self.resolved(path), Ok(Some(_)))
     }
 
-    /// Where a path leads to, with no link left in it. `ext4-view` follows links too, but takes as much
-    /// memory for each as its inode says, whatever that is.
+    /// Resolves all links of a path. `ext4-view` follows links too, but allocates as much memory
+    /// for each as its inode declares.
     fn resolved(&self, path: &str) -> Result<Option<String>> {
         let mut left: Vec<String> = path.rsplit('/').map(str::to_string).collect();
         let mut place = String::new();
@@ -157,7 +159,7 @@ impl ExtVolume {
             }
             links += 1;
             let target = self.fs.read_link(&*here).map_err(at(&here))?;
-            // What is not text is none of the names we look for.
+            // Text that is not UTF-8 cannot be a name looked for here.
             let Some(target) = target.to_str().ok().filter(|_| links <= MAX_LINKS) else {
                 return Ok(None);
             };
@@ -173,7 +175,7 @@ impl ExtVolume {
     }
 }
 
-/// The numbers that decide how much memory a reader takes.
+/// Checks the numbers that determine how much memory a reader allocates.
 fn plausible(superblock: &[u8], len: u64) -> Result<(), &'static str> {
     let log_size = le32(superblock, 0x18);
     if log_size > 6 {
@@ -232,9 +234,9 @@ enum Mounted<'d> {
     Fat(&'d EmbeddedReader, VolumeId),
 }
 
-/// File systems this process reads itself.
+/// File systems that this process itself reads.
 pub struct ExtTree<'d> {
-    /// Longest first.
+    /// The mounts by path, longest first.
     mounts: Vec<(String, Mounted<'d>)>,
 }
 
@@ -354,7 +356,7 @@ fn list_ext(volume: &ExtVolume, path: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in entries.take(MAX_NAMES) {
         let entry = entry.map_err(&failed)?;
-        // What is not text is none of the names we look for.
+        // Text that is not UTF-8 cannot be a name looked for here.
         if let Ok(name) = entry.file_name().as_str()
             && !matches!(name, "." | "..")
             && !name.chars().any(char::is_control)
@@ -414,7 +416,7 @@ mod tests {
         std::os::unix::fs::symlink("../usr/lib/os-release", folder.join("etc/os-release")).unwrap();
         std::os::unix::fs::symlink("/etc/loop", folder.join("etc/loop")).unwrap();
         std::os::unix::fs::symlink("../../../../../../etc/passwd", folder.join("etc/up")).unwrap();
-        // Too long to be kept in its inode.
+        // Too long to be stored in its inode.
         let long = format!("{}/usr/lib/os-release", "/usr/..".repeat(20));
         std::os::unix::fs::symlink(long, folder.join("etc/long")).unwrap();
         std::fs::write(folder.join("big"), vec![7; 3 << 20]).unwrap();
@@ -475,7 +477,7 @@ mod tests {
         }
     }
 
-    /// A link whose inode says that its target takes gigabytes (found by fuzzing).
+    /// A link whose inode declares a target of gigabytes (found by fuzzing).
     #[test]
     fn hostile_link() {
         let dir = tempfile::tempdir().unwrap();
@@ -498,7 +500,7 @@ mod tests {
         }
     }
 
-    /// Numbers of the superblock that would make a reader take gigabytes, or never end.
+    /// Numbers in the superblock that would make a reader allocate gigabytes, or never end.
     #[test]
     fn hostile_superblocks() {
         let dir = tempfile::tempdir().unwrap();
@@ -521,14 +523,14 @@ mod tests {
             bad[1024 + at..1024 + at + 4].copy_from_slice(&value.to_le_bytes());
             let file = dir.path().join("bad.img");
             std::fs::write(&file, bad).unwrap();
-            // An error at once, or nothing that matters: never a crash.
+            // An immediate error, or nothing that matters: never a crash.
             if let Ok(volume) = open(FileDisk::open(&file).unwrap()) {
                 let tree = ExtTree::new(volume);
                 let _ = tree.text("/etc/os-release");
                 let _ = tree.list("/");
             }
         }
-        // Every byte of the metadata that is at the start, in turn.
+        // Every byte of the metadata at the start, in turn.
         let disk = dir.path().join("fuzz.img");
         for at in (1024..64 << 10).step_by(509) {
             let mut bad = good.clone();

@@ -1,8 +1,9 @@
-//! `report.html`: the report as one self-contained page. No script, no external resource; everything
-//! that may come from a guest is escaped.
+//! `report.html`: the report as one self-contained page, without scripts or external resources; all
+//! text that may be from a guest is escaped.
 //!
-//! The boot path is drawn as chains of boxes made of list items: before and after stand side by side,
-//! or below each other on a narrow screen; they print, and are read aloud in order. What is folded away on the screen is printed in full.
+//! The boot path is drawn as chains of boxes made of list items. Before and after are side by side,
+//! or below each other on a narrow screen. They can be printed, and screen readers read them in
+//! order. Collapsed parts are printed in full.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -42,14 +43,14 @@ tr:has(th){display:none}}\
 @media print{body{margin:0;max-width:none}details::details-content{content-visibility:visible;\
 display:block;block-size:auto}tr,.chain{break-inside:avoid}}";
 
-/// What the page shows besides the report: facts of the VM that was made, and the files beside the page.
+/// Further contents of the page: facts about the new VM, and the files beside the page.
 #[derive(Debug, Default)]
 pub struct Extras {
     /// Label and value.
     pub machine: Vec<(&'static str, String)>,
-    /// The controllers the domain XML uses, with what for.
+    /// The controllers that the domain XML uses, with their purposes.
     pub in_use: Vec<(DiskBus, &'static str)>,
-    /// Files and directories beside the page, by their names.
+    /// Names of files and directories beside the page.
     pub beside: Vec<String>,
 }
 
@@ -116,7 +117,7 @@ fn summary(h: &mut String, r: &Report) {
     let _ = writeln!(h, "<table class=\"facts\">{}</table>", rows.concat());
 }
 
-/// The VM that was made, and the network settings Windows has.
+/// Renders the new VM, and the network settings of Windows.
 fn machine(h: &mut String, r: &Report, extras: &Extras) {
     let adapters = &r.inspection.network.adapters;
     if extras.machine.is_empty() && adapters.is_empty() {
@@ -151,7 +152,7 @@ fn machine(h: &mut String, r: &Report, extras: &Extras) {
     h.push_str("</table>\n");
 }
 
-/// What came from the driver source, and who signed it.
+/// Renders the drivers and their signers.
 fn drivers(h: &mut String, plan: &Plan) {
     if plan.drivers.is_empty() {
         return;
@@ -178,7 +179,7 @@ fn drivers(h: &mut String, plan: &Plan) {
     h.push_str("</table>\n");
 }
 
-/// Everything the conversion wrote, with links.
+/// Renders everything that the conversion wrote, with links.
 fn files(h: &mut String, r: &Report, extras: &Extras) {
     h.push_str("<h2>Files</h2>\n<ul>\n");
     let folder = r.outputs.folder().unwrap_or(Path::new("/"));
@@ -218,8 +219,8 @@ fn warnings(h: &mut String, r: &Report) {
     h.push_str("</ul>\n");
 }
 
-/// One chain per controller before and after, then once what all of them need. Controllers that the VM has
-/// are marked and open; the others are folded away.
+/// Renders one chain per controller before and after, then the steps common to all of them.
+/// Controllers of the VM are marked and open; the others are collapsed.
 fn boot_path(h: &mut String, r: &Report, in_use: &[(DiskBus, &str)]) {
     if r.controllers.is_empty() {
         return;
@@ -275,7 +276,7 @@ fn chain(h: &mut String, when: &str, path: &BootPath, shared: usize) {
     let own = path.steps.len().saturating_sub(shared);
     let (own, common) = path.steps.split_at(own);
     let mut list = own.to_vec();
-    // A fault among what all need is shown where it strikes.
+    // A fault among the common steps is shown where it matters.
     list.extend(common.iter().filter(|s| !s.ok).cloned());
     let ok = common.iter().filter(|s| s.ok).count();
     if ok > 0 {
@@ -310,13 +311,14 @@ fn steps(h: &mut String, steps: &[Step]) {
     h.push_str("</ol>\n");
 }
 
-/// A second id of the controller takes the place of the first; it does not follow from the steps before.
+/// Whether a step checks a second id of the controller, as an alternative to the first; it does not
+/// follow from the steps before.
 fn is_alternative(before: &[Step], step: &Step) -> bool {
     let id = |step: &Step| step.text.starts_with("PCI\\") || step.text.contains(" PCI\\");
     id(step) && before.iter().any(id)
 }
 
-/// How many steps at the end are the same for every controller.
+/// The number of last steps that are the same for every controller.
 fn shared(paths: &BTreeMap<DiskBus, BootPath>) -> usize {
     let mut paths = paths.values();
     let Some(first) = paths.next() else { return 0 };
@@ -361,7 +363,7 @@ fn severity(severity: Severity) -> (&'static str, &'static str) {
     }
 }
 
-/// Every action with its state, and below it every file, key and value it writes.
+/// Renders every action with its state, and below it every file, key and value that it writes.
 fn changes(h: &mut String, r: &Report, plan: &Plan) {
     h.push_str("<h2>What was changed</h2>\n");
     if r.actions.is_empty() {
@@ -451,7 +453,7 @@ fn action_body(h: &mut String, action: &Action) {
     }
 }
 
-/// More than this of a binary value tells people nothing; `registry/*.reg` has it whole.
+/// The number of bytes of a binary value that are shown; `registry/*.reg` has all of them.
 const SHOWN_BYTES: usize = 32;
 
 fn shown(data: &RegData) -> String {

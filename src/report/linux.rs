@@ -1,4 +1,4 @@
-//! What `inspect` shows of a Linux guest, for people.
+//! The Linux part of `inspect` for people.
 
 use crate::inspect::linux::LinuxFacts;
 

@@ -1,4 +1,4 @@
-//! `inspect` for people: the verdict, why, and only then the details; or one line per machine.
+//! `inspect` for people: the verdict, the reason, and then the details; or one line per VM.
 
 use std::fmt::Write as _;
 
@@ -12,18 +12,18 @@ use super::linux;
 use super::text;
 use crate::text::lower;
 
-/// What inspection means for a conversion.
+/// The consequence of the inspection for a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It would start on VirtIO as it is.
+    /// It would start on VirtIO without changes.
     Ready,
     Convertible,
-    /// A finding stands in the way.
+    /// A finding prevents the conversion.
     Blocked,
     /// Another operating system, or none.
     NotWindows,
-    /// It could not be looked at.
+    /// It could not be inspected.
     Error,
 }
 
@@ -60,13 +60,13 @@ impl Verdict {
     }
 }
 
-/// How many findings there are: blockers, warnings, remarks.
+/// The numbers of findings: blockers, warnings, remarks.
 pub fn count(i: &Inspection) -> [usize; 3] {
     [Severity::Blocker, Severity::Warning, Severity::Info]
         .map(|severity| i.findings.iter().filter(|f| f.severity == severity).count())
 }
 
-/// The controllers that a conversion without further options gives the VM.
+/// The controllers of the VM after a conversion with default options.
 pub fn used(i: &Inspection) -> Vec<DiskBus> {
     match &i.windows {
         // There is no vioscsi for Windows XP and 2003.
@@ -75,7 +75,8 @@ pub fn used(i: &Inspection) -> Vec<DiskBus> {
     }
 }
 
-/// One VM, most important first. `next` is the command for one that can be converted.
+/// Describes one VM, the most important facts first. `next` is the command for one that can be
+/// converted.
 pub fn inspection(i: &Inspection, next: Option<String>) -> Styled {
     let mut text = Styled::default();
     let verdict = Verdict::of(i);
@@ -177,7 +178,7 @@ fn about_the_system(text: &mut Styled, i: &Inspection) {
     }
 }
 
-/// What Windows holds that a conversion looks at.
+/// Appends the guest's properties that matter to a conversion.
 fn about_the_guest(text: &mut Styled, i: &Inspection) {
     let mut row = |label: &str, value: String| text.row(label, value);
     let number = |n: Option<u32>| n.map_or("-".to_string(), |n| n.to_string());
@@ -259,7 +260,7 @@ fn os_line(i: &Inspection) -> String {
     parts.join(" ")
 }
 
-/// `Windows Server 2022 Standard 21H2`.
+/// The name of Windows, e.g. `Windows Server 2022 Standard 21H2`.
 fn product(i: &Inspection) -> String {
     let Some(name) = i.os.product_name.clone() else {
         return match i.os.family {
@@ -284,11 +285,11 @@ pub struct Row {
     pub build: Option<u32>,
     pub arch: Option<String>,
     pub firmware: Option<String>,
-    /// The controllers it would start on as it is.
+    /// The controllers on which it would start without changes.
     pub ready: Vec<&'static str>,
     pub blockers: usize,
     pub warnings: usize,
-    /// Why it could not be inspected.
+    /// The reason why it could not be inspected.
     pub error: Option<String>,
     pub inspection: Option<Inspection>,
 }
@@ -348,7 +349,7 @@ impl Row {
         [
             self.name.clone(),
             lower(&self.verdict),
-            // An error is as long as it needs to be, and so comes below the table.
+            // An error may be long, so it is printed below the table.
             text(&self.windows),
             self.build.map_or(String::new(), |b| b.to_string()),
             text(&self.arch),
@@ -370,10 +371,10 @@ const HEAD: [&str; 8] = [
     "FINDINGS",
 ];
 
-/// One line per machine, in the order given, and what there is to say about those that need it.
+/// Renders one line per VM, in the given order, and notes about those that need them.
 pub fn table(rows: &[Row]) -> Styled {
     let mut cells: Vec<[String; 8]> = rows.iter().map(Row::cells).collect();
-    // Two with one name are told apart by where they are.
+    // Two VMs with one name are distinguished by their paths.
     for (i, row) in rows.iter().enumerate() {
         if rows
             .iter()

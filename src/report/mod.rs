@@ -1,4 +1,4 @@
-//! What happened, for people and for machines: `report.json`, `report.html`, and text.
+//! The results, for people and for programs: `report.json`, `report.html`, and text.
 
 pub mod html;
 pub mod linux;
@@ -32,19 +32,19 @@ pub struct Timings {
 pub struct Bytes {
     #[serde(rename = "virtual")]
     pub virtual_size: u64,
-    /// What the disks have data for once what nobody needs is out.
+    /// Data of the disks, without unneeded ranges.
     pub read: u64,
-    /// What the copies take on this host.
+    /// Bytes that the copies take on this host.
     pub written: u64,
     /// The rest: free, or never written.
     pub skipped: u64,
-    /// Of `read`, what an interrupted run had copied (`--resume`).
+    /// The part of `read` that an interrupted run had copied (`--resume`).
     pub resumed: u64,
-    /// Of `read`, what the copies share with the source (reflinks).
+    /// The part of `read` that the copies share with the source (reflinks).
     pub shared: u64,
-    /// What crossed the wire.
+    /// Bytes that crossed the wire.
     pub fetched: u64,
-    /// What only the source holds, all disks together; 0 where everything was copied.
+    /// Bytes that only the source has, for all disks together; 0 if everything was copied.
     pub left: u64,
 }
 
@@ -56,13 +56,13 @@ pub struct DiskTrim {
     pub volumes: Vec<VolumeTrim>,
 }
 
-/// What was asked for, so that a later run can tell whether a directory is what it would make.
+/// The request, by which a later run determines whether a directory equals its own result.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Options that were given, by their long names; the output directory is not among them.
+    /// The given options by their long names, without the output directory.
     pub options: BTreeMap<String, Vec<String>>,
-    /// The files of the source and the drivers as they were at the start. A source that is fixed in
-    /// place is not among them: it is changed.
+    /// The files of the source and the drivers at the start. A source that is fixed in place is not
+    /// included, because it changes.
     pub inputs: Vec<Input>,
 }
 
@@ -73,13 +73,14 @@ pub struct Input {
     pub size_bytes: u64,
     /// Milliseconds since 1970.
     pub modified_ms: u64,
-    /// Tells whether a file named by another path is the same one; 0 in reports of older versions.
+    /// Determines whether a file under another path is the same one; 0 in reports of older
+    /// versions.
     #[serde(default)]
     pub inode: u64,
 }
 
 impl Input {
-    /// Whether it is the same unchanged file, whatever path led to it.
+    /// Whether it is the same unchanged file, under any path.
     pub fn is(&self, other: &Self) -> bool {
         let unchanged =
             (self.size_bytes, self.modified_ms) == (other.size_bytes, other.modified_ms);
@@ -91,10 +92,10 @@ impl Input {
     }
 }
 
-/// A file as it was when the report was written, so that a later run can tell whether it still is.
+/// A file at the time of the report, so that a later run can detect changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputFile {
-    /// Below the output directory; absolute once a disk was moved elsewhere.
+    /// Relative to the output directory; absolute after a disk was moved elsewhere.
     #[serde(with = "crate::text::json_path")]
     pub path: PathBuf,
     pub size_bytes: u64,
@@ -104,7 +105,7 @@ pub struct OutputFile {
 }
 
 impl OutputFile {
-    /// `None` for what is no regular file.
+    /// Describes a file; `None` if it is not a regular file.
     pub fn of(path: PathBuf, found: &std::fs::Metadata) -> Option<Self> {
         found.is_file().then(|| Self {
             path,
@@ -118,23 +119,23 @@ impl OutputFile {
     }
 }
 
-/// Everything one conversion has to tell. Serialises to `report.json` and to `convert --json`.
+/// The data of one conversion. Serialises to `report.json` and to `convert --json`.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub name: String,
     pub engine: &'static str,
     pub engine_why: &'static str,
-    /// Verified by reading the result back: the controllers asked for are ready, and nothing was accepted
-    /// that may keep Windows from starting.
+    /// Whether the verification of the result passed: the requested controllers are ready, and
+    /// nothing was accepted that may keep Windows from starting.
     pub ready: bool,
-    /// The controllers the disk was made ready for.
+    /// The controllers for which the disk was made ready.
     pub boots_from: Vec<DiskBus>,
-    /// What `--accept` took.
+    /// The identifiers that `--accept` applied to.
     pub accepted: Vec<String>,
     pub outputs: Outputs,
-    /// Everything in the output directory but the report itself.
+    /// Everything in the output directory except the report itself.
     pub files: Vec<OutputFile>,
-    /// In the order they were carried out, what was already so at the end.
+    /// The actions in order, with skipped ones at the end.
     pub actions: Vec<ActionLine>,
     /// After the fix.
     pub controllers: BTreeMap<DiskBus, BootPath>,
@@ -144,12 +145,12 @@ pub struct Report {
     pub warnings: Vec<String>,
     pub timings: Timings,
     pub bytes: Bytes,
-    /// How the source was reached.
+    /// The transport of the source.
     pub transport: &'static str,
     /// The passes of a sync, the last one, and its budget.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sync: Option<serde_json::Value>,
-    /// Per disk and volume, what was not copied because it holds nothing, and what was kept.
+    /// The uncopied and the kept ranges per disk and volume.
     pub trim: Vec<DiskTrim>,
     pub next_commands: Vec<String>,
     pub request: Request,
@@ -163,7 +164,7 @@ pub struct ActionLine {
     pub description: String,
 }
 
-/// `plan --json` and `plan.json`.
+/// The document of `plan --json` and `plan.json`.
 pub fn plan_document(
     plan: &Plan,
     outlook: Option<&Outlook>,
@@ -208,7 +209,7 @@ fn windows_body(plan: &Plan, inspection: &Inspection) -> Body {
     document
 }
 
-/// With the keys every plan has.
+/// The body of a hand-over, with the keys of every plan.
 fn handover_body(plan: &Plan, handover: &Handover, inspection: &Inspection) -> Body {
     let steps = handover.steps.iter().map(|step| ActionLine {
         id: step.id.to_string(),

@@ -1,5 +1,5 @@
-//! What both pages share: `report.html` and that of a batch. Self-contained, without scripts; everything
-//! that may come from a guest is escaped.
+//! Common parts of both pages: `report.html` and that of a batch. Self-contained, without scripts;
+//! all text that may be from a guest is escaped.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -33,7 +33,7 @@ pub fn head(title: &str, style: &str) -> String {
     )
 }
 
-/// For element text and quoted attributes.
+/// Escapes text for elements and quoted attributes.
 pub fn escape(text: &str) -> String {
     clean(text)
         .replace('&', "&amp;")
@@ -43,16 +43,16 @@ pub fn escape(text: &str) -> String {
         .replace('\'', "&#39;")
 }
 
-/// An address that still leads there when both have moved together; absolute for what lies elsewhere.
+/// A link that remains valid when both files have moved together; absolute for a file elsewhere.
 pub fn link(path: &Path, folder: &Path) -> String {
     match path.strip_prefix(folder) {
-        // `./`: a name with a colon is no address of its own.
+        // `./`: a name with a colon would be parsed as an address.
         Ok(below) => format!("./{}", percent(below)),
         Err(_) => format!("file://{}", percent(path)),
     }
 }
 
-/// Everything but the plainest characters is written as `%XX`.
+/// Percent-encodes everything but the plainest characters.
 fn percent(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     const SET: AsciiSet = NON_ALPHANUMERIC

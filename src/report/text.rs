@@ -1,5 +1,5 @@
-//! Plan and conversion as text: the verdict and what to run next first, then warnings, then the rest.
-//! Inspection: [`super::look`].
+//! Plan and conversion as text: the verdict and the next command first, then warnings, then the
+//! rest. Inspection: [`super::look`].
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use crate::ui::{Styled, Tone, bytes, count};
 use super::Report;
 use crate::check::{Check, CheckState};
 
-/// How a controller that is needed and not ready is shown.
+/// The display of a controller that is needed and not ready.
 pub const FAULT: (Tone, &str) = (Tone::Bad, "NOT READY");
 
-/// One row per controller. Those that are not `used` are no fault, whatever they lack.
+/// Appends one row per controller. Those that are not `used` are never shown as a fault.
 pub fn controllers(
     text: &mut Styled,
     map: &BTreeMap<DiskBus, BootPath>,
@@ -42,7 +42,7 @@ pub fn controllers(
     }
 }
 
-/// The checks that failed, then how many passed; each of those with `verbose`.
+/// Appends the failed checks, then the number of passed ones; each of those with `verbose`.
 pub fn checks(text: &mut Styled, checks: &[Check], verbose: bool) {
     let (passed, others): (Vec<_>, Vec<_>) = checks.iter().partition(|c| c.ok);
     for check in &others {
@@ -71,7 +71,7 @@ fn check_row(text: &mut Styled, tone: Tone, mark: &str, check: &Check) {
     text.push(Tone::Plain, format!("[{}] {}\n", check.id, check.message));
 }
 
-/// A heading with one warning per entry.
+/// Appends a heading with one warning per entry.
 pub fn warnings(text: &mut Styled, warnings: &[String]) {
     if warnings.is_empty() {
         return;
@@ -84,7 +84,7 @@ pub fn warnings(text: &mut Styled, warnings: &[String]) {
     }
 }
 
-/// Commands to copy, and comments between them.
+/// Appends commands to copy, and comments between them.
 pub fn next<'c>(text: &mut Styled, commands: impl IntoIterator<Item = &'c String>) {
     for (i, command) in commands.into_iter().enumerate() {
         if i == 0 {
@@ -100,7 +100,7 @@ pub fn next<'c>(text: &mut Styled, commands: impl IntoIterator<Item = &'c String
     }
 }
 
-/// `plan` for people. `carry_out` is the command that does what is planned.
+/// Renders `plan` for people. `carry_out` is the command that carries out the plan.
 pub fn plan(plan: &Plan, carry_out: Option<String>) -> Styled {
     match &plan.linux {
         Some(handover) => for_linux(plan, handover),
@@ -229,7 +229,7 @@ pub fn conversion(r: &Report, verbose: bool) -> Styled {
     text
 }
 
-/// What the last pass of a sync came to, and what was expected of it.
+/// The duration of the last pass of a sync, and the expected one.
 pub(super) fn last_pass(r: &Report) -> Option<String> {
     let sync = r.sync.as_ref()?;
     let last = &sync["last"];

@@ -1,5 +1,5 @@
-//! Text for a terminal: wrapped at its width between words, continued below the column that a row marks
-//! with [`Styled::hang`], painted by [`Tone`] and by nothing else.
+//! Text for a terminal: wrapped at its width between words, continued at the column that a row
+//! marks with [`Styled::hang`], coloured by [`Tone`] alone.
 
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
@@ -9,10 +9,10 @@ use textwrap::{Options, WordSeparator, WordSplitter, WrapAlgorithm};
 
 use super::{Styled, Tone, clean};
 
-/// Assumed where a terminal does not say how wide it is.
+/// The assumed width of a terminal that does not report it.
 const USUAL_WIDTH: usize = 80;
 
-/// The columns of a terminal; `None` for a file or pipe, whose lines stay whole.
+/// The columns of a terminal; `None` for a file or pipe, whose lines are not wrapped.
 pub(super) fn width(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
     if !stream.is_terminal() {
         return None;
@@ -26,13 +26,13 @@ pub(super) fn width(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
         .or(Some(USUAL_WIDTH))
 }
 
-/// One line while it is put together.
+/// A line being composed.
 #[derive(Default)]
 struct Line {
     painted: String,
     columns: usize,
     hang: Option<usize>,
-    /// A command or path, which must stay whole to be copied.
+    /// Whether it is a command or path, which must not be broken to be copied.
     verbatim: bool,
 }
 
@@ -73,7 +73,7 @@ impl Line {
     }
 }
 
-/// The text as it goes to a stream.
+/// Renders text for a stream.
 pub(super) fn render(text: &Styled, colour: bool, width: Option<usize>) -> String {
     let mut lines = vec![Line::default()];
     for (tone, part) in &text.0 {
