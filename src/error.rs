@@ -21,7 +21,7 @@ pub enum ErrorKind {
     RolledBack,
     NotRolledBack,
     Internal,
-    /// This number of several VMs failed.
+    /// The number of several VMs that failed.
     SomeFailed(usize),
     Interrupted,
 }

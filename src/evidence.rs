@@ -286,7 +286,7 @@ fn part_to_take(item: &mut Item, take: Take, left: u64) -> Option<(u64, u64)> {
     };
     if size > left {
         item.note = Some(format!(
-            "not taken: the archive would hold more than {} MiB",
+            "not included: the archive would exceed {} MiB",
             MAX_TOTAL / MIB
         ));
         return None;

@@ -69,7 +69,7 @@ const fn check(id: &'static str, stake: Stake, remedy: &'static str) -> Id {
 const START: Stake = Stake::Start;
 const NOTHING: Stake = Stake::Nothing;
 const UNWRITTEN: Stake =
-    Stake::Data("Windows or the journal of its volume holds changes that are not on the disk yet");
+    Stake::Data("Windows or the journal of its volume has changes that are not on the disk yet");
 const HALF: Stake = Stake::Data("a part of a larger whole would be changed without the rest");
 const DAMAGED: Stake = Stake::Data("an edit of a damaged hive loses what cannot be read");
 const UNREAD: Stake = Stake::NoWay("Windows cannot be read, so it cannot be prepared");
@@ -238,11 +238,11 @@ pub const IDS: &[Id] = &[
     ),
     blocker(
         "sync-base-changed",
-        Stake::Data("nothing tells what changed since the last pass"),
+        Stake::Data("nothing shows what changed since the last pass"),
     ),
     blocker(
         "sync-no-bitmap",
-        Stake::Data("nothing tells what changed since the last pass"),
+        Stake::Data("nothing shows what changed since the last pass"),
     ),
     blocker(
         "sync-bitmap-late",
@@ -270,7 +270,7 @@ pub const IDS: &[Id] = &[
     ),
     blocker(
         "linux-rehearsal",
-        Stake::NoWay("nothing in a Linux guest says that it is up"),
+        Stake::NoWay("nothing in a Linux guest reports that it is up"),
     ),
     // Checks: before Windows.
     check(

@@ -15,10 +15,11 @@
 //!  types: the words they share (processor, firmware, disk bus, control set, registry key, PCI id, ...)
 //! ```
 //!
-//! Dependencies point one way, down the table of directories in docs/architecture.md: the verbs (`cli`), whole
-//! tasks (`convert`, `boot`, ...), results (`verify`, `report`), decisions (`fix`, `plan`, `actions`), facts (`inspect`,
-//! `boot_path`, `drivers`), access (`source`, `guest`, `disk`, `wire`, `registry`), and what all of them use
-//! (`tool`, `ui`, `types`, `error`, ...). Nothing below `cli` prints or exits.
+//! Dependencies point one way, down the table of directories in docs/architecture.md. At the top
+//! are the verbs (`cli`) and whole tasks (`convert`, `boot`, ...). Then come results (`verify`,
+//! `report`), decisions (`fix`, `plan`, `actions`) and facts (`inspect`, `boot_path`, `drivers`).
+//! Below are access (`source`, `guest`, `disk`, `wire`, `registry`) and common code (`tool`, `ui`,
+//! `types`, `error`, ...). Nothing below `cli` prints or exits.
 
 // The threshold is in clippy.toml. Tests are left out: a table of cases may be long.
 #![cfg_attr(not(test), deny(clippy::too_many_lines))]

@@ -651,3 +651,131 @@ fn words_that_the_glossary_replaces_are_not_used() {
         found.join("\n")
     );
 }
+
+/// The paragraphs of the comments of a file, each with the number of its first line. Code blocks,
+/// tables and headings are left out; an item of a list is a paragraph.
+fn paragraphs(text: &str) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let mut open = false;
+    let mut code = false;
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        let doc = line
+            .strip_prefix("///")
+            .or_else(|| line.strip_prefix("//!"));
+        let Some(comment) = doc.or_else(|| line.strip_prefix("//")) else {
+            (open, code) = (false, false);
+            continue;
+        };
+        let comment = comment.trim();
+        if comment.starts_with("```") {
+            (open, code) = (false, !code);
+            continue;
+        }
+        if code || comment.is_empty() || comment.starts_with(['|', '#']) {
+            open = false;
+            continue;
+        }
+        let item = comment.strip_prefix("- ").or(comment.strip_prefix("* "));
+        match found.last_mut() {
+            Some((_, words)) if open && item.is_none() => *words += &format!(" {comment}"),
+            _ => found.push((number + 1, item.unwrap_or(comment).to_owned())),
+        }
+        open = true;
+    }
+    found
+}
+
+/// The sentences of a paragraph. A colon ends none; the full stop inside a name does not either.
+fn sentences(paragraph: &str) -> Vec<String> {
+    let mut found = vec![String::new()];
+    let mut words = paragraph.split_whitespace().peekable();
+    while let Some(word) = words.next() {
+        let sentence = found.last_mut().unwrap();
+        if !sentence.is_empty() {
+            sentence.push(' ');
+        }
+        sentence.push_str(word);
+        let ends = word
+            .trim_end_matches(['"', ')', '*'])
+            .ends_with(['.', ';', ':', '!', '?']);
+        let begins = |next: &&str| next.starts_with(|c: char| !c.is_lowercase());
+        if ends && words.peek().is_none_or(begins) {
+            found.push(String::new());
+        }
+    }
+    found.retain(|sentence| !sentence.is_empty());
+    found
+}
+
+#[test]
+fn no_sentence_of_a_comment_has_more_than_30_words() {
+    const MOST: usize = 30;
+    let made = "One two. Three:\nfour (a.b) five; six\n\n```\nlong code\n```\n- item"
+        .replace('\n', "\n// ");
+    let found: Vec<String> = (paragraphs(&format!("// {made}")).iter())
+        .flat_map(|(_, paragraph)| sentences(paragraph))
+        .collect();
+    assert_eq!(found, ["One two.", "Three: four (a.b) five; six", "item"]);
+
+    let mut all = Vec::new();
+    files(&root().join("src"), &["rs"], &mut all);
+    let mut long = String::new();
+    let mut count = 0;
+    for path in all {
+        for (line, paragraph) in paragraphs(&fs::read_to_string(&path).unwrap()) {
+            for sentence in sentences(&paragraph) {
+                count += 1;
+                let words = sentence.split(' ').count();
+                if words > MOST {
+                    long += &format!("{}:{line}: {words} words: {sentence}\n", path.display());
+                }
+            }
+        }
+    }
+    assert!(count > 8000, "{count} sentences");
+    assert!(long.is_empty(), "{long}");
+}
+
+/// A doc comment names its object or tells in the third person what the function does.
+#[test]
+fn no_doc_comment_of_a_function_is_an_order() {
+    let orders = [
+        "It", "This", "That", "Return", "Get", "Set", "Create", "Read", "Write", "Check", "Parse",
+        "Make", "Open", "Find", "Add", "Remove", "Take", "Give", "Put", "Run", "Stop", "Wait",
+        "Send", "Close", "Compare", "Convert", "Load", "Save", "Print", "Tell", "Say", "Says",
+        "Tells", "Fail", "Refuse", "Keep", "Build", "Call", "Apply", "Move", "Compute", "Decide",
+        "Do", "Does", "Begin", "Look", "What", "Who",
+    ];
+    let is_order = |doc: &str| {
+        let first = doc.split(' ').next().unwrap_or("");
+        orders.contains(&first.trim_end_matches(','))
+    };
+    assert!(is_order("Return the size.") && is_order("It is empty."));
+    assert!(!is_order("Returns the size.") && !is_order("Whether it is empty."));
+
+    let mut all = Vec::new();
+    files(&root().join("src"), &["rs"], &mut all);
+    let mut found = String::new();
+    let mut count = 0;
+    for path in all {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut doc: Option<&str> = None;
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim_start();
+            if let Some(comment) = line.strip_prefix("/// ") {
+                doc = doc.or(Some(comment));
+            } else if !line.starts_with("///") && !line.starts_with("#[") {
+                let function = line.split(' ').take(5).any(|word| word == "fn");
+                if let Some(doc) = doc.take().filter(|_| function) {
+                    count += 1;
+                    if is_order(doc) {
+                        found += &format!("{}:{}: {doc}\n", path.display(), number + 1);
+                    }
+                }
+            }
+        }
+    }
+    assert!(count > 1500, "{count} functions");
+    assert!(found.is_empty(), "{found}");
+}

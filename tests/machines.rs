@@ -365,7 +365,7 @@ fn what_cannot_be_read_is_called_what_it_is() {
         ),
         (
             vhdx.clone(),
-            "its log holds writes",
+            "its log contains writes",
             "qemu-img check -r all COPY.vhdx",
         ),
         (

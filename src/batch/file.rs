@@ -11,8 +11,8 @@
 //!     virtio-iso: ~            # takes a default away
 //! ```
 //!
-//! Keys and values are checked where they stand, so that an error names its line. What the options
-//! mean is the caller's: [`Rules`] says which there are.
+//! Keys and values are checked where they stand, so that an error names its line. The caller
+//! interprets the options: [`Rules`] lists them.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -107,7 +107,7 @@ impl Machine {
             return differs("its report.json cannot be read");
         };
         if report["ready"] != true {
-            return differs("its report does not say READY");
+            return differs("its report is not READY");
         }
         let disks = report["outputs"]["disks"].as_array();
         let there = |disk: &Value| disk.as_str().is_some_and(|d| Path::new(d).exists());
@@ -117,7 +117,7 @@ impl Machine {
         let was: Option<Request> = serde_json::from_value(report["request"].clone()).ok();
         match (was, (self.request)()) {
             (Some(was), Some(now)) => difference(&was, &now).map_or(Done::Yes, Done::Differs),
-            _ => differs("it does not say what it was made from"),
+            _ => differs("it does not record what it was made from"),
         }
     }
 }
@@ -486,7 +486,9 @@ fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
     } else {
         let message = match (status.signal(), code) {
             (Some(signal), _) => format!("the conversion was killed by signal {signal}"),
-            (None, Some(code)) => format!("the conversion ended with {code} and said nothing"),
+            (None, Some(code)) => {
+                format!("the conversion ended with {code} without an error message")
+            }
             (None, None) => "the conversion ended in an unknown way".to_string(),
         };
         Failure {

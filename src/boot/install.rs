@@ -91,7 +91,7 @@ impl Installing {
         match unfit {
             None => Ok(()),
             Some(path) => Err(Error::usage(format!(
-                "{} has characters that scripts and options cannot hold",
+                "{} has characters that scripts and options cannot contain",
                 path.display()
             ))),
         }
@@ -610,7 +610,7 @@ fn refuse_others(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where the pool keeps its files.
+/// The directory in which the pool keeps its files.
 fn pool_folder(name: &str, xml: &str) -> Result<PathBuf> {
     let root = Element::parse(xml.as_bytes())
         .map_err(|e| Error::failed(format!("reading the pool {name}")).because(e))?;
@@ -624,7 +624,8 @@ fn pool_folder(name: &str, xml: &str) -> Result<PathBuf> {
     }
 }
 
-/// As libvirt wants a disk. Without privileges it stays this user's, who then runs QEMU too.
+/// Gives a file the access that libvirt gives a disk. Without privileges it stays this user's, who
+/// then runs QEMU too.
 fn prepare(
     moved: &Moved,
     report: &Value,

@@ -597,7 +597,7 @@ impl Run<'_> {
         .hint(format!("evidence is in {}", folder.display()));
         Ok(if failure.code == "timeout" && !rehearsal {
             error.hint(format!(
-                "the VM is left running: look at it (virt-viewer -c {} {}), or run the same command again to wait longer",
+                "the VM is left running: watch it (virt-viewer -c {} {}), or run the same command again to wait longer",
                 self.options.uri, self.files.name
             ))
         } else {

@@ -77,7 +77,7 @@ impl Run<'_> {
         let total = outages.total();
         match total > self.options.timeout {
             true => lost(format!(
-                "the VM waited {} s for its source, which does not answer (serve.log says why)",
+                "the VM waited {} s for its source, which does not answer (see serve.log)",
                 total.as_secs()
             )),
             false => Ok(Line::Down),

@@ -127,7 +127,7 @@ impl Run<'_> {
         self.record.save(&self.files.folder)?;
         for kept in &mut self.record.protected {
             self.ui
-                .status("Saving", "the VM as it is, before the switch");
+                .status("Saving", "the present state of the VM, before the switch");
             kept.save()?;
         }
         Ok(())

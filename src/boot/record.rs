@@ -25,7 +25,7 @@ pub enum Phase {
     Bootstrap,
     /// Windows has come up there and will be shut down.
     BootstrapUp,
-    /// It is off, and the disk can be switched over.
+    /// The VM is off, and the disk can be switched over.
     BootstrapDone,
     /// The disk is being saved.
     Protecting,

@@ -93,7 +93,7 @@ impl Run<'_> {
         self.watch(stage, &log, begin)
     }
 
-    /// What to check if libvirt does not start a domain.
+    /// Hints on what to check if libvirt does not start a domain.
     fn why_not_started(&self, stage: Stage) -> String {
         let active = self.virsh.active_networks();
         let wanted = self.files.domain(stage).map(Domain::networks);
@@ -122,7 +122,7 @@ impl Run<'_> {
             && error.kind() == std::io::ErrorKind::PermissionDenied
         {
             self.record.warnings.push(format!(
-                "{} cannot be read by this user: only the guest agent can tell that Windows is up",
+                "{} cannot be read by this user: only the guest agent can show that Windows is up",
                 log.display()
             ));
         }

@@ -457,7 +457,7 @@ fn what_does_not_stop_it_is_advice_at_most() {
         (
             &[XP],
             BLK,
-            Some("viostor has StartOverride=3, which this Windows does not look at"),
+            Some("viostor has StartOverride=3, which this Windows ignores"),
             |g| {
                 g.tree.dword(&service("viostor\\StartOverride"), "0", 3);
             },

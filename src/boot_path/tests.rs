@@ -352,7 +352,7 @@ fn one_fault_at_a_time() {
                 dword(t, "storahci", "Type", 0x10);
             }),
             (
-                "the service key storahci is there but holds no driver",
+                "the service key storahci exists but has no driver",
                 Sata,
                 |t| {
                     t.key_mut("ControlSet001\\Services\\storahci")

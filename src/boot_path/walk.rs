@@ -235,7 +235,7 @@ impl Walk<'_, '_> {
             Some(state) if !state.mistyped.is_empty() => return Ok(()),
             found => {
                 let text = match found {
-                    Some(_) => format!("the service key {name} is there but holds no driver"),
+                    Some(_) => format!("the service key {name} exists but has no driver"),
                     None => format!("the driver {name} is not installed"),
                 };
                 let file = self.has_file(name);
@@ -294,8 +294,7 @@ impl Walk<'_, '_> {
             self.fail(Fault::Deleted { service: service() }, text);
         }
         if let Some(value) = state.idle_override() {
-            let text =
-                format!("{name} has StartOverride={value}, which this Windows does not look at");
+            let text = format!("{name} has StartOverride={value}, which this Windows ignores");
             self.advise(
                 Fault::IdleOverride {
                     service: service(),
@@ -319,7 +318,7 @@ impl Walk<'_, '_> {
         };
         if let Some(decides) = self.odd_path(state) {
             let text = format!(
-                "the ImagePath of {name} ({}) is not relative to the directory of Windows, as a boot loader wants it",
+                "the ImagePath of {name} ({}) is not relative to the directory of Windows, as a boot loader requires",
                 state.image_path.as_deref().unwrap_or_default()
             );
             let fault = Fault::PathForm {

@@ -16,8 +16,8 @@ const SHOWN_HOW: [&str; 8] = [
     "--evidence",
 ];
 
-/// This command line with the verb `to` in place of `from`; `None` if it contains a secret, or
-/// another verb.
+/// The command line of this run with the verb `to` in place of `from`; `None` if it contains a
+/// secret, or another verb.
 pub fn with_verb(from: &str, to: &str) -> Option<String> {
     rewritten(std::env::args_os().skip(1), from, to)
 }

@@ -271,7 +271,7 @@ fn distinct(machines: &[Machine], sources: &[(PathBuf, bool)]) -> Result<()> {
             }
             if one.name == other.name {
                 return Err(Error::usage(format!(
-                    "{both} have the same name, {}: libvirt could not tell them apart",
+                    "{both} have the same name, {}: libvirt could not distinguish them",
                     one.name
                 ))
                 .hint("give one of them another `name`"));

@@ -64,7 +64,7 @@ pub fn run(args: &DemoArgs, ui: &Ui) -> Result<()> {
     created.map_err(|e| {
         Error::failed(format!("creating {}", args.folder.display()))
             .because(e)
-            .hint("the demo wants a directory of its own: remove it, or name another one")
+            .hint("the demo needs a directory of its own: remove it, or name another one")
     })?;
     let disk = args.folder.join("demo.raw");
     let drivers = args.folder.join("virtio-win");

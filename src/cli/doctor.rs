@@ -191,7 +191,7 @@ pub fn install(ui: &Ui, wanted: &dyn Fn(&host::Tool) -> bool) -> Result<()> {
             Err(error) => {
                 return Err(Error::missing_tool(format!("{} failed", step.join(" ")))
                     .because(error)
-                    .hint("run it yourself and look at its output"));
+                    .hint("run it yourself and read its output"));
             }
         }
     }

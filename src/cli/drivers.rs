@@ -148,7 +148,7 @@ impl Row<'_> {
             Some(Err(select::DriverError::NoDriver(_) | select::DriverError::NotSigned { .. })) => {
                 ("-".to_string(), format!("needs {}", self.windows.media))
             }
-            Some(Err(_)) => ("-".to_string(), "not usable (-v says why)".to_string()),
+            Some(Err(_)) => ("-".to_string(), "not usable (see -v)".to_string()),
         }
     }
 }

@@ -237,7 +237,7 @@ fn with_remedy(mut error: Error) -> Error {
         ),
         (
             libc::EIO,
-            "the storage of this host reports errors: look at its kernel log (dmesg)",
+            "the storage of this host reports errors: see its kernel log (dmesg)",
         ),
         (
             libc::EMFILE,

@@ -105,12 +105,7 @@ fn daemon() -> Check {
     const NAME: &str = "libvirt daemon";
     if tool::find("virsh").is_none() {
         let remedy = host::hint("virsh");
-        return Check::not(
-            NAME,
-            State::Missing,
-            "no virsh to ask it with".into(),
-            remedy,
-        );
+        return Check::not(NAME, State::Missing, "no virsh to query it".into(), remedy);
     }
     let uri = std::env::var("LIBVIRT_DEFAULT_URI").unwrap_or("qemu:///system".to_string());
     match Virsh::new(&uri).names() {

@@ -355,7 +355,7 @@ impl SourceArgs {
         }
         let shown = self.source.display();
         Err(Error::refused(
-            format!("{shown} holds an old state"),
+            format!("{shown} contains an old state"),
             blockers,
         ))
     }

@@ -32,8 +32,7 @@ pub struct VerifyArgs {
     #[command(flatten)]
     source: SourceArgs,
     /// Controller from which the disk must boot (repeatable) [default: those in the report of an
-    /// output directory; for a disk, virtio-blk and virtio-scsi, the first only for Windows XP and
-    /// 2003]
+    /// output directory; for a disk virtio-blk, and virtio-scsi except for Windows XP and 2003]
     #[arg(long, value_enum)]
     controller: Vec<DiskBus>,
 }

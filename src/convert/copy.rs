@@ -65,7 +65,7 @@ struct DiskCopy {
     pub target: Target,
     /// Bytes for which the image has data.
     pub live: u64,
-    /// Those of `live` that no earlier pass has copied.
+    /// The part of `live` that no earlier pass has copied.
     left: u64,
     /// The size of a file with that data.
     pub size: u64,

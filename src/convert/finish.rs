@@ -294,7 +294,7 @@ fn patched(patch: &Patch, domain: &Element, stage: Stage) -> Result<Element> {
         .apply(domain, stage)
         .map_err(|e| failed(Error::failed(e.to_string())))?;
     if let Some(missing) = [VALIDATE, XMLLINT].iter().find(|t| tool::find(t).is_none()) {
-        tracing::warn!("{missing} is not installed: libvirt will say whether the patch is right");
+        tracing::warn!("{missing} is not installed: only libvirt will check the patch");
         return Ok(element);
     }
     let work = tempfile::tempdir()

@@ -58,7 +58,7 @@ pub struct GuestOptions {
     pub accept: Accepted,
 }
 
-/// How the disks reach their targets.
+/// The options of the copy.
 pub struct DiskOptions {
     pub method: Copying,
     pub format: DiskFormat,
@@ -74,7 +74,7 @@ pub struct DiskOptions {
     pub target_is_zero: bool,
 }
 
-/// When the disks are copied.
+/// The time at which the disks are copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Copying {
     #[default]

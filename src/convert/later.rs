@@ -83,7 +83,7 @@ pub(super) fn warnings(job: &Job, images: &[Image]) -> Vec<String> {
     });
     if let Some((user, file)) = closed {
         warnings.push(format!(
-            "QEMU of the system's libvirt runs as {user} and cannot read {}: boot says what helps",
+            "QEMU of the system's libvirt runs as {user} and cannot read {}: boot prints a remedy",
             file.display()
         ));
     }

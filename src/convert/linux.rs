@@ -488,7 +488,7 @@ pub fn checks(inspection: &Inspection) -> Vec<Check> {
         "boot-path",
         Severity::Blocker,
         CheckState::CouldNotRun,
-        "whether a Linux guest starts is not checked here: start it and look at its console",
+        "whether a Linux guest starts is not checked here: start it and watch its console",
     ));
     checks
 }

@@ -197,11 +197,11 @@ pub fn disagreements(
     let uefi = inspection.firmware == Some(inspect::Firmware::Uefi);
     match vm.firmware {
         Some(inspect::Firmware::Bios) if uefi => warnings.push(
-            "the source VM says BIOS, but Windows is installed for UEFI: the new VM has UEFI"
+            "the source VM has BIOS, but Windows is installed for UEFI: the new VM has UEFI"
                 .to_string(),
         ),
         Some(inspect::Firmware::Uefi) if !uefi => warnings.push(
-            "the source VM says UEFI, but Windows is installed for BIOS: the new VM has BIOS"
+            "the source VM has UEFI, but Windows is installed for BIOS: the new VM has BIOS"
                 .to_string(),
         ),
         _ => {}

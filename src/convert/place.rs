@@ -287,7 +287,7 @@ fn unreadable(partial: &Path, error: JournalError) -> Error {
     Error::new(
         ErrorKind::NotRolledBack,
         format!(
-            "{} holds saved blocks of a disk ({}), and its journal cannot be read",
+            "{} contains saved blocks of a disk ({}), and its journal cannot be read",
             partial.display(),
             commit::BEFORE_FILE
         ),

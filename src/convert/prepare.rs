@@ -1,5 +1,5 @@
-//! From an inspected guest and a virtio-win driver source to a plan. `plan()` itself is pure;
-//! everything it needs is read here.
+//! The step from an inspected guest and a virtio-win driver source to a plan. `plan()` itself is
+//! pure; everything it needs is read here.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,9 +1,10 @@
 //! Decides what `--force` may replace: the files listed in the report of an earlier result, and
 //! nothing else.
 //!
-//! A result that somebody still needs is refused: its disk is in use or has changed since the
-//! report (a VM ran from it), `boot` has started the VM, it can undo a fix in place, or the source
-//! of this very run lies in it. Files that hyper2kvm did not write are moved to the new result.
+//! A result that somebody still needs is refused. Its disk may be in use or have changed since the
+//! report (a VM ran from it). `boot` may have started the VM. It may be needed to undo a fix in
+//! place, or contain the source of this very run. Files that hyper2kvm did not write are moved to
+//! the new result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -247,7 +248,7 @@ fn refuse_undo(target: &Path) -> Result<()> {
         // Saved blocks beside it may be needed, whatever the journal states.
         Err(error) if commit::holds_saved_blocks(target) => {
             Err(Error::failed(format!(
-                "{shown} holds saved blocks of a disk ({}), and its journal cannot be used",
+                "{shown} contains saved blocks of a disk ({}), and its journal cannot be used",
                 commit::BEFORE_FILE
             ))
             .because(error)
@@ -285,7 +286,7 @@ fn booted(target: &Path) -> Result<Option<Record>> {
 fn synced(target: &Path) -> Error {
     let shown = shell_word(&target.display().to_string());
     Error::failed(format!(
-        "{} holds the copy of a VM that is being synced",
+        "{} contains the copy of a VM that is being synced",
         target.display()
     ))
     .hint(format!(

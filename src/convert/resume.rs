@@ -1,9 +1,9 @@
 //! `--resume`: the files of an interrupted copy, and what a later run needs to continue it.
 //!
 //! Before the first byte of a copy, the partial directory is made durable, with the fixed and
-//! verified overlays in it, and [`RESUME`] is written: the options, the files of the source, the
-//! decisions. A run with `--resume` takes the directory over, compares all of that with its own
-//! findings and verifies the overlays again. Then it copies the ranges that the journals of the
+//! verified overlays in it. Then [`RESUME`] is written with the options, the files of the source
+//! and the decisions. A run with `--resume` takes the directory over, compares all of that with its
+//! own findings and verifies the overlays again. Then it copies the ranges that the journals of the
 //! disks lack. It fixes nothing again. If the Windows disk has changed, nothing can be continued;
 //! any other disk that has changed is copied from its start.
 
@@ -74,7 +74,7 @@ pub(super) fn refuse_packed(job: &Job, folder: &mut OutputFolder) -> Result<()> 
         return Ok(());
     }
     tracing::warn!(
-        "starting over: the disks are unpacked anew, and nothing tells that they are the same"
+        "starting over: the disks are unpacked again, and nothing shows that they are the same"
     );
     folder.start_over()
 }

@@ -1,10 +1,10 @@
 //! An empty image between an overlay and its backing disk.
 //!
 //! QEMU uses the name of the backing file in an image's header as a file, whatever node it is given
-//! for it, unless that node is a file with a name itself (`bdrv_open_backing_file` looks for
-//! `file.filename`). An overlay on another host's disk names the socket at which QEMU of the VM
-//! finds it. Programs that are given a connection instead get it below a qcow2 without contents,
-//! which is a file.
+//! for it. The exception is a node that is itself a file with a name (`bdrv_open_backing_file`
+//! looks for `file.filename`). An overlay on another host's disk names the socket at which QEMU of
+//! the VM finds it. Programs that are given a connection instead get it below a qcow2 without
+//! contents, which is a file.
 //!
 //! Specification: QEMU `docs/interop/qcow2.txt`, version 2.
 

@@ -8,9 +8,9 @@
 //! (`nbd://...`, `json:...`) is refused too.
 //!
 //! The result becomes an explicit block device tree of descriptors ([`Image::spec`]), so that QEMU
-//! decides nothing itself: it does not probe and opens no unchecked file, and file names with `:`,
-//! `,` or `%` have no special meaning. QEMU reads the extents of a vmdk from its descriptor text,
-//! so it gets a new descriptor in which they are file descriptors too.
+//! decides nothing itself. It does not probe and opens no unchecked file. File names with `:`, `,`
+//! or `%` have no special meaning. QEMU reads the extents of a vmdk from its descriptor text, so it
+//! gets a new descriptor in which they are file descriptors too.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

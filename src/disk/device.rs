@@ -58,7 +58,7 @@ pub enum DeviceError {
     NotEmpty { path: PathBuf },
     #[error("{} does not read as zeroes", path.display())]
     NotZero { path: PathBuf },
-    #[error("{} holds the source {}", path.display(), source_file.display())]
+    #[error("{} contains the source {}", path.display(), source_file.display())]
     IsSource { path: PathBuf, source_file: PathBuf },
     #[error(transparent)]
     Image(#[from] ImageError),

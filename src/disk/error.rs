@@ -139,8 +139,9 @@ impl ImageError {
         if stderr.contains("log that needs to be replayed") {
             Self::Unsupported {
                 path,
-                reason: "it was not closed: its log holds writes that are not in their places yet"
-                    .into(),
+                reason:
+                    "it was not closed: its log contains writes that are not in their places yet"
+                        .into(),
                 remedy: "shut the VM down and copy the disk again; after a crash, replay the log on a copy: qemu-img check -r all COPY.vhdx",
             }
         } else if stderr.contains(" allocate ") {

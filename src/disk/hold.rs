@@ -2,8 +2,8 @@
 //!
 //! Every check uses the open descriptor, and this process and QEMU's programs read through that
 //! descriptor ([`crate::tool::pass`]). So replacing a name by a link after the check gains an
-//! attacker nothing. The file is locked like an image that QEMU reads, so no VM can be started on
-//! it in the meantime, and a file in use by a VM is refused.
+//! attacker nothing. The file is locked like an image that QEMU reads, so no VM can start on it in
+//! the meantime. A file in use by a VM is refused.
 //!
 //! QEMU announces its use of an image by read locks on single bytes of it (`block/file-posix.c`).
 //! Byte `100 + n` means "this process does n", byte `200 + n` "nobody else may do n". A lock
@@ -43,10 +43,10 @@ const RESIZE: libc::off_t = 3;
 
 /// The time for which a starting program may keep the locks of a file that was closed.
 const STARTING: Duration = Duration::from_millis(200);
-/// The time for which a run that will itself be refused may block one that wants to write.
+/// The time for which a run that will be refused may block a writer.
 const YIELD: Duration = Duration::from_secs(1);
 
-/// The number of bytes compared at a file's start and at each further header of the formats.
+/// The bytes compared at a file's start and at each further header.
 const SAMPLE: usize = 4096;
 const SAMPLES: [u64; 3] = [0, 64 << 10, 128 << 10];
 
@@ -166,8 +166,8 @@ pub(super) fn lock_for_writing(file: &File) -> io::Result<bool> {
     }
 }
 
-/// A file found by its name but not yet opened for reading: opening a pipe would block for ever,
-/// and opening a device may have side effects.
+/// A file found by its name but not opened yet: opening a pipe would block for ever, opening a
+/// device may have side effects.
 pub(super) struct Found {
     path: PathBuf,
     anchor: OwnedFd,
@@ -385,7 +385,7 @@ impl Held {
         Passed::new(self.0.file.clone(), &self.0.path, writable)
     }
 
-    /// Locks it for writing: nobody else can read or write it any more.
+    /// Locks it for writing: nobody else can read or write it.
     pub fn hold_for_writing(&self) -> Result<()> {
         self.check_kernel(Use::Write)?;
         match lock_for_writing(&self.0.file) {
@@ -456,7 +456,7 @@ impl Held {
         }
     }
 
-    /// Records that this run writes to it from now on.
+    /// Records that this run writes to it.
     pub fn will_be_written(&self) {
         self.0.written.store(true, Ordering::SeqCst);
     }
@@ -566,8 +566,7 @@ impl Fingerprint {
 
 const REPLACED: &str = "another file took its name";
 
-/// The id of this boot of the host: counters that started with it cannot be compared across a
-/// restart.
+/// The id of this boot of the host, across which counters cannot be compared.
 fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned())

@@ -345,7 +345,7 @@ fn detected(file: &Held) -> Result<Format> {
         Detected::Image(Format::RAW) if !file.is_block_device() && claims_a_format(path) => {
             Err(ImageError::Damaged {
                 path: path.into(),
-                reason: "it does not hold the format its name says".into(),
+                reason: "its contents do not have the format of its name".into(),
             })
         }
         Detected::Image(format) => Ok(format),

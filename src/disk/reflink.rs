@@ -1,5 +1,5 @@
 //! Shares blocks between a raw source and its raw copy on one file system, if it supports that
-//! (btrfs, XFS): then only the data of an overlay over the source is written.
+//! (btrfs, XFS). Then only the data of an overlay over the source is written.
 
 use std::fs::File;
 use std::io;

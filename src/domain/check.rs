@@ -33,7 +33,7 @@ pub enum DomainError {
     BiosSectorSize { path: PathBuf, sector_size: u32 },
     #[error("{path}: a sector size of {sector_size} bytes is not 512 or 4096")]
     BadSectorSize { path: PathBuf, sector_size: u32 },
-    #[error("{path} is not an absolute path, as libvirt wants it")]
+    #[error("{path} is not an absolute path, which libvirt requires")]
     RelativePath { path: PathBuf },
     #[error(
         "{path:?} cannot stand in libvirt's XML, which is text without control characters; rename it"

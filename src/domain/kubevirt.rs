@@ -12,7 +12,8 @@
 //! - Only one NIC can be in the network of the pods, which assigns an address of its own.
 //!
 //! KubeVirt cannot express the PCI addresses (it places the root ports itself), IDE, USB 2, or a
-//! clock in local time: it requires the name of a time zone, which the user has to fill in.
+//! clock in local time. For such a clock it requires the name of a time zone, which the user has to
+//! fill in.
 
 use std::fmt::Write as _;
 use std::path::Path;

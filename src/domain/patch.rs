@@ -40,7 +40,7 @@ pub enum PatchError {
         stage: &'static str,
         condition: String,
     },
-    #[error("the patch changes <{0}>, which both boots must have as it is")]
+    #[error("the patch changes <{0}>, which must be the same in both boots")]
     Identity(&'static str),
 }
 

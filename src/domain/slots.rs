@@ -1,9 +1,9 @@
 //! Fixed PCI addresses.
 //!
 //! Windows identifies a PCI device by its address. A NIC or controller that moves between the two
-//! stages is a new device to it: a second adapter without the static IP, a storage driver that is
-//! not bound yet. So the address of a device depends on the VM alone, never on the stage. The
-//! first-boot probe has the address of the later boot disk.
+//! stages is a new device to it. That means a second adapter without the static IP, or a storage
+//! driver that is not bound yet. So the address of a device depends on the VM alone, never on the
+//! stage. The first-boot probe has the address of the later boot disk.
 //!
 //! On q35 each device has its own PCIe root port (bus 1 upwards), and a few spare ports are left
 //! for hot-plug. On i440fx devices are in slots 3 upwards of bus 0, after the host bridge (0), the

@@ -42,7 +42,7 @@ pub fn hints(default: &str) -> [String; 2] {
     ]
 }
 
-const TAKES: &str = "--virtio-iso takes a virtio-win ISO, or a directory laid out like it or like its RPM; hyper2kvm drivers --where says where it comes from";
+const TAKES: &str = "--virtio-iso takes a virtio-win ISO, or a directory laid out like it or like its RPM; hyper2kvm drivers --where prints its address";
 
 /// Opens a driver source. A directory or image without a driver of the catalogue is refused.
 pub fn open(path: &Path, catalogue: &Catalogue) -> Result<Box<dyn Media>> {

@@ -8,8 +8,8 @@
 //! [`device_path_edit`] put plain copies in a directory that Windows searches for INFs.
 //!
 //! Facts from real hives (a Windows 10 with `lsi_sas`, `pvscsi`, `vmci`):
-//! - the four bytes under `DeviceIds`: 1 for a hardware id, 2 for a compatible id (3 for both), the
-//!   INF's FeatureScore (ff by default), the index among the compatible ids, 0;
+//! - the four bytes under `DeviceIds`: the kind of id (1 hardware, 2 compatible, 3 both), the INF's
+//!   FeatureScore (ff by default), the index among the compatible ids, 0;
 //! - the first bytes of `Version` are 00ff for OEM packages, ffff for inbox ones; then follows the
 //!   `PROCESSOR_ARCHITECTURE`, 9 on amd64 (`DriverDatabase\Architecture` is 9 there too);
 //! - store directory names, string names and tokens in descriptors are lower case; the names of

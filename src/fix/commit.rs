@@ -40,10 +40,10 @@ pub enum CommitError {
         #[source]
         source: io::Error,
     },
-    #[error("the journal holds no undo log: the disk was never changed")]
+    #[error("the journal has no undo log: the disk was never changed")]
     NothingToUndo,
     #[error(
-        "{disk} has changed since the fix: {count} of {total} ranges hold neither the old nor the new bytes, the first at offset {offset}"
+        "{disk} has changed since the fix: {count} of {total} ranges have neither the old nor the new bytes, the first at offset {offset}"
     )]
     DiskChanged {
         disk: PathBuf,
@@ -52,7 +52,7 @@ pub enum CommitError {
         offset: u64,
     },
     #[error(
-        "{disk} was changed by another program during this run: {count} of {total} ranges do not hold what was read, the first at offset {offset}"
+        "{disk} was changed by another program during this run: {count} of {total} ranges differ from the bytes that were read, the first at offset {offset}"
     )]
     Stale {
         disk: PathBuf,
@@ -207,7 +207,7 @@ pub fn rollback(journal: &mut Journal, disks: &[&dyn BlockWrite], force: bool) -
     if let Err(error) = journal.set_state(State::RolledBack) {
         let why = with_cause(&error);
         tracing::warn!(
-            "the disk is restored, and {} does not say so ({why}): another rollback does no harm",
+            "the disk is restored, but {} does not record it ({why}): another rollback does no harm",
             journal.path().display()
         );
     }

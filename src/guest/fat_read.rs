@@ -1,8 +1,8 @@
 //! Reads FAT volumes (the EFI system partition) through the crate `fatfs`.
 //!
-//! `fatfs` requires a writable disk. [`FatDisk`] over a [`BlockRead`] refuses writes, caches blocks
-//! (the crate reads the table four bytes at a time) and limits how much one operation may read,
-//! which ends a cyclic cluster chain. Panics of the crate on hostile volumes become errors.
+//! `fatfs` requires a writable disk. Over a [`BlockRead`], [`FatDisk`] refuses writes and caches
+//! blocks (the crate reads the table four bytes at a time). It limits how much one operation may
+//! read, which ends a cyclic cluster chain. Panics of the crate on hostile volumes become errors.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};

@@ -119,7 +119,7 @@ const MAX_RECORD: u32 = 64 << 10;
 pub fn ntfs(head: &[u8]) -> Result<NtfsFacts, &'static str> {
     let boot = NtfsBoot::read(head).ok_or("the boot sector is cut off")?;
     if boot.oem_id != *b"NTFS    " {
-        return Err("the boot sector does not say NTFS");
+        return Err("the boot sector is not marked as NTFS");
     }
     let bytes_per_sector = u32::from(boot.bytes_per_sector);
     if !bytes_per_sector.is_power_of_two() || !(256..=4096).contains(&bytes_per_sector) {

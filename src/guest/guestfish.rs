@@ -3,8 +3,8 @@
 //!
 //! One appliance serves one disk, for reading and then for writing. It is attached to hyper2kvm's
 //! storage daemon over NBD, so it sees the same overlay as everything else and opens no image file
-//! itself. The state of a volume is read by the same code as in the embedded engine, from the disk
-//! itself, or from the device on which the appliance exposes its contents
+//! itself. The state of a volume is read by the same code as in the embedded engine. It reads the
+//! disk itself, or the device on which the appliance exposes its contents
 //! ([`super::guestfish_mapped`]).
 //!
 //! ntfs-3g hides `$Boot`, which is therefore read from the disk.

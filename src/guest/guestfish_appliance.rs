@@ -2,7 +2,7 @@
 //! directories.
 //!
 //! A directory is listed once and cached. Lookups use the cache, which also has the guest's own
-//! spelling of a name, because ntfs-3g is case-sensitive. ntfs-3g presents every reparse point as a
+//! spelling of a name, because ntfs-3g is case-sensitive. It presents every reparse point as a
 //! symbolic link, which is never followed here.
 
 use std::collections::{BTreeMap, HashMap};

@@ -145,7 +145,7 @@ fn diagnose(log: &str) -> Option<(&'static str, &'static str)> {
         (
             has(&["No space left on device"]),
             "no space left for the appliance",
-            "LIBGUESTFS_CACHEDIR and TMPDIR say where it goes (about 500 MB)",
+            "LIBGUESTFS_CACHEDIR and TMPDIR set its directory (about 500 MB)",
         ),
         (
             has(&["supermin", "exited with error status"]),

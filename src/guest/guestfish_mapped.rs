@@ -1,11 +1,11 @@
 //! Volumes that are not simply a partition: in BitLocker and LUKS, in LVM, on dynamic disks (LDM).
 //!
-//! The appliance opens the containers - BitLocker and LUKS with a key of `--key`, LVM and LDM
-//! automatically at its start - and exposes the contents of each as a block device. The same code
-//! as for a partition identifies the file system and reads its state, through [`Remote`]. The
-//! volume of an opened BitLocker or LUKS partition keeps the partition's number; logical volumes
-//! are numbered from [`FIRST_MAPPED`] on. Only one disk is attached: a dynamic or logical volume
-//! that spans disks stays closed.
+//! The appliance opens BitLocker and LUKS with a key of `--key`, LVM and LDM automatically at its
+//! start. It exposes the contents of each container as a block device. The same code as for a
+//! partition identifies the file system and reads its state, through [`Remote`]. The volume of an
+//! opened BitLocker or LUKS partition keeps the partition's number; logical volumes are numbered
+//! from [`FIRST_MAPPED`] on. Only one disk is attached: a dynamic or logical volume that spans
+//! disks stays closed.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -2,8 +2,8 @@
 //!
 //! A key is in memory only. It is passed to guestfish through a pipe, is never an argument of a
 //! program, and no `Debug` or error shows it. It is erased when it is dropped, and a process with a
-//! key leaves no core dump. virt-v2v's `clevis` is not supported: its server is unreachable,
-//! because the appliance has no network.
+//! key leaves no core dump. The type `clevis` of virt-v2v is not supported: its server is
+//! unreachable, because the appliance has no network.
 
 use std::io::Read;
 use std::path::Path;

@@ -2,10 +2,10 @@
 //! that it fills anew at every start.
 //!
 //! Ranges are in bytes of the disk. Free clusters are those in the file system's own map (NTFS
-//! `$Bitmap`, the FAT of FAT16 and FAT32), so nothing outside the clusters of the volume - boot
-//! sectors, their copies, the end of the partition - is ever in a range. A map that calls clusters
-//! of NTFS's own metadata free is rejected as a whole. The caller has to check whether the volume
-//! as a whole can be trusted (dirty, shadow copies).
+//! `$Bitmap`, the FAT of FAT16 and FAT32). So a range never includes anything outside the clusters
+//! of the volume, such as boot sectors or the end of the partition. A map that calls clusters of
+//! NTFS's own metadata free is rejected as a whole. The caller has to check whether the volume as a
+//! whole can be trusted (dirty, shadow copies).
 
 use std::io;
 use std::ops::Range;
@@ -217,7 +217,7 @@ impl NtfsVolume {
             self.read_volume(first.start - start, &mut magic)?;
             if matches!(&magic, b"PAGEDUMP" | b"PAGEDU64") {
                 return Ok(Scratch::Kept(
-                    "it holds a crash dump that Windows has not saved yet",
+                    "it contains a crash dump that Windows has not saved yet",
                 ));
             }
         }

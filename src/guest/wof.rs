@@ -2,9 +2,9 @@
 //! the algorithm, the stream `WofCompressedData` has the chunks, and the unnamed stream is a hole
 //! of the file's size.
 //!
-//! The stream has the layout of a resource of a WIM archive: a table with the end of every chunk
-//! except the last, counted from the end of the table, then the chunks. A chunk that would not
-//! shrink is stored uncompressed. Layout: `wofapi.h`, and wimlib for the stream.
+//! The stream has the layout of a resource of a WIM archive: a table, then the chunks. The table
+//! has the end of every chunk except the last, counted from the end of the table. A chunk that
+//! would not shrink is stored uncompressed. Layout: `wofapi.h`, and wimlib for the stream.
 
 use super::IO_REPARSE_TAG_WOF;
 use super::fs::le32;

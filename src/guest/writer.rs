@@ -112,7 +112,7 @@ pub(super) fn check_ntfs(
         LogState::Dirty => refuse("its log file is not clean: Windows was not shut down properly"),
         LogState::Damaged => refuse("its log file is damaged"),
         _ if volume.dirty_flag().map_err(|e| e.at(&root))? => {
-            refuse("it is marked dirty: Windows wants to check it at the next start")
+            refuse("it is marked dirty: Windows will check it at the next start")
         }
         _ => Ok(()),
     }

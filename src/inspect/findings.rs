@@ -91,7 +91,7 @@ findings! {
         "the NTFS volume of <partition> cannot be opened: what is on it was not looked at",
         "run chkdsk on it inside the guest";
     DATA_VOLUME_HIBERNATED: Warning, "data-volume-hibernated",
-        "another volume holds a hibernated session: what that Windows had open is lost when this one starts",
+        "another volume holds a hibernated session: its unsaved data is lost when this Windows starts",
         "shut that Windows down completely (shutdown /s /t 0)";
     DATA_VOLUME_DIRTY: Info, "data-volume-dirty",
         "another NTFS volume was not unmounted cleanly: Windows checks it at the next start",
@@ -160,7 +160,7 @@ findings! {
     // Booting.
     NO_BOOT_MANAGER: Blocker, "no-boot-manager",
         "no Windows boot manager was found on this disk: it will not start on its own",
-        "convert the disk that holds the system partition too, or rebuild the boot files with bcdboot";
+        "convert the disk with the system partition too, or rebuild the boot files with bcdboot";
     BOOT_MANAGER_DAMAGED: Blocker, "boot-manager-damaged",
         "the boot manager of Windows is not an EFI program: a new VM on KVM will not start it",
         "rebuild the boot files with bcdboot from a Windows recovery disk";
@@ -276,10 +276,10 @@ findings! {
     // No Windows to convert.
     LINUX: Blocker, "linux",
         "this is a Linux disk (<file systems>), not a Windows one",
-        "use virt-v2v, or attach the disk to a VM on KVM as it is: Linux brings its virtio drivers";
+        "use virt-v2v, or attach the disk unchanged to a VM on KVM: Linux has its own virtio drivers";
     NO_WINDOWS: Blocker, "no-windows",
         "there is no Windows on this disk, only data (<file systems>)",
-        "convert the disk Windows starts from; attach a data disk as it is";
+        "convert the disk from which Windows starts; attach a data disk unchanged";
     NO_PARTITION_TABLE: Blocker, "no-partition-table",
         "the disk has neither a partition table nor a file system: it is empty, encrypted as a whole, or not a disk image",
         "check that this is the right file, and its format";
@@ -287,10 +287,10 @@ findings! {
         "the partition table is empty: there is nothing to convert",
         "convert the disk Windows starts from";
     NO_FILE_SYSTEM: Blocker, "no-file-system",
-        "no partition holds a file system we know: the disk is not formatted, or encrypted",
+        "no partition has a known file system: the disk is not formatted, or encrypted",
         "check that this is the right disk; decrypt it in the guest if it is encrypted";
     UNKNOWN_WINDOWS: Blocker, "unknown-windows",
-        "the hives do not say which Windows this is: no driver can be chosen for it",
+        "the hives do not identify this Windows: no driver can be chosen for it",
         "check that the guest starts, and that its hives are whole";
     UNKNOWN_ARCHITECTURE: Blocker, "unknown-architecture",
         "the processor architecture of this Windows (build <number>) is not known: no driver can be chosen for it",

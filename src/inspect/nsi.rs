@@ -9,8 +9,7 @@
 //! - in a real Windows 7 hive the IPv4 tables have exactly the addresses, prefix lengths and
 //!   gateways that `Services\Tcpip` names for the same adapters;
 //! - Citrix's and Xen's PV drivers carry IPv6 addresses from one adapter to another by renaming
-//!   such values, and Microsoft's traces show IPv6 routes being set as object 16 of the IPv6
-//!   module.
+//!   such values; Microsoft's traces set IPv6 routes as object 16 of the IPv6 module.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -2,8 +2,8 @@
 //!
 //! `convert --copy later` leaves such a directory, complete and bootable. [`Record`] (`later.json`)
 //! has the chain below each disk and the facts about the source's files. They are compared at every
-//! `boot`, `serve` and `pull`, because an overlay over other data is no disk. [`crate::pull`]
-//! copies the rest until the disks stand alone, or deletes the VM.
+//! `boot`, `serve` and `pull`, because an overlay over other data is no disk. The module
+//! [`crate::pull`] copies the rest until the disks stand alone, or deletes the VM.
 
 pub(crate) mod chain;
 pub(crate) mod holes;

@@ -190,7 +190,7 @@ fn plausible(superblock: &[u8], len: u64) -> Result<(), &'static str> {
     };
     let count = u64::from(le32(superblock, 4)) | high << 32;
     if count.checked_mul(block).is_none_or(|size| size > len) {
-        return Err("it says it is larger than its partition");
+        return Err("its recorded size is larger than its partition");
     }
     let per_group = u64::from(le32(superblock, 0x20));
     if per_group == 0 || per_group > 8 * block || count / per_group > 1 << 20 {

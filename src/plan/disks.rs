@@ -63,7 +63,7 @@ pub fn with_letters(
         let Some(id) = disk_of(data, &known) else {
             if data.starts_with(GPT) && Some(*letter) != system_letter && own.is_some() {
                 notes.push(format!(
-                    "the disk of drive {letter}: cannot be told from the registry: if it comes up offline, bring it online with diskpart"
+                    "the disk of drive {letter}: cannot be determined from the registry: if it comes up offline, bring it online with diskpart"
                 ));
             }
             continue;

@@ -16,7 +16,7 @@ use crate::types::{ControlSet, MacAddr};
 
 use super::{Inputs, Layout, Part, Result, cleanup, disks};
 
-/// What the user decided about the first boot.
+/// The user's decisions about the first boot.
 #[derive(Debug, Clone, Default)]
 pub struct Wishes {
     /// `--no-firstboot`

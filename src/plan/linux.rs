@@ -159,7 +159,7 @@ fn method(
         (Preference::AsIs, _) => Ok((Method::AsIs, "--linux as-is".to_string())),
         (Preference::VirtV2v, Some(way)) => Ok((way, "--linux virt-v2v".to_string())),
         (Preference::Auto, Some(way)) if known_to_v2v(facts) => {
-            Ok((way, format!("it is installed and knows {distribution}")))
+            Ok((way, format!("it is installed and supports {distribution}")))
         }
         (Preference::Auto, Some(_)) => Err(Blocker::new(
             "linux-distribution",

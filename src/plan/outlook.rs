@@ -53,7 +53,7 @@ pub struct DiskOutlook {
     pub virtual_size: u64,
     /// What is copied at most: what the source takes on this host. Free space of the guest is left out.
     pub copied_at_most: u64,
-    /// It will be an overlay on the source, until `pull` has copied it.
+    /// Whether it will be an overlay on the source, until `pull` has copied it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub later: bool,
 }

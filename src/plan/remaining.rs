@@ -259,7 +259,7 @@ fn of_the_file(fault: &Fault, after: &Inspection) -> Option<FileFault> {
     let (reason, repair, check) = match fault {
         Fault::PathForm { service, path, .. } => (
             format!(
-                "{service}: {path} is not named as the boot loader of this Windows wants it, below the directory of Windows"
+                "{service}: {path} is not below the directory of Windows, as the boot loader of this Windows requires"
             ),
             "move the driver into System32\\drivers in the guest",
             "controller-service",

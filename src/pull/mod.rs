@@ -95,7 +95,7 @@ pub(crate) fn pull(options: &Options, ui: &Ui) -> Result<Pulled> {
     record.check_source(&folder.path)?;
     if record.disks.len() != folder.disks.len() {
         return Err(Error::failed(format!(
-            "later.json knows {} disks, and report.json {}",
+            "later.json has {} disks, and report.json {}",
             record.disks.len(),
             folder.disks.len()
         ))
@@ -125,7 +125,7 @@ pub(crate) fn pull(options: &Options, ui: &Ui) -> Result<Pulled> {
 fn refuse_between_boots(folder: &Folder) -> Result<()> {
     match &folder.boot {
         Some(boot) if between_boots(boot) => Err(Error::failed(format!(
-            "the VM is on its way to VirtIO (phase {} of boot.json), and may still go back",
+            "the VM is being switched to VirtIO (phase {} of boot.json), and may still be rolled back",
             boot.phase.as_str()
         ))
         .hint(format!(

@@ -93,7 +93,7 @@ impl<'b> Cell<'b> {
     #[cold]
     fn too_short(&self, at: usize, len: usize) -> Fault {
         let (has, needs) = (self.data.len(), at.saturating_add(len));
-        let expected = format!("{needs} bytes for what it holds");
+        let expected = format!("{needs} bytes for its contents");
         Fault::in_bins(self.offset, "cell", expected, format!("{has}: too short"))
     }
 

@@ -8,15 +8,15 @@
 //!
 //! The edited hive is marked clean, and Windows does not read the logs of a clean hive. They must
 //! be emptied nevertheless. If anything makes the hive look dirty before Windows has written its
-//! first log entry, the old pages would be replayed over the edit. [`log_reset`] makes them **empty
-//! files**, because
+//! first log entry, the old pages would be replayed over the edit. The function [`log_reset`] makes
+//! them **empty files**, because
 //!
 //! * Windows itself leaves an unused log empty: listings of real systems show `BCD.LOG1` and
-//!   `BCD.LOG2` with 0 bytes beside a live `BCD.LOG`, and so is the second log of the test corpus's
-//!   Windows 7 hive, which Windows later loaded;
+//!   `BCD.LOG2` with 0 bytes beside a live `BCD.LOG`. The second log of the corpus's Windows 7
+//!   hive, which Windows later loaded, is empty too;
 //! * zeroing only the first sector is not enough: Windows repairs the base block of a broken log by
-//!   making a new one, and then the pages behind it count again (specification, "Base block", note
-//!   2 and 3 of the old format);
+//!   making a new one. Then the pages behind it count again ("Base block" of the specification,
+//!   notes 2 and 3);
 //! * a well-formed base block without entries would have to imitate fields that differ between
 //!   versions of Windows, for no gain;
 //! * deleting the files would lose their security descriptors.

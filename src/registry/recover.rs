@@ -62,7 +62,7 @@ pub enum SkipReason {
     Superseded,
     #[error("it starts at {found}, but {expected} would be next")]
     Gap { expected: u32, found: u32 },
-    #[error("it holds no entry of its own: {0}")]
+    #[error("it has no entry of its own: {0}")]
     NoEntries(Stop),
     #[error("after replay the hive bin at offset {offset:#x} is damaged")]
     BrokenBin { offset: u32 },

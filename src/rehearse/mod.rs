@@ -209,7 +209,7 @@ fn run(options: &Options, record: &Record, rehearsal: &mut Rehearsal, ui: &Ui) -
         .and_then(|f| f.as_str())
         == Some("linux")
     {
-        let reason = "this is a Linux guest: nothing in it says on COM1 that it is up";
+        let reason = "this is a Linux guest: nothing in it reports on COM1 that it is up";
         let remedy = "start its final domain by hand (hyper2kvm docs linux)";
         return Err(Error::refused(
             format!("{} is not rehearsed", options.name),

@@ -307,7 +307,7 @@ fn down(rehearsal: &Rehearsal) -> Vec<String> {
     };
     let screen = rehearsal.evidence_dir.join(stage).join("screen.png");
     let screen = screen.display();
-    let mut next = vec![format!("look at {screen} and at com1.log beside it")];
+    let mut next = vec![format!("see {screen} and com1.log beside it")];
     next.push(
         match failed.state.as_str() {
             "timeout" => "where Windows was still at work (updates, chkdsk), rehearse with a longer --timeout",

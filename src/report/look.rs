@@ -16,14 +16,14 @@ use crate::text::lower;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It would start on VirtIO without changes.
+    /// Starts on VirtIO without changes.
     Ready,
     Convertible,
     /// A finding prevents the conversion.
     Blocked,
     /// Another operating system, or none.
     NotWindows,
-    /// It could not be inspected.
+    /// Could not be inspected.
     Error,
 }
 
@@ -51,7 +51,7 @@ impl Verdict {
 
     fn sentence(self) -> &'static str {
         match self {
-            Self::Ready => "starts on VirtIO as it is",
+            Self::Ready => "starts on VirtIO unchanged",
             Self::Convertible => "can be converted",
             Self::Blocked => "cannot be converted in its present state: see the remedies",
             Self::NotWindows => "not a Windows that could be found",
@@ -94,7 +94,7 @@ pub fn inspection(i: &Inspection, next: Option<String>) -> Styled {
     text::next(&mut text, next.iter().filter(|_| convertible));
     findings(&mut text, i);
     if !i.controllers.is_empty() {
-        text.push(Tone::Strong, "\nWould it start as it is?");
+        text.push(Tone::Strong, "\nWould it start unchanged?");
         let mut missing = text::FAULT;
         if verdict == Verdict::Convertible {
             missing = (Tone::Warn, "not yet");

@@ -100,7 +100,7 @@ impl Engine {
         })
     }
 
-    /// This engine with a reason that names the volumes it opened.
+    /// The same engine with a reason that names the volumes it opened.
     pub fn because_of(self, guest: &dyn GuestRead) -> Self {
         let mut volumes = guest.volumes().iter();
         let bitlocker = volumes.any(|v| v.state.container == Some(FsKind::Bitlocker));

@@ -355,7 +355,7 @@ pub(crate) fn refusal(error: InspectError, path: &str) -> Error {
             vec![Blocker::new(
                 "several-windows",
                 error.to_string(),
-                "name one with --root, as it is listed here",
+                "name one of these with --root",
             )],
         ),
         InspectError::NoSuchRoot { .. } | InspectError::BadRoot(_) => Error::usage(

@@ -3,8 +3,8 @@
 //! [`open`] takes the SOURCE of the command line and distinguishes VMs from disks. VMs are `.vmx`,
 //! `.ovf`, `.ova`, libvirt domain XML, and the directory of one of these or of a Hyper-V export;
 //! anything else is a plain disk image. It is quick, because it reads descriptions and never disk
-//! contents. [`SourceVm::prepare`] handles disks that are not usable in place (members of an OVA,
-//! gzip'd disks) and the checksums of a manifest; it works in a directory of the caller.
+//! contents. Disks that are not usable in place (members of an OVA, gzip'd disks) and the checksums
+//! of a manifest are left to [`SourceVm::prepare`]. It works in a directory of the caller.
 //!
 //! These files are untrusted. The parsers ([`vmx`], [`ovf`], [`libvirt`], [`tar`], [`vmdk`]) are
 //! pure functions with limits. A reference that leads out of the directory of the description is
@@ -231,7 +231,7 @@ pub enum SourceError {
         remedy: &'static str,
     },
     #[error(
-        "{file} of {path} is damaged: its manifest says {algorithm} {expected}, it is {actual}"
+        "{file} of {path} is damaged: its {algorithm} is {actual}, and {expected} in the manifest"
     )]
     Checksum {
         path: PathBuf,
@@ -460,7 +460,7 @@ fn not_read(extension: &str) -> Option<(&'static str, &'static str)> {
             "name the directory of the export, or its .vhdx",
         ),
         "xva" => (
-            "an archive of XenServer, which holds disks in pieces",
+            "an archive of XenServer, which contains disks in pieces",
             "export the VM as OVF, or its disk: xe vdi-export uuid=UUID format=vhd filename=DISK.vhd",
         ),
         "pvs" | "pvm" => ("a VM of Parallels", "name its disk image (.hds)"),

@@ -19,7 +19,7 @@ const MAX_CHAIN: usize = 64;
 fn told(unreadable: Unreadable) -> (&'static str, &'static str) {
     match unreadable {
         Unreadable::RawDevice => (
-            "a pointer to a raw device (RDM), which holds no data itself,",
+            "a pointer to a raw device (RDM), which contains no data itself,",
             "copy the LUN: vmkfstools -i DISK.vmdk COPY.vmdk on ESXi makes an ordinary disk of it, or name \
                  the block device where this host sees the LUN",
         ),

@@ -2,8 +2,8 @@
 //!
 //! The backend is `direct`, because the libvirt one starts QEMU as another user, who may neither
 //! use hyper2kvm's socket nor read its directory. If KVM does not work, the appliance is emulated.
-//! libguestfs itself falls back only if `/dev/kvm` does not exist, and fails if it exists without
-//! working (a container, a nested VM). Variables set in the environment take precedence.
+//! On its own, libguestfs falls back only if `/dev/kvm` does not exist, and fails if it exists
+//! without working (a container, a nested VM). Variables set in the environment take precedence.
 
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -6,8 +6,8 @@
 //! process and would outlive it. This one ends at the end of its stdin, whoever closes it.
 //!
 //! Commands are prefixed with `-`, so that a failed one does not end the session. Arguments are
-//! quoted with `\xHH` except for the plainest characters. guestfish has no shell between the pipe
-//! and its commands unless a line has a bare `|` or begins with `!`.
+//! quoted with `\xHH` except for the plainest characters. There is no shell between the pipe and
+//! the commands unless a line has a bare `|` or begins with `!`.
 //!
 //! A command that needs a key is followed by a line with the key; guestfish prints neither. A
 //! guestfish that does not support the command would parse that line as one: ask for its `help`

@@ -117,7 +117,7 @@ pub(crate) fn is_enabled() -> bool {
     ENABLED.get().is_some()
 }
 
-/// This program again, in another role.
+/// The command for this program again, in another role.
 pub(super) fn own(verb: &str) -> Command {
     #[expect(clippy::disallowed_methods, reason = "this is the wrapper")]
     let mut command = Command::new(SELF);
@@ -125,8 +125,8 @@ pub(super) fn own(verb: &str) -> Command {
     command
 }
 
-/// This program again, with a verb that continues after this process has ended. It has its own
-/// process group, so Ctrl-C reaches only this process; its output goes to `log`.
+/// The command for this program again, with a verb that continues after this process has ended. It
+/// has its own process group, so Ctrl-C reaches only this process; its output goes to `log`.
 pub(crate) fn detached(
     args: &[&OsStr],
     env: (&str, &Path),

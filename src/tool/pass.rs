@@ -33,7 +33,7 @@ impl Passed {
         name(&self.file)
     }
 
-    /// That path, and the one for people.
+    /// The path of [`Self::name`], and the one for people.
     pub(super) fn shown_by_name(&self) -> (String, PathBuf) {
         (self.name(), self.shown.clone())
     }

@@ -3,9 +3,9 @@
 //! Root without capabilities still owns its files. It can no longer read and write files of others,
 //! load modules, mount, trace, change owners, or reach devices and the kernel.
 //!
-//! A tool that opens a file by name may need a capability for exactly that: the image of a VM
-//! belongs to the user of QEMU, or lies in somebody's home. [`drop_all`] tries each file that the
-//! arguments name, and keeps `CAP_DAC_OVERRIDE` only if one of them is out of reach without it.
+//! A tool that opens a file by name may need a capability for exactly that. The image of a VM
+//! belongs to the user of QEMU, or lies in somebody's home. So [`drop_all`] tries each file that
+//! the arguments name, and keeps `CAP_DAC_OVERRIDE` only if one of them is out of reach without it.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

@@ -207,7 +207,7 @@ pub fn idle(c: &Context<'_>) -> Outcome {
             "{list} of the class {class} names {service}, which is missing or disabled: devices of that class do not start"
         )),
         Fault::IdleOverride { service, value } => Some(format!(
-            "{service} has StartOverride={value}, which this Windows does not look at"
+            "{service} has StartOverride={value}, which this Windows ignores"
         )),
         Fault::PathForm {
             service,

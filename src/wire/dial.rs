@@ -286,7 +286,7 @@ impl Dial for CommandDial {
             Some(WireError::failed(
                 &named,
                 format!("it ended: {}", last.unwrap_or(&said)),
-                "run it by hand to see what it says; it must speak NBD on stdin and stdout",
+                "run it by hand to see its messages; it must speak NBD on stdin and stdout",
             ))
         };
         let names = Names {

@@ -66,7 +66,7 @@ pub(super) fn ranges(stream: &mut dyn Stream, flags: u16, names: &Names) -> Resu
             covered = covered.min(sum);
         }
         if covered == 0 {
-            return Err(names.failed("the NBD server does not say what its bitmaps hold"));
+            return Err(names.failed("the NBD server does not provide the contents of its bitmaps"));
         }
         for states in told.values() {
             let mut at = offset;

@@ -128,7 +128,7 @@ impl WireError {
         }
     }
 
-    /// What to do about it.
+    /// A remedy, if there is one.
     pub(crate) fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Usage { hint, .. }

@@ -485,8 +485,8 @@ fn refused(at: &Location, status: StatusCode, headers: &HeaderMap) -> WireError 
             denied(
                 at,
                 match basic || offered.is_empty() {
-                    true => "the server wants another user or password (HTTP 401)",
-                    false => "the server wants a kind of login that is not known here (HTTP 401)",
+                    true => "the server requires another user or password (HTTP 401)",
+                    false => "the server requires an unsupported kind of login (HTTP 401)",
                 },
                 "give --user NAME and --password-file FILE",
             )
@@ -602,7 +602,7 @@ impl Connection for Https {
             Ok((_, identity)) if identity.size != u64::MAX => Ok(identity),
             Ok(_) => Err(denied(
                 at,
-                "the server does not tell the size of the file",
+                "the server does not provide the size of the file",
                 "see what serves this URL: a proxy in between may be at fault",
             )),
             // An empty file has no first byte.

@@ -135,7 +135,7 @@ impl Names {
             REP_ERROR_UNKNOWN => WireError::NotFound { at },
             REP_ERROR_TLS_REQUIRED => WireError::Denied {
                 at,
-                reason: "the NBD server asks for TLS".into(),
+                reason: "the NBD server requires TLS".into(),
                 hint: "use nbds://, with --tls-ca when its certificate is your own".into(),
             },
             _ => WireError::Denied {
@@ -144,7 +144,7 @@ impl Names {
                     "the NBD server refuses it ({}, {kind:#x})",
                     crate::tool::clean(data)
                 ),
-                hint: "see what the server says".into(),
+                hint: "see the messages of the server".into(),
             },
         }
     }

@@ -146,7 +146,7 @@ impl Trust {
                 roots.add_parsable_certificates(trust.own.iter().cloned());
             }
             None => {
-                trust.expected = "one signed by an authority that this host knows".into();
+                trust.expected = "one signed by an authority that this host trusts".into();
                 let system = rustls_native_certs::load_native_certs();
                 roots.add_parsable_certificates(system.certs);
             }

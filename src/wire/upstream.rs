@@ -93,7 +93,7 @@ pub(super) trait Dial: Send + Sync {
     }
 
     /// The bytes that may be fetched ahead for all files together: twice the amount in transit from
-    /// a server at 60 ms, so that no connection waits until a piece is used up.
+    /// a server at 60 ms. So no connection waits until a piece is used up.
     fn ahead(&self) -> u64 {
         64 << 20
     }

@@ -240,7 +240,7 @@ impl Location {
         };
         if is_volume_id(volume) {
             return Err(refuse(
-                "it names its datastore by its UUID, and /folder knows them by name".into(),
+                "it names its datastore by its UUID, and /folder accepts only names".into(),
                 "use ssh:// for this VM, or name its disks by URLs with dsName=NAME",
             ));
         }

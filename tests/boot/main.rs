@@ -186,7 +186,7 @@ fn uefi_machines_on_virtio_scsi() {
     let (_, report) = convert(&lab, &wrong.join("vm.vmx"), "wrong", &more);
     let warnings = report["warnings"].to_string();
     assert!(
-        warnings.contains("says BIOS, but Windows is installed for UEFI"),
+        warnings.contains("has BIOS, but Windows is installed for UEFI"),
         "{warnings}"
     );
     let path = report["outputs"]["final_xml"].as_str().unwrap();

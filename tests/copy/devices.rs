@@ -145,7 +145,7 @@ fn a_block_device_as_target() {
     {
         let source = Loop::over(lab.raw.clone()).unwrap();
         let run = convert(&lab, &source.device, &["--force"], "");
-        nothing_written(run, 2, "holds the source", &source, &digest);
+        nothing_written(run, 2, "contains the source", &source, &digest);
     }
     let run = convert(&lab, &lab.path("device"), &["--force"], "");
     nothing_written(run, 2, "is not a block device", &device, &full);

@@ -67,7 +67,7 @@ impl Last {
         let Some(state) = State::load(folder)? else {
             let again = shell_word(&folder.display().to_string());
             return Err(
-                Error::failed(format!("{} holds no synced VM", folder.display()))
+                Error::failed(format!("{} contains no synced VM", folder.display()))
                     .hint(format!("hyper2kvm sync SOURCE -o {again} makes one")),
             );
         };

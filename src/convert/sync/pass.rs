@@ -196,7 +196,7 @@ fn load(order: &Order, folder: &Path) -> Result<State> {
     let entries = std::fs::read_dir(folder).map_err(failed)?;
     if entries.flatten().any(|e| !state::is_begun(&e.file_name())) {
         return Err(
-            Error::failed(format!("{} holds no synced VM", folder.display()))
+            Error::failed(format!("{} contains no synced VM", folder.display()))
                 .hint("choose an empty or new directory with --output-dir"),
         );
     }

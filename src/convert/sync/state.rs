@@ -204,7 +204,7 @@ impl State {
                     ),
                     "export a bitmap that began at the last pass or earlier; or give the synced directory up (hyper2kvm release) and sync it anew",
                 );
-                let what = "the dirty bitmap does not tell what has changed";
+                let what = "the dirty bitmap does not show what has changed";
                 return Err(Error::refused(what, vec![blocker]));
             }
         }
@@ -297,7 +297,7 @@ impl SyncedDisk {
                 "export one that began at the pass before or earlier; or give the synced directory up (hyper2kvm release) and sync it anew",
             ),
         };
-        let what = "nothing tells what has changed";
+        let what = "nothing shows what has changed";
         Err(Error::refused(what, vec![blocker]))
     }
 
@@ -342,8 +342,8 @@ const ENOUGH: u64 = 64 << 20;
 /// Seconds for the fix, besides [`READINGS`].
 const FIX: f64 = 0.1;
 
-/// Readings of a guest during the last pass, each as long as in an earlier pass: to find changes,
-/// to inspect, to verify, and to map the disks and check the copy.
+/// Readings of a guest during the last pass, each as long as in an earlier pass. They find changes,
+/// inspect, verify, and map the disks and check the copy.
 const READINGS: f64 = 4.0;
 
 /// The projected duration of the last pass: inspection, fix, verification, and the copy of the rest

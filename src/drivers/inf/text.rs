@@ -31,7 +31,7 @@ pub enum InfError {
     NoSection { line: usize },
     #[error("INF line {line} has a section header without its closing bracket")]
     Header { line: usize },
-    #[error("INF is not text: it holds control characters")]
+    #[error("INF is not text: it contains control characters")]
     NotText,
     #[error("INF strings add up to more than {MAX_EXPANDED} bytes")]
     TooExpanded,

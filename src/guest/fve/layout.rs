@@ -1,9 +1,9 @@
 //! The on-disk structures of BitLocker, each declared once.
 //!
-//! Sources, named at each structure: *libbde* is libyal's "BitLocker Drive Encryption (BDE)
-//! format", *bitlk* the notes in cryptsetup's `lib/bitlk`, *dislocker* and *dissect* the structure
-//! names in Aorimn/dislocker and fox-it/dissect.fve, whose authors compared them with `fvevol.sys`.
-//! All numbers are little-endian.
+//! Sources are named at each structure. *libbde* is libyal's "BitLocker Drive Encryption (BDE)
+//! format", *bitlk* the notes in cryptsetup's `lib/bitlk`. The names *dislocker* and *dissect* mean
+//! the structure names in Aorimn/dislocker and fox-it/dissect.fve, whose authors compared them with
+//! `fvevol.sys`. All numbers are little-endian.
 
 use crate::bytes::layout;
 

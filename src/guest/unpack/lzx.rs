@@ -1,8 +1,8 @@
 //! LZX of WIM archives and CompactOS: independent chunks of 32 KiB.
 //!
-//! It differs from the LZX of CAB files in three points. A bit marks a block of the default size,
-//! there is no header with a file size, and targets of x86 calls are always translated, as if the
-//! file had 12 000 000 bytes.
+//! It differs from the LZX of CAB files in three points. A bit marks a block of the default size.
+//! There is no header with a file size. Targets of x86 calls are always translated, as if the file
+//! had 12 000 000 bytes.
 
 use super::{Bits, Huffman, copy_match};
 

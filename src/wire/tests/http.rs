@@ -324,7 +324,7 @@ fn certificates_are_always_verified_and_a_mismatch_shows_both() {
         ..server.access()
     };
     for (access, expected) in [
-        (system, "an authority that this host knows"),
+        (system, "an authority that this host trusts"),
         (another, other.fingerprint.as_str()),
         (pinned(&other.fingerprint), other.fingerprint.as_str()),
     ] {
