@@ -10,23 +10,23 @@ use std::os::unix::fs::FileExt;
 use crate::bytes::be64;
 
 pub(super) struct Clusters {
-    /// Bytes of one.
+    /// Size of a cluster in bytes.
     size: u64,
-    /// Where the blocks of reference counts are.
+    /// The offsets of the blocks of reference counts.
     pub(super) blocks: Vec<u64>,
     pub(super) blocks_changed: bool,
-    /// Clusters before this one have their count in the file.
+    /// The first cluster whose count is not in the file.
     counted: u64,
     /// The end of the file, in clusters: everything before it is in use.
     pub(super) end: u64,
 }
 
 impl Clusters {
-    /// Of a file of so many clusters, all of which are counted.
+    /// The clusters of a file with so many, all of which are counted.
     pub(super) fn of(file: &File, size: u64, end: u64) -> io::Result<Self> {
         Ok(Self {
             size,
-            // The table of counts is the second cluster of every image that is created here.
+            // The table of counts is the second cluster of every image created here.
             blocks: read_table(file, size, size / 8)?,
             blocks_changed: false,
             counted: end,
@@ -34,12 +34,12 @@ impl Clusters {
         })
     }
 
-    /// Clusters one block counts: 2 bytes for each.
+    /// Clusters that one block counts: 2 bytes for each.
     pub(super) fn per_block(&self) -> u64 {
         self.size / 2
     }
 
-    /// Returns where that block of counts is.
+    /// The offset of that block of counts.
     pub(super) fn block(&mut self, block: u64) -> io::Result<u64> {
         let full = || io::Error::new(io::ErrorKind::FileTooLarge, "the table of counts is full");
         let place = usize::try_from(block).ok();
@@ -53,7 +53,7 @@ impl Clusters {
         Ok(*slot)
     }
 
-    /// Takes the next cluster of the file, and returns where it is.
+    /// Allocates the next cluster of the file, and returns its offset.
     pub(super) fn take(&mut self) -> io::Result<u64> {
         loop {
             let cluster = self.end;
@@ -66,7 +66,7 @@ impl Clusters {
         }
     }
 
-    /// Writes the counts of what was taken, and makes the file long enough for it.
+    /// Writes the counts of the allocated clusters, and extends the file to include them.
     pub(super) fn write(&mut self, file: &File) -> io::Result<()> {
         let per_block = self.per_block();
         let mut cluster = self.counted;
@@ -78,7 +78,7 @@ impl Clusters {
             cluster = stop.min(self.end);
         }
         self.counted = self.end;
-        // The last cluster may be written in part. Growing a file waits for what is being written to it.
+        // The last cluster may be written in part. Growing a file waits for pending writes to it.
         if file.metadata()?.len() < self.end * self.size {
             file.set_len(self.end * self.size)?;
         }

@@ -105,7 +105,7 @@ pub(super) fn overlay_shape(virtual_size: u64) -> (u64, u64) {
     (1 << shape.cluster_bits, shape.entry)
 }
 
-/// An empty image into a file that is there, and empty.
+/// Writes an empty image to an existing empty file.
 pub(super) fn write_qcow2(file: &File, virtual_size: u64) -> io::Result<()> {
     if !can_create(virtual_size) {
         return Err(too_large(virtual_size));

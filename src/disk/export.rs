@@ -6,9 +6,9 @@
 //! nobody else can connect and nothing is left behind, however the process ends. It stays only for
 //! the guestfish engine ([`Reach::User`]).
 //!
-//! A raw image that we alone read needs no daemon: it is read as the file it is, on another host too. Nor does an
-//! overlay of this run over one of this host, which is written here ([`super::overlay_writer`]) and read here
-//! ([`super::overlay`]).
+//! A raw image used only by this process needs no daemon: it is read directly as a file, on another
+//! host too. An overlay of this run over one of this host needs none either: it is written by
+//! [`super::overlay_writer`] and read by [`super::overlay`].
 
 use std::fs::File;
 use std::io;
@@ -40,9 +40,9 @@ use crate::transfer::Extents;
 
 /// The name of the export on the storage daemon's socket.
 pub const EXPORT: &str = "disk";
-/// What a qcow2 is a multiple of.
+/// The unit of a qcow2's size.
 const SECTOR: u64 = 512;
-/// How long a daemon that hung up may take to end.
+/// The time for a daemon to end after it has disconnected.
 const FAIL_LIMIT: Duration = Duration::from_secs(5);
 /// The time for it to respond after the run was asked to stop.
 const STOPPING: Duration = Duration::from_millis(500);
@@ -98,7 +98,7 @@ pub struct Export<D: ?Sized> {
     folder: Option<Scratch>,
 }
 
-/// What an open image is reached by.
+/// The access to an open image.
 enum Behind {
     /// The file is read directly.
     Nothing,
@@ -269,7 +269,7 @@ impl<D: ?Sized> Export<D> {
         }
     }
 
-    /// Ends all writes and the daemon, and reports whatever went wrong with that. Writes to an image that is not of
+    /// Ends all writes, stops the daemon and returns its errors. Writes to an image that is not of
     /// this run are durable then.
     pub fn close(self) -> Result<()> {
         let path = self.image.path().to_owned();

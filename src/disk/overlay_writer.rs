@@ -1,9 +1,9 @@
-//! [`OverlayWriter`]: takes the writes to a plain file into a qcow2, without a storage daemon.
+//! [`OverlayWriter`]: writes changes of a plain file to a qcow2, without a storage daemon.
 //!
-//! Specification: `docs/interop/qcow2.rst` of QEMU. The overlay is one that [`super::empty`] has created. What is
-//! written to a part of 64 KiB for the first time brings the rest of it from below. Tables are kept in memory and
-//! written by a flush: until then the file is an empty image, whatever ends the run. Nothing is made durable here;
-//! that is for who keeps the overlay.
+//! Specification: `docs/interop/qcow2.rst` of QEMU. The overlay was created by [`super::empty`].
+//! The first write to a part of 64 KiB copies the rest of it from below. Tables are kept in memory
+//! and written by a flush: until then the file is an empty image, whatever ends the run. Nothing is
+//! made durable here; that is left to code that keeps the overlay.
 //!
 //! The result is read back by other code ([`super::overlay`]) and by QEMU.
 
@@ -22,7 +22,7 @@ use crate::block::{BlockRead, BlockWrite, check_range};
 use crate::bytes::be64;
 use crate::transfer::Extents;
 
-/// What is written as a whole: a cluster, or a subcluster of a large one.
+/// The unit of writing: a cluster, or a subcluster of a large one.
 const PART: u64 = 64 << 10;
 
 pub(super) struct OverlayWriter {
@@ -33,18 +33,18 @@ pub(super) struct OverlayWriter {
 }
 
 struct State {
-    /// Bytes of a cluster.
+    /// Size of a cluster in bytes.
     cluster: u64,
-    /// Bytes of an entry of the second level.
+    /// Size of an entry of the second level in bytes.
     entry: u64,
     clusters: Clusters,
-    /// By number, the clusters of the disk that have a place in the file.
+    /// The allocated clusters of the disk by number.
     places: BTreeMap<u64, Place>,
-    /// What reads as zeroes, in whole parts; nothing of it is written.
+    /// Ranges that read as zeroes, in whole parts; nothing of them is written.
     zeroes: Extents,
-    /// Where the tables of the second level are, by their place in the first.
+    /// The offsets of the second-level tables by their index in the first.
     tables: BTreeMap<u64, u64>,
-    /// Tables that were not written since something of theirs was.
+    /// Tables with changes that are not written yet.
     changed: BTreeSet<u64>,
 }
 
@@ -52,11 +52,11 @@ struct State {
 #[derive(Clone, Copy)]
 struct Place {
     at: u64,
-    /// The parts that are written, one bit for each.
+    /// The written parts, one bit for each.
     written: u32,
 }
 
-/// Where bytes of the disk are.
+/// The location of bytes of the disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Content {
     File(u64),
@@ -105,7 +105,7 @@ impl OverlayWriter {
         Ok(())
     }
 
-    /// The part that begins there as it is, with zeroes behind the end of the disk.
+    /// Reads the part at that offset, with zeroes behind the end of the disk.
     fn part(&self, state: &State, start: u64) -> io::Result<Vec<u8>> {
         let mut part = vec![0; PART as usize];
         let there = (self.size - start).min(PART) as usize;
@@ -114,7 +114,7 @@ impl OverlayWriter {
     }
 
     fn write(&self, state: &mut State, offset: u64, data: &[u8]) -> io::Result<()> {
-        // What lies in one piece in the file is written at once.
+        // Contiguous ranges of the file are written together.
         let mut piece: Option<(u64, Range<usize>)> = None;
         let mut done = 0;
         while done < data.len() {
@@ -169,12 +169,12 @@ impl OverlayWriter {
 }
 
 impl State {
-    /// Bytes of the disk that one table of the second level is for.
+    /// Bytes of the disk that one second-level table covers.
     fn per_table(&self) -> u64 {
         self.cluster / self.entry * self.cluster
     }
 
-    /// Where the part that begins there is.
+    /// The location of the part at that offset.
     fn content(&self, start: u64) -> Content {
         let inside = start % self.cluster;
         let place = self.places.get(&(start / self.cluster));
@@ -187,7 +187,7 @@ impl State {
         }
     }
 
-    /// The parts of a range, neighbours joined, with where they are.
+    /// The parts of a range with their locations; neighbours are joined.
     fn contents(&self, range: Range<u64>) -> Vec<(Range<u64>, Content)> {
         let mut all: Vec<(Range<u64>, Content)> = Vec::new();
         let mut at = range.start;
@@ -209,7 +209,7 @@ impl State {
         all
     }
 
-    /// Gives the part that begins there a place in the file, which is about to be written.
+    /// Allocates space in the file for the part at that offset, which is about to be written.
     fn take(&mut self, start: u64) -> io::Result<u64> {
         let (number, inside) = (start / self.cluster, start % self.cluster);
         let place = match self.places.get(&number) {
@@ -226,7 +226,7 @@ impl State {
         Ok(place.at + inside)
     }
 
-    /// Whole parts read as zeroes from now on.
+    /// Makes whole parts read as zeroes.
     fn zero(&mut self, range: Range<u64>) {
         let numbers = range.start / self.cluster..range.end.div_ceil(self.cluster);
         let placed = self.places.range(numbers).map(|(number, _)| *number);
@@ -241,7 +241,7 @@ impl State {
         self.zeroes.insert(range);
     }
 
-    /// A table of the second level as it is in the file.
+    /// The present second-level table in its stored form.
     fn table(&self, i: u64) -> Vec<u8> {
         let entries = self.cluster / self.entry;
         let first = i * entries;
@@ -264,7 +264,7 @@ impl State {
         let disk = first * self.cluster..(first + entries) * self.cluster;
         for range in self.zeroes.parts_of(disk) {
             for number in range.start / self.cluster..range.end.div_ceil(self.cluster) {
-                // A cluster that has a place keeps it while it reads as zeroes.
+                // An allocated cluster keeps its space while it reads as zeroes.
                 match self.entry {
                     8 => set(number, ZERO, 0),
                     _ => set(number, 0, self.parts(number, &range) << SUBCLUSTERS),
@@ -282,7 +282,7 @@ impl State {
     }
 }
 
-/// Whether content lies right behind `len` bytes of other content.
+/// Whether content directly follows `len` bytes of other content.
 fn follows(before: Content, len: u64, content: Content) -> bool {
     match (before, content) {
         (Content::File(first), Content::File(at)) => first + len == at,

@@ -46,7 +46,7 @@ impl Lab {
     }
 }
 
-/// What a disk holds around its start and end, after the same writes to a copy of those bytes.
+/// The contents of a disk around its start and end, after the same writes to a copy of those bytes.
 struct Model {
     windows: [(u64, Vec<u8>); 2],
 }
@@ -82,14 +82,14 @@ impl Model {
     }
 }
 
-/// Thousands of writes and zeroes at random places; QEMU and this program's reader read what a model has, before and
-/// after more of them, and QEMU finds neither an error nor a leak.
+/// Thousands of writes and zeroes at random places: QEMU and this program's reader return the
+/// contents of a model, before and after more of them. QEMU finds neither an error nor a leak.
 #[test]
 fn every_reader_reads_what_was_written() {
     if !have(&[qemu_img::TOOL, crate::tool::qsd::TOOL]) {
         return;
     }
-    // With a last part that is not whole, and in clusters of 2 MiB.
+    // With an incomplete last part, and in clusters of 2 MiB.
     for size in [(40 << 20) + 4096 + 512, LARGE + 512] {
         let lab = Lab::new(size);
         let mut model = Model::of(&lab);
@@ -115,7 +115,7 @@ fn every_reader_reads_what_was_written() {
                 at = at >> 16 << 16;
             }
             if round % 3 == 0 {
-                // Up to the end of the disk, at times.
+                // Sometimes up to the end of the disk.
                 at = size - len - at.min(size - len) * (round % 2);
             }
             if round % 4 == 1 {
@@ -146,7 +146,7 @@ fn every_reader_reads_what_was_written() {
         assert!(qemu.daemon_id().is_some());
         model.assert_is(qemu.disk().as_ref(), "QEMU");
         qemu.close().unwrap();
-        // QEMU goes on writing to what stays as a disk.
+        // QEMU continues to write to an overlay that stays as a disk.
         let qemu = Export::open_writable(&image).unwrap();
         for (at, len) in [(100u64, 200_000u64), (3 << 20, 1 << 20)] {
             qemu.disk().write_at(at, &vec![9; len as usize]).unwrap();
@@ -184,7 +184,7 @@ fn zeroes_take_no_room() {
     assert_eq!(bytes[100..], [7; 100]);
 }
 
-/// Until tables are written there is an empty image, which shows the source.
+/// Before tables are written, the image is empty and shows the source.
 #[test]
 fn what_was_not_flushed_is_not_half_there() {
     if !have(&[qemu_img::TOOL]) {

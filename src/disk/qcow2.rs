@@ -8,9 +8,9 @@ pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 /// Bits 9 to 55 of an entry of either level: the offset of its table or cluster.
 pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Of an entry of either level: exactly one entry leads there.
+/// Flag in an entry of either level: exactly one entry leads there.
 pub const COPIED: u64 = 1 << 63;
-/// Of an entry of the second level: the cluster is compressed, and the other bits say where.
+/// Flag in an entry of the second level: the cluster is compressed, and the other bits locate it.
 pub const COMPRESSED: u64 = 1 << 62;
 /// Flag in an entry of the second level without subclusters: the cluster reads as zeroes, whether
 /// it is allocated or not.

@@ -21,9 +21,9 @@ use super::empty::{CLUSTER, COUNT_BLOCK, LEVEL_1, PER_ENTRY, can_create, first_f
 use super::qcow2::{COPIED, OFFSET};
 use crate::block::{BlockRead, BlockWrite, check_range};
 
-/// Entries of a table of the second level, and of the table of counts.
+/// Entries of a second-level table, and of the table of counts.
 const ENTRIES: u64 = CLUSTER / 8;
-/// Tables in memory, 8 MiB: 64 GiB of a disk. Those of a copy are next to each other.
+/// Tables in memory, 8 MiB: 64 GiB of a disk. Those of a copy are contiguous.
 const MOST_TABLES: usize = 128;
 
 /// A qcow2 that is being filled.
@@ -247,14 +247,14 @@ impl Tables {
                 counts.extend(u16::from(used.has(cluster)).to_be_bytes());
             }
             counts.resize(CLUSTER as usize, 0);
-            // A block that was lost gets a new place, whose own count is written by the next flush.
+            // A lost block gets a new offset, whose own count is written by the next flush.
             let at = self.clusters.block(block)?;
             file.write_all_at(&counts, at)?;
         }
         self.write(file)
     }
 
-    /// The table of the second level; `None` where there is none, and none is wanted.
+    /// The second-level table; `None` if it does not exist and must not be created.
     fn table(&mut self, file: &File, i: usize, wanted: bool) -> io::Result<Option<&mut Table>> {
         let at = self.level_1.get(i).copied().unwrap_or_default() & OFFSET;
         if at == 0 && !wanted {
