@@ -64,7 +64,7 @@ pub(super) struct Domains {
 
 /// Renders every description of the VM without writing it, so that errors show before the disks are
 /// copied. `target` is the output directory.
-pub(super) fn rehearse(
+pub(super) fn render_domains(
     job: &Job,
     target: &Path,
     (draft, basis): (&Draft, &Basis),

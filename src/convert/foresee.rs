@@ -153,8 +153,9 @@ fn outside(
     let mut limits = later::blockers(job, &later::images(seen.disks));
     let inspection = &seen.survey.inspection;
     let mut outlook = None;
-    let documents = finish::rehearse(job, seen.target, (draft, basis), inspection, seen.disks)
-        .map(|written| outlook = Some(written));
+    let documents =
+        finish::render_domains(job, seen.target, (draft, basis), inspection, seen.disks)
+            .map(|written| outlook = Some(written));
     let needs = Needs::of(
         &draft.actions,
         hives,

@@ -78,7 +78,7 @@ pub(super) fn decide(
     let (mut outlook, mut failed) = (None, None);
     if let Some(facts) = &inspection.linux {
         let room = space::in_folder(job, &Needs::default(), disks, target);
-        let written = rehearse(job, inspection, facts, disks, target);
+        let written = render_domains(job, inspection, facts, disks, target);
         match written.and_then(|outlook| room.map(|()| outlook)) {
             Err(error) if error.kind == ErrorKind::Refused => limits.extend(error.blockers),
             Err(error) => failed = Some(error),
@@ -103,7 +103,7 @@ pub(super) fn decide(
 }
 
 /// Renders the domain without writing it, so that errors show before the disks are copied.
-fn rehearse(
+fn render_domains(
     job: &Job,
     inspection: &Inspection,
     facts: &LinuxFacts,
