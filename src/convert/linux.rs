@@ -168,7 +168,7 @@ fn installed(job: &Job) -> Option<Method> {
 }
 
 /// The converted disks and the facts known about them.
-struct Made {
+struct ConvertedDisks {
     images: Vec<Image>,
     after: Inspection,
     actions: Vec<ActionLine>,
@@ -195,15 +195,15 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
     point("inspected")?;
     run.clock.inspected();
 
-    let made = make(&run, &inspection, method)?;
+    let converted = make(&run, &inspection, method)?;
     point("fixed")?;
     let storage = job.vm.machine.storage;
-    let made_ready = made_ready(made.method);
-    let mut checks = verified(&made)?;
+    let made_ready = made_ready(converted.method);
+    let mut checks = verified(&converted)?;
     run.clock.fixed();
 
     run.begin_copy()?;
-    let (targets, bytes) = copy_disks(&run, &made, &decided)?;
+    let (targets, bytes) = copy_disks(&run, &converted, &decided)?;
     let summary = run.sync_summary();
     if job.copy.verify {
         checks.push(check(
@@ -215,19 +215,19 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
     run.clock.copied();
     point("copied")?;
 
-    let facts = linux_facts(&made.after)?;
+    let facts = linux_facts(&converted.after)?;
     let options = options(job, run.folder.target());
-    let machine = machine::linux_machine(&made.after, facts, &targets, &options);
+    let machine = machine::linux_machine(&converted.after, facts, &targets, &options);
     let domains = finish::written(job, run.folder.target(), &machine)?;
     for document in &domains.documents {
         finish::write(run.folder.path(), document)?;
     }
     let final_xml = run.folder.target().join(&domains.final_xml);
-    let warnings = all_warnings(&run, &made, &domains);
+    let warnings = all_warnings(&run, &converted, &domains);
     let mut report = Report {
         name: options.name.clone(),
         engine: facts.reader,
-        engine_why: match made.method {
+        engine_why: match converted.method {
             Method::AsIs => "a Linux guest, copied unchanged",
             Method::VirtV2v | Method::VirtV2vInPlace => "a Linux guest, converted by virt-v2v",
         },
@@ -240,7 +240,7 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
         ],
         outputs: domains.outputs(run.folder.target(), &targets),
         files: Vec::new(),
-        actions: made.actions,
+        actions: converted.actions,
         controllers: BTreeMap::from([(storage, boot_path(&made_ready))]),
         controllers_before: BTreeMap::new(),
         checks,
@@ -258,9 +258,9 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
 }
 
 /// The checks of the guest after the conversion, all passed.
-fn verified(made: &Made) -> Result<Vec<Check>> {
-    let mut checks = readable(&made.after);
-    checks.push(check("boot-path", true, &made_ready(made.method)));
+fn verified(converted: &ConvertedDisks) -> Result<Vec<Check>> {
+    let mut checks = readable(&converted.after);
+    checks.push(check("boot-path", true, &made_ready(converted.method)));
     match checks.iter().find(|c| !c.ok) {
         None => Ok(checks),
         Some(bad) => Err(Error::failed(format!(
@@ -273,14 +273,14 @@ fn verified(made: &Made) -> Result<Vec<Check>> {
 
 /// The warnings about the guest after the conversion. What the conversion has repaired no longer
 /// appears.
-fn all_warnings(run: &Run<'_>, made: &Made, domains: &Domains) -> Vec<String> {
+fn all_warnings(run: &Run<'_>, converted: &ConvertedDisks, domains: &Domains) -> Vec<String> {
     let job = run.job;
-    let mut warnings = warnings(&made.after);
-    if made.method == Method::AsIs {
+    let mut warnings = warnings(&converted.after);
+    if converted.method == Method::AsIs {
         warnings.push(ON_MY_WORD.to_string());
     }
     warnings.extend(machine::other_macs(
-        &made.after.network.adapters,
+        &converted.after.network.adapters,
         &job.vm.machine,
     ));
     warnings.extend(job.source.vm.notes.clone());
@@ -295,40 +295,42 @@ fn linux_facts(inspection: &Inspection) -> Result<&LinuxFacts> {
 }
 
 /// Carries out the plan on overlays and examines the result.
-fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<Made> {
+fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<ConvertedDisks> {
     stopped()?;
     let Run {
         job, ui, folder, ..
     } = run;
     let sources = images(&run.disks);
-    let mut made = Made {
+    let mut converted = ConvertedDisks {
         images: sources.clone(),
         after: before.clone(),
         actions: Vec::new(),
         method,
     };
     if method != Method::AsIs {
-        made.images = hand_over(run, &sources, before, method).map_err(|e| {
+        converted.images = hand_over(run, &sources, before, method).map_err(|e| {
             e.hint("--linux as-is copies the guest unchanged, when you know that it has the VirtIO drivers")
         })?;
-        made.actions
+        converted
+            .actions
             .push(done(plan::linux::VIRT_V2V, "virt-v2v converted the guest"));
         ui.status("Verifying", "reading the result back");
-        examine(&made.images, &job.source, &mut made.after, ui)?;
+        examine(&converted.images, &job.source, &mut converted.after, ui)?;
     }
-    let facts = linux_facts(&made.after)?;
-    if let Some(copies) = wanted_copies(&made.after, facts).cloned() {
+    let facts = linux_facts(&converted.after)?;
+    if let Some(copies) = wanted_copies(&converted.after, facts).cloned() {
         ui.status("Fixing", "the UEFI fall-back loader, on an overlay");
         let overlay = folder.path().join(WORK).join("efi.qcow2");
-        let image = copy_loader(&made.images, &copies, &overlay)?;
-        if let Some(slot) = made.images.get_mut(copies.disk) {
+        let image = copy_loader(&converted.images, &copies, &overlay)?;
+        if let Some(slot) = converted.images.get_mut(copies.disk) {
             *slot = image;
         }
-        made.actions
+        converted
+            .actions
             .push(done(plan::linux::UEFI_FALLBACK, &describe(&copies)));
-        examine(&made.images, &job.source, &mut made.after, ui)?;
+        examine(&converted.images, &job.source, &mut converted.after, ui)?;
     }
-    Ok(made)
+    Ok(converted)
 }
 
 fn done(id: &str, description: &str) -> ActionLine {
@@ -553,12 +555,12 @@ fn check(id: &'static str, ok: bool, message: &str) -> Check {
 /// Copies whole disks: the free space of Linux file systems is not read.
 fn copy_disks(
     run: &Run<'_>,
-    made: &Made,
+    converted: &ConvertedDisks,
     decided: &serde_json::Value,
 ) -> Result<(Vec<domain::Disk>, Bytes)> {
     stopped()?;
     let mut disks = Vec::new();
-    for (image, source) in made.images.iter().zip(run.disks.iter()) {
+    for (image, source) in converted.images.iter().zip(run.disks.iter()) {
         let sector_size = data_sector_size(image)?;
         disks.push(Disk::of_linux(
             &run.disks,
