@@ -3,7 +3,7 @@
 use crate::drivers::media::MediaError;
 use crate::guest::GuestError;
 use crate::registry::confined::HiveEditError;
-use crate::registry::judge::JudgeError;
+use crate::registry::second_reader::SecondReaderError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ActionError {
@@ -19,7 +19,7 @@ pub enum ActionError {
     Hive {
         hive: &'static str,
         #[source]
-        source: JudgeError,
+        source: SecondReaderError,
     },
     #[error("reading {path} from the virtio-win media")]
     Media {

@@ -12,7 +12,7 @@ use crate::inspect::{HiveName, Hives};
 use crate::memory::FileBytes;
 use crate::registry::RegEdits;
 use crate::registry::confined::HiveEditError;
-use crate::registry::judge::{self, Kept};
+use crate::registry::second_reader::{self, Kept};
 use crate::registry::walk;
 use crate::threads::joined;
 use crate::timeline;
@@ -322,7 +322,7 @@ fn back_up(job: &MergeJob, saver: &Saver) -> Result<(Kept, FileFacts)> {
 /// Takes the edited copy of a hive.
 fn merge(job: MergeJob, edit: Edit, kept: &Kept, before: FileFacts) -> Result<MergedHive> {
     let hive = job.name.file_name();
-    let judged = |source| ActionError::Hive { hive, source };
+    let failed = |source| ActionError::Hive { hive, source };
     let backup = job.backup();
     let file = edit.finished();
     let file = file.map_err(|source| ActionError::Edit { hive, source })?;
@@ -331,8 +331,8 @@ fn merge(job: MergeJob, edit: Edit, kept: &Kept, before: FileFacts) -> Result<Me
     let mut merged = Arc::unwrap_or_clone(job.original.unwrap_or(job.bytes));
     let changes = update(&mut merged, &mut file.reader());
     let (extents, bins) = changes.map_err(io_error(format!("reading the edited {hive}")))?;
-    judge::holds(&merged[..bins], &job.edits).map_err(judged)?;
-    kept.check(&merged).map_err(judged)?;
+    second_reader::verify(&merged[..bins], &job.edits).map_err(failed)?;
+    kept.check(&merged).map_err(failed)?;
     let merged = Arc::new(merged);
     let bytes = merged.clone();
     let after = thread::spawn({

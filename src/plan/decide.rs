@@ -58,7 +58,7 @@ pub fn plan(draft: Draft, seen: Foreseen<'_>, accepted: &Accepted) -> Result<Pla
         .extend(without_driver(&seen.wanted, seen.options.storage));
     sign(&mut plan, &seen.signatures, seen.options.require_signed);
     plan.warnings.extend(seen.notes);
-    let left = judge(&mut plan, seen.before, seen.after, |after| {
+    let left = check_result(&mut plan, seen.before, seen.after, |after| {
         remaining(after, &seen.wanted, production(seen.options.storage))
     });
     let unsafe_volumes = unsafe_volumes(&plan.actions, &seen.options, seen.before, seen.volumes);
@@ -71,7 +71,7 @@ pub fn plan(draft: Draft, seen: Foreseen<'_>, accepted: &Accepted) -> Result<Pla
 }
 
 /// Adds the problems of the guest after the actions. Returns those of its boot path.
-fn judge(
+fn check_result(
     plan: &mut Plan,
     before: &Inspection,
     after: Result<After, HiveError>,

@@ -11,7 +11,6 @@ mod differences;
 pub(crate) mod edit;
 pub mod error;
 pub(crate) mod hive;
-pub(crate) mod judge;
 mod layout;
 mod libhivex;
 pub mod load;
@@ -19,6 +18,7 @@ pub mod log;
 pub mod marvin;
 pub(crate) mod name;
 pub mod recover;
+pub(crate) mod second_reader;
 pub(crate) mod walk;
 
 pub use base::BaseBlock;

@@ -210,7 +210,7 @@ impl Trust {
         })
     }
 
-    fn judge(
+    fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         chain: &[CertificateDer<'_>],
@@ -245,8 +245,8 @@ impl ServerCertVerifier for Trust {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        let judged = self.judge(leaf, chain, name, now);
-        if let Err(error) = &judged {
+        let verified = self.verify(leaf, chain, name, now);
+        if let Err(error) = &verified {
             let reason = match self.pin {
                 Some(_) => "not the one named by --tls-fingerprint".to_owned(),
                 None => error.to_string(),
@@ -254,7 +254,7 @@ impl ServerCertVerifier for Trust {
             let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
             *refused = Some(Refused::Certificate(fingerprint(leaf), reason));
         }
-        judged.map(|()| ServerCertVerified::assertion())
+        verified.map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

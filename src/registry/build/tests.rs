@@ -61,10 +61,10 @@ fn the_own_reader_and_nt_hive_read_it_back() {
         walk(&bytes).unwrap();
         let view = HiveView::new(&bytes).unwrap();
         assert!(KeyTree::from_view(&view).unwrap() == tree);
-        let judge = nt_hive::Hive::new(bytes.as_slice()).unwrap();
-        assert_same(&judge.root_key_node().unwrap(), &tree);
+        let reader = nt_hive::Hive::new(bytes.as_slice()).unwrap();
+        assert_same(&reader.root_key_node().unwrap(), &tree);
         // nt-hive uses binary search, so a wrong order would lose keys.
-        let order = judge.root_key_node().unwrap().subkey("ORDER").unwrap();
+        let order = reader.root_key_node().unwrap().subkey("ORDER").unwrap();
         for key in tree.get("Order").unwrap().keys.values() {
             let found = order.as_ref().unwrap().subkey(&key.name);
             assert!(found.is_some(), "{}", key.name);
@@ -211,7 +211,7 @@ fn hivexregedit_keeps_the_order_windows_needs() {
     }
 }
 
-#[allow(clippy::disallowed_methods)] // A judge, run by tests only.
+#[allow(clippy::disallowed_methods)] // A second reader, run by tests only.
 fn hivexregedit() -> Command {
     Command::new("hivexregedit")
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use super::{HiveEditError, edited, is_available};
 use crate::registry::differences::deep_eq;
 use crate::registry::hive::{HiveView, Value};
-use crate::registry::judge::{self, Kept};
+use crate::registry::second_reader::{self, Kept};
 use crate::registry::walk::walk;
 use crate::registry::{KeyTree, RegData, RegEdits, RegOp};
 use crate::skip::{corpus, have, skip};
@@ -124,7 +124,10 @@ fn by_hivexregedit(hive: &[u8], edits: &RegEdits) -> Vec<u8> {
     let (file, text) = (dir.path().join("SYSTEM"), dir.path().join("x.reg"));
     std::fs::write(&file, hive).unwrap();
     std::fs::write(&text, edits.to_reg_text()).unwrap();
-    #[expect(clippy::disallowed_methods, reason = "a judge, run by tests only")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a second reader, run by tests only"
+    )]
     let mut command = Command::new("hivexregedit");
     let args = ["--merge", "--prefix", &edits.prefix];
     let output = command.args(args).args([&file, &text]).output().unwrap();
@@ -135,10 +138,10 @@ fn by_hivexregedit(hive: &[u8], edits: &RegEdits) -> Vec<u8> {
 
 /// Verifies an edited hive in three ways: by the tree with the same edits or `hivexregedit`, by
 /// `nt-hive`, and by the walk.
-fn judged(hive: &[u8], edits: &RegEdits) -> Vec<u8> {
+fn verified(hive: &[u8], edits: &RegEdits) -> Vec<u8> {
     let result = edited(hive, edits).unwrap();
     walk(&result).unwrap();
-    judge::holds(&result, edits).unwrap();
+    second_reader::verify(&result, edits).unwrap();
     Kept::of(hive, edits).unwrap().check(&result).unwrap();
     same(&by_hivexregedit(hive, edits), &result);
     result
@@ -194,7 +197,7 @@ fn real_hives_are_edited_as_hivexregedit_does() {
             delete_key(&format!("{set}\\Run")),
             RegOp::set(other, "x", RegData::Binary(vec![1; SEGMENT])),
         ];
-        judged(&hive, &edits(ops));
+        verified(&hive, &edits(ops));
     }
 }
 
@@ -213,7 +216,7 @@ fn new_keys_are_in_the_order_windows_needs() {
         }
         let key = format!("S\\{added}");
         let edits = edits(vec![RegOp::set(&key, "x", RegData::Dword(1))]);
-        judged(&tree.to_bytes("SYSTEM"), &edits);
+        verified(&tree.to_bytes("SYSTEM"), &edits);
     }
 }
 

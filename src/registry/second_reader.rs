@@ -18,7 +18,7 @@ use super::hive::{BASE_BLOCK_SIZE, HiveView, Value};
 use super::name::fold;
 
 #[derive(Debug, thiserror::Error)]
-pub enum JudgeError {
+pub enum SecondReaderError {
     #[error("the base block or a cell is not valid")]
     Invalid(#[from] NtHiveError),
     #[error("{count} edits are not there, the first in {key}")]
@@ -33,20 +33,21 @@ pub enum JudgeError {
     Lost(String),
 }
 
-type Result<T> = std::result::Result<T, JudgeError>;
+type Result<T> = std::result::Result<T, SecondReaderError>;
 
 /// Fails unless Windows loads the hive without recovery and it has every edit.
-pub fn holds(bytes: &[u8], edits: &RegEdits) -> Result<()> {
-    catch_unwind(AssertUnwindSafe(|| check(bytes, edits))).unwrap_or(Err(JudgeError::Panicked))
+pub fn verify(bytes: &[u8], edits: &RegEdits) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| check(bytes, edits)))
+        .unwrap_or(Err(SecondReaderError::Panicked))
 }
 
 fn check(bytes: &[u8], edits: &RegEdits) -> Result<()> {
-    let size = bytes.get(40..44).ok_or(JudgeError::Short)?;
+    let size = bytes.get(40..44).ok_or(SecondReaderError::Short)?;
     let bins = u32::from_le_bytes([size[0], size[1], size[2], size[3]]) as usize;
     // Real files have a tail behind the bins, which the strict constructor would refuse.
     let used = bytes
         .get(..BASE_BLOCK_SIZE.saturating_add(bins))
-        .ok_or(JudgeError::Short)?;
+        .ok_or(SecondReaderError::Short)?;
     let hive = Hive::new(used)?;
     let root = hive.root_key_node()?;
     let mut missing = Vec::new();
@@ -57,7 +58,7 @@ fn check(bytes: &[u8], edits: &RegEdits) -> Result<()> {
     }
     match missing.first() {
         None => Ok(()),
-        Some(key) => Err(JudgeError::Missing {
+        Some(key) => Err(SecondReaderError::Missing {
             count: missing.len(),
             key: (*key).to_string(),
         }),
@@ -130,7 +131,7 @@ impl Kept {
             };
             let known = |value: &&(String, Value)| kept.iter().any(|(name, _)| *name == value.0);
             if !found.iter().filter(known).eq(kept) {
-                return Err(JudgeError::Lost(key.clone()));
+                return Err(SecondReaderError::Lost(key.clone()));
             }
         }
         Ok(())
@@ -166,20 +167,20 @@ mod tests {
             RegOp::set("A", "", RegData::Sz("text".into())),
             RegOp::DeleteKey { key: "A\\C".into() },
         ];
-        holds(&bytes, &edits).unwrap();
+        verify(&bytes, &edits).unwrap();
         edits.ops.push(RegOp::set("A\\B", "n", RegData::Dword(8)));
-        let error = holds(&bytes, &edits).unwrap_err();
+        let error = verify(&bytes, &edits).unwrap_err();
         assert!(
-            matches!(error, JudgeError::Missing { count: 1, .. }),
+            matches!(error, SecondReaderError::Missing { count: 1, .. }),
             "{error}"
         );
 
         // A hive over which Windows would replay logs is not finished.
         let mut dirty = bytes.clone();
         dirty[4] ^= 1;
-        assert!(holds(&dirty, &RegEdits::new("X")).is_err());
-        assert!(holds(&bytes[..5000], &RegEdits::new("X")).is_err());
-        assert!(holds(&[], &RegEdits::new("X")).is_err());
+        assert!(verify(&dirty, &RegEdits::new("X")).is_err());
+        assert!(verify(&bytes[..5000], &RegEdits::new("X")).is_err());
+        assert!(verify(&[], &RegEdits::new("X")).is_err());
     }
 
     #[test]
@@ -204,7 +205,7 @@ mod tests {
         };
         check(tree(1)).unwrap();
         let lost = check(tree(2)).unwrap_err();
-        assert!(matches!(lost, JudgeError::Lost(_)), "{lost}");
+        assert!(matches!(lost, SecondReaderError::Lost(_)), "{lost}");
         let mut without = tree(1);
         without.remove("A");
         assert!(check(without).is_err());
