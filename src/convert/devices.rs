@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::disk::device::{Device, Terms};
+use crate::disk::device::{Device, DeviceOptions};
 use crate::error::{Error, Result};
 
 use super::job::Job;
@@ -31,7 +31,7 @@ impl Devices {
             }
             return Err(error);
         }
-        let terms = Terms {
+        let options = DeviceOptions {
             write,
             force: job.output.force,
             zero: job.copy.target_is_zero,
@@ -39,7 +39,7 @@ impl Devices {
         };
         let mut devices = Vec::new();
         for (name, disk) in names.iter().zip(disks) {
-            devices.push(Arc::new(Device::claim(name, &disk.image, terms)?));
+            devices.push(Arc::new(Device::claim(name, &disk.image, options)?));
         }
         Ok(Self(devices))
     }

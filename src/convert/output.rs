@@ -32,7 +32,7 @@ use crate::timeline;
 use super::exchange::{INTENT, Intent, repair_locked};
 use super::job::Job;
 use super::place::{Place, TargetLock, cannot_write, needs_undo};
-use super::replace::{self, Earlier, MARK, Situation, Terms};
+use super::replace::{self, Earlier, MARK, ReplaceOptions, Situation};
 use super::work::{OVERLAY, WORK};
 
 /// Attempts to replace a target that other processes change in the meantime.
@@ -54,8 +54,8 @@ pub struct Preference<'a> {
 }
 
 impl<'a> Preference<'a> {
-    fn terms<'s>(&self, sources: &'s [PathBuf]) -> Terms<'s> {
-        Terms {
+    fn replace_options<'s>(&self, sources: &'s [PathBuf]) -> ReplaceOptions<'s> {
+        ReplaceOptions {
             force: self.force,
             sources,
             sync: self.sync,
@@ -119,7 +119,11 @@ impl OutputFolder {
         // Released immediately: a conversion that starts now must not fail because of this lock.
         drop(place.lock_if_there()?);
         let sources = place.sources(preference);
-        replace::look(&place.parent, &place.target, &preference.terms(&sources))?;
+        replace::look(
+            &place.parent,
+            &place.target,
+            &preference.replace_options(&sources),
+        )?;
         place.check_dead(&sources)?;
         Ok(absolute)
     }
@@ -151,8 +155,8 @@ impl OutputFolder {
         let lock = place.lock()?;
         repair_locked(&place, &lock)?;
         let sources = place.sources(preference);
-        let terms = preference.terms(&sources);
-        let situation = replace::look(&place.parent, &place.target, &terms)?;
+        let options = preference.replace_options(&sources);
+        let situation = replace::look(&place.parent, &place.target, &options)?;
         let left = match preference.resume {
             true => place.left_copy(&sources)?,
             false => None,
@@ -331,7 +335,7 @@ impl OutputFolder {
     /// Checks the target again, as at the start. Files that appeared in an empty directory in the
     /// meantime are kept, like all files not written by hyper2kvm.
     fn look_again(&self) -> Result<Situation> {
-        let terms = Terms {
+        let options = ReplaceOptions {
             force: self.force,
             sources: &self.sources,
             sync: self.sync,
@@ -342,7 +346,7 @@ impl OutputFolder {
         }
         let target = &self.place.target;
         let earlier = target.join(MARK).symlink_metadata().is_ok();
-        match replace::look(&self.place.parent, target, &terms) {
+        match replace::look(&self.place.parent, target, &options) {
             Err(_) if !earlier && self.place.is_plain_directory() => {
                 Ok(Situation::Result(Box::new(Earlier::of(target)?)))
             }

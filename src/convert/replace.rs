@@ -82,7 +82,7 @@ struct Image {
 }
 
 /// The conditions under which a result is replaced.
-pub(super) struct Terms<'a> {
+pub(super) struct ReplaceOptions<'a> {
     pub(super) force: bool,
     /// Files of the source, as the user named them and as far as they are known.
     pub(super) sources: &'a [PathBuf],
@@ -95,7 +95,7 @@ pub(super) struct Terms<'a> {
 
 /// Examines `target`, which is `name` in the open directory `parent`, and refuses what must not be
 /// replaced.
-pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Situation> {
+pub(super) fn look(parent: &OwnedFd, target: &Path, options: &ReplaceOptions) -> Result<Situation> {
     let shown = target.display();
     let Some(folder) = open_target(parent, target)? else {
         return Ok(Situation::Free);
@@ -105,7 +105,7 @@ pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Sit
         return Ok(Situation::Empty);
     }
     if sync::is_synced(target) {
-        return match terms.sync {
+        return match options.sync {
             true => Ok(Situation::Result(Box::new(Earlier::of(target)?))),
             false => Err(synced(target)),
         };
@@ -116,18 +116,18 @@ pub(super) fn look(parent: &OwnedFd, target: &Path, terms: &Terms) -> Result<Sit
         ))
         .hint("choose another directory with --output-dir"));
     };
-    if !terms.force {
+    if !options.force {
         return Err(Error::failed(format!("{shown} exists"))
             .hint("--force replaces it; --output-dir chooses another directory"));
     }
     let mut earlier = Earlier::new(target, &report);
     // The disks of the source are locked by this very run. Outside the directory, they are not
     // replaced either.
-    let reads = |disk: &PathBuf| terms.sources.iter().any(|s| same_file(s, disk));
+    let reads = |disk: &PathBuf| options.sources.iter().any(|s| same_file(s, disk));
     earlier.elsewhere.retain(|disk| !reads(disk));
-    refuse_sources(target, terms.sources)?;
+    refuse_sources(target, options.sources)?;
     refuse_undo(target)?;
-    earlier.boot = boot_lock(&folder, target, terms.last)?;
+    earlier.boot = boot_lock(&folder, target, options.last)?;
     let boot = booted(target)?;
     let images = earlier.images(&report);
     earlier.refuse_used(&images, boot.as_ref())?;

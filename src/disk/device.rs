@@ -109,7 +109,7 @@ impl From<DeviceError> for Error {
 
 /// The permitted operations on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Terms {
+pub struct DeviceOptions {
     /// Whether it will be written to, not only examined.
     pub write: bool,
     /// Whether existing data on it may be overwritten.
@@ -137,7 +137,7 @@ pub struct Device {
 impl Device {
     /// Claims the device for a copy of `image`, or fails with the reason why it is unavailable.
     /// Writes nothing.
-    pub fn claim(path: &Path, image: &Image, terms: Terms) -> Result<Self> {
+    pub fn claim(path: &Path, image: &Image, options: DeviceOptions) -> Result<Self> {
         let io_error = |source| DeviceError::Io {
             path: path.into(),
             source,
@@ -168,11 +168,11 @@ impl Device {
         }
         let file = File::options()
             .read(true)
-            .write(terms.write)
+            .write(options.write)
             .custom_flags(OFlags::EXCL.bits().cast_signed())
             .open(path)
             .map_err(io_error)?;
-        let free = match terms.write {
+        let free = match options.write {
             true => hold::lock_for_writing(&file),
             false => hold::lock(&file, Use::Write),
         };
@@ -191,9 +191,9 @@ impl Device {
         let contents = contents(&disk).map_err(io_error)?;
         match contents {
             Contents::Zeroes => {}
-            Contents::Unfinished if terms.resume => {}
-            _ if terms.zero => return Err(DeviceError::NotZero { path: path.into() }),
-            Contents::Data if !terms.force => {
+            Contents::Unfinished if options.resume => {}
+            _ if options.zero => return Err(DeviceError::NotZero { path: path.into() }),
+            Contents::Data if !options.force => {
                 return Err(DeviceError::NotEmpty { path: path.into() });
             }
             Contents::Data | Contents::Unfinished => {}
@@ -202,7 +202,7 @@ impl Device {
             path: path.into(),
             file: Arc::new(file),
             size,
-            blank: terms.zero && contents == Contents::Zeroes,
+            blank: options.zero && contents == Contents::Zeroes,
             head: OnceLock::new(),
             name: OnceLock::new(),
         })
@@ -469,14 +469,14 @@ mod tests {
         let path = dir.path().join("file");
         std::fs::write(&path, [0; 512]).unwrap();
         let image = Image::open_info(&path, None, &[]).unwrap();
-        let terms = Terms {
+        let options = DeviceOptions {
             write: false,
             force: true,
             zero: false,
             resume: false,
         };
         for path in [&path, Path::new("/dev/null"), Path::new("/dev")] {
-            let error = Device::claim(path, &image, terms).unwrap_err();
+            let error = Device::claim(path, &image, options).unwrap_err();
             assert!(matches!(error, DeviceError::NotADevice { .. }), "{error}");
             assert_eq!(Error::from(error).kind, ErrorKind::Usage);
         }
