@@ -16,7 +16,7 @@ use crate::guest::{DiskId, FsKind, GuestRead, Volume};
 use crate::ids::Accepted;
 use crate::inspect::fake::FakeGuest;
 use crate::inspect::{Disk, HiveName, Hives, InspectOptions, SourceFacts, Survey, inspect};
-use crate::plan::firstboot::Wishes;
+use crate::plan::firstboot::Preferences;
 use crate::plan::{self, After, Draft, Foreseen, Options};
 use crate::registry::{HiveError, HiveView, KeyTree};
 use crate::types::DiskBus;
@@ -135,9 +135,9 @@ impl MemoryGuest {
     ) -> Prepared {
         let options = options(bootstrap);
         self.look(&[], |guest, survey| {
-            let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+            let (catalogue, preferences) = (Catalogue::builtin(), Preferences::default());
             let (draft, basis) =
-                prepare::draft(survey, guest, media, &catalogue, (options, &wishes)).unwrap();
+                prepare::draft(survey, guest, media, &catalogue, (options, &preferences)).unwrap();
             let hives = survey.hives.as_ref().unwrap();
             let mut foreseen = Foreseen {
                 options,

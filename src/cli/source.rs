@@ -25,7 +25,7 @@ use crate::firstboot::network::Policy;
 use crate::guest::keys::Keys;
 use crate::ids::Accepted;
 use crate::inspect::InspectOptions;
-use crate::plan::firstboot::Wishes;
+use crate::plan::firstboot::Preferences;
 use crate::plan::linux::Preference;
 use crate::report::Request;
 use crate::session::engine::Engine;
@@ -455,7 +455,7 @@ impl FixArgs {
         let mut source = self.source.open()?;
         source.access.inspect.force_dirty = self.force_dirty_volume;
         let machine = self.machine_options(&source.vm)?;
-        let firstboot = Wishes {
+        let firstboot = Preferences {
             none: self.no_firstboot,
             network: self.network,
             macs: Vec::new(),

@@ -13,7 +13,7 @@ use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::fix::apply;
 use crate::guest::GuestRead;
 use crate::inspect::{Hives, Survey, WindowsFacts};
-use crate::plan::firstboot::Wishes;
+use crate::plan::firstboot::Preferences;
 use crate::plan::outlook::Outlook;
 use crate::plan::{self, After, Draft, Foreseen, Plan};
 use crate::registry::{self, HiveError};
@@ -58,11 +58,17 @@ pub(super) fn plan_for(
     let survey = seen.survey;
     let (windows, hives) = prepare::windows_or_refuse(survey)?;
     let options = options(job, survey, windows);
-    let wishes = Wishes {
+    let preferences = Preferences {
         macs: machine::macs(&survey.inspection.network.adapters, &job.vm.machine),
         ..job.guest.firstboot.clone()
     };
-    let (draft, basis) = prepare::draft(survey, seen.guest, media, catalogue, (options, &wishes))?;
+    let (draft, basis) = prepare::draft(
+        survey,
+        seen.guest,
+        media,
+        catalogue,
+        (options, &preferences),
+    )?;
     let review = signature::review(&basis.drivers, media)
         .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
     let edited = EditedHives::of(actions::edits(&draft.actions), hives);

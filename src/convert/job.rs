@@ -8,7 +8,7 @@ use crate::drivers::media::Media;
 use crate::drivers::origin;
 use crate::error::{Error, Result};
 use crate::ids::Accepted;
-use crate::plan::firstboot::Wishes;
+use crate::plan::firstboot::Preferences;
 use crate::plan::linux::Preference;
 use crate::report::Request;
 use crate::transfer::Pace;
@@ -51,7 +51,7 @@ pub struct GuestOptions {
     pub repair_bcd: bool,
     /// Leave the old hypervisor's services unchanged.
     pub keep_tools: bool,
-    pub firstboot: Wishes,
+    pub firstboot: Preferences,
     /// The preferred method for Linux guests.
     pub linux: Preference,
     /// Problems at the start of Windows that do not stop the conversion.

@@ -12,7 +12,7 @@ use crate::drivers::signature;
 use crate::error::{Blocker, Error, Result};
 use crate::guest::{FileKind, GuestPath, GuestRead, VolumeId};
 use crate::inspect::{Hives, Inspection, Survey, WindowsFacts};
-use crate::plan::firstboot::{GENERATED, Generated, Wishes};
+use crate::plan::firstboot::{GENERATED, Generated, Preferences};
 use crate::plan::outlook::Outlook;
 use crate::plan::{self, At, Draft, Inputs, Layout, Options, Plan, Present};
 use crate::types::DiskBus;
@@ -115,7 +115,7 @@ pub fn draft(
     guest: &dyn GuestRead,
     media: &dyn Media,
     catalogue: &Catalogue,
-    (options, wishes): (Options, &Wishes),
+    (options, preferences): (Options, &Preferences),
 ) -> Result<(Draft, Basis)> {
     let inspection = &survey.inspection;
     let (windows, hives) = windows_or_refuse(survey)?;
@@ -134,7 +134,7 @@ pub fn draft(
         digests: &digests,
         used_oem: &used_oem,
         options,
-        wishes,
+        preferences,
         agent_size: drivers
             .guest_agent_msi
             .as_ref()
@@ -339,10 +339,10 @@ mod tests {
                 (file.path.clone(), bytes)
             });
             let media = Memory::new(changed);
-            let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+            let (catalogue, preferences) = (Catalogue::builtin(), Preferences::default());
             let options = testing::options(Some(DiskBus::Sata));
             guest.look(&[], |fake, survey| {
-                draft(survey, fake, &media, &catalogue, (options, &wishes))
+                draft(survey, fake, &media, &catalogue, (options, &preferences))
             })
         };
         for driver in ["viostor", "vioscsi"] {

@@ -18,7 +18,7 @@ use super::{Inputs, Layout, Part, Result, cleanup, disks};
 
 /// The user's decisions about the first boot.
 #[derive(Debug, Clone, Default)]
-pub struct Wishes {
+pub struct Preferences {
     /// `--no-firstboot`
     pub none: bool,
     pub network: Policy,
@@ -43,18 +43,18 @@ pub fn add(
     staged: &[GuestPath],
     layout: &mut Layout,
 ) -> Result<()> {
-    let wishes = inputs.wishes;
+    let preferences = inputs.preferences;
     let windows = inputs.windows;
     let has_netkvm = inputs.drivers.drives(VirtioDevice::Net);
     let facts = &inputs.inspection.network;
-    let mut decision = network::decide(wishes.network, facts, &wishes.macs, has_netkvm);
+    let mut decision = network::decide(preferences.network, facts, &preferences.macs, has_netkvm);
     if let Some(reason) = left_out(inputs) {
         if !decision.settings.is_empty() {
             layout.warnings.push(format!(
                 "static addresses are not carried over to the VirtIO NIC, set them again after the first boot: {reason}"
             ));
         }
-        if !wishes.none && !wishes.user_scripts.is_empty() {
+        if !preferences.none && !preferences.user_scripts.is_empty() {
             layout
                 .warnings
                 .push(format!("the --firstboot scripts are left out: {reason}"));
@@ -81,12 +81,12 @@ pub fn add(
         )?,
         infs: infs(inputs, staged, &mut layout.warnings)?,
         agent: inputs.drivers.guest_agent_msi.is_some(),
-        uninstall: if wishes.uninstall_tools {
+        uninstall: if preferences.uninstall_tools {
             cleanup::product_codes(&windows.tools)
         } else {
             Vec::new()
         },
-        user_scripts: wishes.user_scripts.len(),
+        user_scripts: preferences.user_scripts.len(),
         restore,
         two_boots: inputs.options.bootstrap.is_some(),
         com2: windows.boot.ems_on_com1,
@@ -96,7 +96,7 @@ pub fn add(
 
 /// The reason why there is no first-boot script.
 fn left_out(inputs: &Inputs<'_>) -> Option<&'static str> {
-    match (inputs.wishes.none, inputs.windows.target.major < 6) {
+    match (inputs.preferences.none, inputs.windows.target.major < 6) {
         (true, _) => Some("--no-firstboot was given"),
         (_, true) => Some("this Windows lacks the programs that the first-boot script uses"),
         _ => None,
@@ -144,7 +144,7 @@ fn add_files(inputs: &Inputs<'_>, script: &Script, layout: &mut Layout) -> Resul
     }
     let mut generated: Vec<Generated> =
         vec![(firstboot::SCRIPT.into(), script.to_cmd().into_bytes())];
-    for (i, text) in inputs.wishes.user_scripts.iter().enumerate() {
+    for (i, text) in inputs.preferences.user_scripts.iter().enumerate() {
         generated.push((firstboot::user_script(i + 1), text.clone()));
     }
     for (name, bytes) in generated {

@@ -74,7 +74,7 @@ pub struct Inputs<'a> {
     /// Numbers N for which `\Windows\INF\oemN.inf` exists.
     pub used_oem: &'a BTreeSet<u32>,
     pub options: Options,
-    pub wishes: &'a firstboot::Wishes,
+    pub preferences: &'a firstboot::Preferences,
     /// Size of the guest agent's installer, if the driver source has one.
     pub agent_size: u64,
 }

@@ -16,7 +16,7 @@ use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
 use crate::types::DiskBus;
 
-use super::firstboot::Wishes;
+use super::firstboot::Preferences;
 use super::{At, Draft, Options, Part, Present, copy_files, decide, missing_folders, remaining};
 
 /// All versions except Vista, for which the driver source has no drivers.
@@ -321,8 +321,8 @@ fn a_recovered_hive_is_written_without_an_edit() {
         guest.look(&[], |fake, survey| {
             let mut survey = survey.clone();
             change(survey.hives.as_mut().unwrap());
-            let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
-            let options = (testing::options(bootstrap), &wishes);
+            let (catalogue, preferences) = (Catalogue::builtin(), Preferences::default());
+            let options = (testing::options(bootstrap), &preferences);
             let (draft, _) = prepare::draft(&survey, fake, &media, &catalogue, options).unwrap();
             let written: Vec<_> = (draft.actions.iter())
                 .map(|action| match action {
@@ -370,13 +370,13 @@ fn a_filter_of_the_old_hypervisor_leaves_all_lists_when_its_service_is_disabled(
             let names = RegData::MultiSz(vec!["XENFILT".into()]);
             guest.system.set(&class, list, names);
         }
-        let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+        let (catalogue, preferences) = (Catalogue::builtin(), Preferences::default());
         let options = Options {
             keep_tools,
             ..testing::options(Some(bootstrap(WinVersion::Win10)))
         };
         let draft = guest.look(&[], |fake, survey| {
-            prepare::draft(survey, fake, &media(), &catalogue, (options, &wishes))
+            prepare::draft(survey, fake, &media(), &catalogue, (options, &preferences))
         });
         let system = draft
             .unwrap()
