@@ -59,14 +59,14 @@ impl Warm {
 }
 
 /// How a disk is reached.
-struct Reach {
+struct Access {
     url: String,
     options: Vec<String>,
 }
 
 /// Over a line that takes `latency` for a round trip, or none.
-fn reach_ssh(sshd: &Sshd, disk: &Path, line: Option<&Line>) -> Result<Reach> {
-    let mut reach = Reach {
+fn reach_ssh(sshd: &Sshd, disk: &Path, line: Option<&Line>) -> Result<Access> {
+    let mut access = Access {
         url: sshd.url(disk),
         options: sshd.options(),
     };
@@ -75,23 +75,23 @@ fn reach_ssh(sshd: &Sshd, disk: &Path, line: Option<&Line>) -> Result<Reach> {
         let known = fs::read_to_string(sshd.dir.path().join("known_hosts"))?;
         let file = sshd.dir.path().join("line");
         fs::write(&file, known.replace(&here, &there))?;
-        reach.url = reach
+        access.url = access
             .url
             .replace(&format!(":{here}/"), &format!(":{there}/"));
-        let last = reach.options.last_mut().context("no options")?;
+        let last = access.options.last_mut().context("no options")?;
         *last = file.display().to_string();
     }
-    Ok(reach)
+    Ok(access)
 }
 
-fn reach_https(nginx: &Nginx, disk: &Path, line: Option<&Line>) -> Result<Reach> {
+fn reach_https(nginx: &Nginx, disk: &Path, line: Option<&Line>) -> Result<Access> {
     let name = disk
         .file_name()
         .and_then(OsStr::to_str)
         .context("no name")?;
     let url = nginx.url(name);
     let port = line.map_or(nginx.port, |line| line.port);
-    Ok(Reach {
+    Ok(Access {
         url: url.replace(&format!(":{}/", nginx.port), &format!(":{port}/")),
         options: nginx.options(),
     })
@@ -99,22 +99,22 @@ fn reach_https(nginx: &Nginx, disk: &Path, line: Option<&Line>) -> Result<Reach>
 
 impl Lab {
     /// Converts into a raw file, as `sftp` makes one.
-    fn convert_from(&self, reach: &Reach) -> Result<Value> {
+    fn convert_from(&self, access: &Access) -> Result<Value> {
         let to = self.fresh("out")?;
-        let mut args = vec!["convert".as_ref(), OsStr::new(&reach.url)];
+        let mut args = vec!["convert".as_ref(), OsStr::new(&access.url)];
         args.extend(["--virtio-iso".as_ref(), self.media.as_os_str()]);
         args.extend(["--name", "vm", "--format", "raw", "-o"].map(OsStr::new));
         args.push(to.as_os_str());
-        args.extend(reach.options.iter().map(OsStr::new));
+        args.extend(access.options.iter().map(OsStr::new));
         Ok(self.h2k(&args)?.json)
     }
 
     /// MiB of live data a second while it copies.
-    fn rate_from(&self, mib: u64, reach: &Reach) -> Result<f64> {
+    fn rate_from(&self, mib: u64, access: &Access) -> Result<f64> {
         let _ = fs::remove_dir_all(self.dir.join("out"));
         let copy = self.dir.join(".out.partial").join("vm.raw");
         let memory = Warm::new(mib * MIB, copy);
-        let report = self.convert_from(reach);
+        let report = self.convert_from(access);
         memory.end();
         let report = report?;
         let live = report["bytes"]["read"].as_u64().context("bytes.read")?;
@@ -149,11 +149,11 @@ fn share(lab: &Lab, mib: u64, rows: &mut Map<String, Value>) -> Result<()> {
     let disk = lab.dir.join("deleted.raw");
     build(Disk::Deleted, mib.min(256), &disk)?;
     let (sshd, nginx) = (Sshd::start(), Nginx::start(&lab.dir));
-    for (name, reach) in [
+    for (name, access) in [
         ("ssh", reach_ssh(&sshd, &disk, None)?),
         ("https", reach_https(&nginx, &disk, None)?),
     ] {
-        let bytes = lab.convert_from(&reach)?["bytes"].clone();
+        let bytes = lab.convert_from(&access)?["bytes"].clone();
         let number = |what: &str| bytes[what].as_u64().unwrap_or(0) as f64;
         let share = number("fetched") / number("read");
         println!("  {name}: fetched / live           {share:7.3}  (at most 1.1)");

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::boot_path::{BootPath, Step};
 use crate::check::{Check, CheckState};
 use crate::disk::chain::Image;
-use crate::disk::export::{EXPORT, Export, Reach};
+use crate::disk::export::{DaemonAccess, EXPORT, Export};
 use crate::disk::{BlockRead, BlockWrite, partition};
 use crate::domain;
 use crate::domain::element::Element;
@@ -357,7 +357,7 @@ fn hand_over(
     let mut served = Vec::new();
     for (i, source) in sources.iter().enumerate() {
         let overlay = work.join(format!("overlay-{i}.qcow2"));
-        let below = Export::<dyn BlockRead>::open_readonly_for(source, Reach::User)?;
+        let below = Export::<dyn BlockRead>::open_readonly_for(source, DaemonAccess::User)?;
         let socket = below
             .socket()
             .ok_or_else(|| Error::failed("the storage daemon has no socket for virt-v2v"))?;

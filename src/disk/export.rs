@@ -4,7 +4,7 @@
 //! opened the image read-only. The daemon gets the listening socket, in which this process's
 //! connection is already waiting. The socket's directory is removed before the daemon starts, so
 //! nobody else can connect and nothing is left behind, however the process ends. It stays only for
-//! the guestfish engine ([`Reach::User`]).
+//! the guestfish engine ([`DaemonAccess::User`]).
 //!
 //! A raw image used only by this process needs no daemon: it is read directly as a file, on another
 //! host too. An overlay of this run over one of this host needs none either: it is written by
@@ -124,7 +124,7 @@ impl Daemon {
 
 /// The programs that may connect to the storage daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum DaemonAccess {
     /// Only this process.
     Private,
     /// Other programs of this user, through [`Export::socket`].
@@ -133,14 +133,14 @@ pub enum Reach {
 
 impl Export<dyn BlockRead> {
     pub fn open_readonly(image: &Image) -> Result<Self> {
-        Self::open_readonly_for(image, Reach::Private)
+        Self::open_readonly_for(image, DaemonAccess::Private)
     }
 
-    pub fn open_readonly_for(image: &Image, reach: Reach) -> Result<Self> {
+    pub fn open_readonly_for(image: &Image, access: DaemonAccess) -> Result<Self> {
         let (disk, behind, folder): (Arc<dyn BlockRead>, _, _) = match direct(image)? {
-            Some(disk) if reach == Reach::Private => (disk, Behind::Nothing, None),
+            Some(disk) if access == DaemonAccess::Private => (disk, Behind::Nothing, None),
             _ => {
-                let (daemon, folder) = start(image, false, reach)?;
+                let (daemon, folder) = start(image, false, access)?;
                 (daemon.connection.clone(), Behind::Daemon(daemon), folder)
             }
         };
@@ -176,18 +176,18 @@ impl Export<dyn BlockWrite> {
     /// Creates a qcow2 at `overlay` that takes all writes; the image itself is only read. The
     /// overlay does not name its backing file, so it is usable only with [`Export::image`].
     pub fn open_overlay(image: &Image, overlay: &Path) -> Result<Self> {
-        Self::open_overlay_for(image, overlay, Reach::Private)
+        Self::open_overlay_for(image, overlay, DaemonAccess::Private)
     }
 
-    pub fn open_overlay_for(image: &Image, overlay: &Path, reach: Reach) -> Result<Self> {
+    pub fn open_overlay_for(image: &Image, overlay: &Path, access: DaemonAccess) -> Result<Self> {
         if overlay.symlink_metadata().is_ok() {
             return Err(ExportError::Exists {
                 path: overlay.into(),
             });
         }
-        let below = match reach {
-            Reach::Private => direct_file(image)?,
-            Reach::User => None,
+        let below = match access {
+            DaemonAccess::Private => direct_file(image)?,
+            DaemonAccess::User => None,
         };
         let image = image.with_overlay(overlay)?;
         let size = image.virtual_size();
@@ -205,7 +205,7 @@ impl Export<dyn BlockWrite> {
                     folder: None,
                 })
             }
-            None => Self::open_writable_for(&image, reach),
+            None => Self::open_writable_for(&image, access),
         }
     }
 
@@ -225,11 +225,11 @@ impl Export<dyn BlockWrite> {
 
     /// Opens the image itself for writing.
     pub fn open_writable(image: &Image) -> Result<Self> {
-        Self::open_writable_for(image, Reach::Private)
+        Self::open_writable_for(image, DaemonAccess::Private)
     }
 
-    fn open_writable_for(image: &Image, reach: Reach) -> Result<Self> {
-        let (daemon, folder) = start(image, true, reach)?;
+    fn open_writable_for(image: &Image, access: DaemonAccess) -> Result<Self> {
+        let (daemon, folder) = start(image, true, access)?;
         Ok(Self {
             disk: daemon.connection.clone(),
             behind: Behind::Daemon(daemon),
@@ -251,7 +251,7 @@ impl<D: ?Sized> Export<D> {
         &self.image
     }
 
-    /// The socket of the daemon's export [`EXPORT`] for other programs, with [`Reach::User`]. Their
+    /// The socket of the daemon's export [`EXPORT`] for other programs, with [`DaemonAccess::User`]. Their
     /// writes bypass the cache: [`Export::disk`] may then still return the old contents.
     pub fn socket(&self) -> Option<PathBuf> {
         self.folder.as_ref().map(|f| f.path().join(SOCKET))
@@ -509,27 +509,27 @@ fn file_data(file: &File, part: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -
 
 type Started = (Daemon, Option<Scratch>);
 
-fn start(image: &Image, writable: bool, reach: Reach) -> Result<Started> {
-    let (daemon, _, folder) = start_with(image, writable, reach, 0)?;
+fn start(image: &Image, writable: bool, access: DaemonAccess) -> Result<Started> {
+    let (daemon, _, folder) = start_with(image, writable, access, 0)?;
     Ok((daemon, folder))
 }
 
 /// Starts a daemon with further connections, if the server keeps them consistent.
 fn start_several(image: &Image, writable: bool) -> Result<(Daemon, Vec<Nbd>)> {
-    let (daemon, more, _) = start_with(image, writable, Reach::Private, MORE)?;
+    let (daemon, more, _) = start_with(image, writable, DaemonAccess::Private, MORE)?;
     Ok((daemon, more))
 }
 
 fn start_with(
     image: &Image,
     writable: bool,
-    reach: Reach,
+    access: DaemonAccess,
     more: usize,
 ) -> Result<(Daemon, Vec<Nbd>, Option<Scratch>)> {
     if writable {
         image.hold_for_writing()?;
     }
-    let (listener, streams, folder) = socket(reach, 1 + more).map_err(ExportError::Setup)?;
+    let (listener, streams, folder) = socket(access, 1 + more).map_err(ExportError::Setup)?;
     let mut streams = streams.into_iter();
     let stream = streams.next().ok_or_else(|| {
         ExportError::Setup(io::Error::other("no connection to the storage daemon"))
@@ -576,7 +576,7 @@ const SOCKET: &str = "nbd";
 /// Creates a listening socket with so many connections waiting in it. Its name is removed, unless
 /// others have to connect; then it is in a directory that only this user can enter.
 fn socket(
-    reach: Reach,
+    access: DaemonAccess,
     connections: usize,
 ) -> io::Result<(UnixListener, Vec<UnixStream>, Option<Scratch>)> {
     let folder = Scratch::new()?;
@@ -586,7 +586,7 @@ fn socket(
     let listener = UnixListener::bind(&path)?;
     let streams = (0..connections).map(|_| UnixStream::connect(&path));
     let streams = streams.collect::<io::Result<Vec<_>>>()?;
-    if reach == Reach::User {
+    if access == DaemonAccess::User {
         return Ok((listener, streams, Some(folder)));
     }
     folder.close()?;

@@ -74,7 +74,8 @@ fn reads_what_qemu_reads() {
         let made = written(size);
         let ours = opened(&made.overlay, &made.raw).unwrap();
         let ours = ours.expect("our own overlay is read here");
-        let theirs = Export::<dyn BlockRead>::open_readonly_for(&made.image, export::Reach::User);
+        let theirs =
+            Export::<dyn BlockRead>::open_readonly_for(&made.image, export::DaemonAccess::User);
         let theirs = theirs.unwrap();
         assert!(theirs.daemon_id().is_some(), "QEMU reads for comparison");
         let through = theirs.disk();

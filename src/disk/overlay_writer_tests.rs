@@ -4,7 +4,7 @@ use super::*;
 use crate::block::FileDisk;
 use crate::disk::chain::Image;
 use crate::disk::empty::create_overlay;
-use crate::disk::export::{Export, Reach};
+use crate::disk::export::{DaemonAccess, Export};
 use crate::disk::testing::{have, pattern, run, write};
 use crate::text::of_path;
 use crate::tool::qemu_img;
@@ -142,7 +142,7 @@ fn every_reader_reads_what_was_written() {
         assert_eq!(ours.daemon_id(), None);
         model.assert_is(ours.disk().as_ref(), "the reader");
         ours.close().unwrap();
-        let qemu = Export::open_readonly_for(&image, Reach::User).unwrap();
+        let qemu = Export::open_readonly_for(&image, DaemonAccess::User).unwrap();
         assert!(qemu.daemon_id().is_some());
         model.assert_is(qemu.disk().as_ref(), "QEMU");
         qemu.close().unwrap();

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::wire::{LONG, OnWire, Whole};
 use crate::block::BlockRead;
-use crate::disk::export::{EXPORT, Export, Reach};
+use crate::disk::export::{DaemonAccess, EXPORT, Export};
 use crate::disk::hold::Held;
 use crate::disk::nbd::{Nbd, Patience};
 use crate::disk::remote::{self, Doubt, RemoteFile};
@@ -171,9 +171,8 @@ impl RemoteFile for Served {
         let mut slot = self.export.lock().unwrap_or_else(PoisonError::into_inner);
         let export = match slot.take() {
             Some(export) => export,
-            None => {
-                Export::open_readonly_for(&self.image, Reach::User).map_err(io::Error::other)?
-            }
+            None => Export::open_readonly_for(&self.image, DaemonAccess::User)
+                .map_err(io::Error::other)?,
         };
         let socket = slot.insert(export).socket();
         UnixStream::connect(socket.unwrap_or_default())

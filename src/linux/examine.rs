@@ -8,7 +8,7 @@ use super::files::{self, Mount};
 use super::tree::{ExtTree, ExtVolume, Tree, TreeError};
 use crate::block::BlockRead;
 use crate::disk::chain::Image;
-use crate::disk::export::{EXPORT, Export, Reach};
+use crate::disk::export::{DaemonAccess, EXPORT, Export};
 use crate::disk::layout::{DiskLayout, Scheme};
 use crate::disk::partition;
 use crate::drivers::Arch;
@@ -36,7 +36,7 @@ pub struct OpenDisk {
 impl OpenDisk {
     pub fn open(image: &Image) -> Result<Self> {
         // The appliance may have to connect too.
-        let export = Export::open_readonly_for(image, Reach::User)?;
+        let export = Export::open_readonly_for(image, DaemonAccess::User)?;
         let disk = export.disk();
         let shown = image.path().display();
         let layout = partition::read_layout(disk.as_ref()).map_err(|e| e.of(&shown))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
-use crate::disk::export::{self, EXPORT, Export, Reach};
+use crate::disk::export::{self, DaemonAccess, EXPORT, Export};
 use crate::disk::layout::DiskLayout;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::fve::Unlocked;
@@ -132,13 +132,13 @@ impl Engine {
 
     /// Whether the image is read directly as a file, without a storage daemon.
     pub(crate) fn reads_directly(self, image: &Image) -> Result<bool> {
-        Ok(self.reach() == Reach::Private && export::direct(image)?.is_some())
+        Ok(self.access() == DaemonAccess::Private && export::direct(image)?.is_some())
     }
 
-    pub(crate) fn reach(self) -> Reach {
+    pub(crate) fn access(self) -> DaemonAccess {
         match self.kind {
-            Kind::Embedded => Reach::Private,
-            Kind::Guestfish | Kind::Opened => Reach::User,
+            Kind::Embedded => DaemonAccess::Private,
+            Kind::Guestfish | Kind::Opened => DaemonAccess::User,
         }
     }
 

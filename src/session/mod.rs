@@ -251,7 +251,7 @@ impl Session<dyn BlockRead> {
 
     /// Reads `image`: that of the disk, or an overlay on it.
     pub fn read_by(engine: Engine, source: &Disk, image: &Image) -> Result<Self> {
-        let export = Export::open_readonly_for(image, engine.reach())?;
+        let export = Export::open_readonly_for(image, engine.access())?;
         let disk = export.disk();
         Self::over(engine, export, disk, source, image)
     }
@@ -275,7 +275,7 @@ impl Session<dyn BlockWrite> {
     /// Opens the disk under a new overlay for reads and writes; the disk stays unchanged.
     pub fn overlay(engine: Engine, source: &Disk, overlay: &Path) -> Result<Self> {
         let image = &source.image;
-        let export = Export::open_overlay_for(image, overlay, engine.reach())?;
+        let export = Export::open_overlay_for(image, overlay, engine.access())?;
         // Below the overlay is the guest before the fix: a plain file need not be read through the
         // daemon.
         let below = match engine.writes_past_us() {

@@ -131,12 +131,12 @@ fn alone(limits: &[(Resource, u64)]) -> io::Result<()> {
     limit(&[(Resource::Core, 0), (Resource::As, PARSER_MEMORY)])?;
     limit(limits)?;
     privileges::drop_all()?;
-    Reach::default().enforce().map(drop)
+    Allowed::default().enforce().map(drop)
 }
 
 /// The rules of landlock for a process.
 #[derive(Debug, Default)]
-struct Reach<'p> {
+struct Allowed<'p> {
     read: Vec<&'p Path>,
     /// Paths to read, and to start as a program.
     run: Vec<&'p Path>,
@@ -157,7 +157,7 @@ fn has_place(path: &Path) -> bool {
             .is_ok_and(|file| !file.as_os_str().as_bytes().starts_with(b"/memfd:"))
 }
 
-impl<'p> Reach<'p> {
+impl<'p> Allowed<'p> {
     /// Denies everything else to this process and its children; paths that do not exist are
     /// skipped. Signals and abstract sockets stay among these processes. Returns whether the kernel
     /// supports that.
@@ -202,12 +202,12 @@ pub(super) fn writes_only(below: &[PathBuf], network: bool) -> io::Result<bool> 
     let mut write: Vec<&Path> = below.iter().map(PathBuf::as_path).collect();
     write.extend(DEVICES.map(Path::new));
     write.push(Path::new(KVM));
-    Reach {
+    Allowed {
         run: vec![Path::new("/")],
         write,
         network,
         sockets: true,
-        ..Reach::default()
+        ..Allowed::default()
     }
     .enforce()
 }
@@ -239,28 +239,28 @@ const NAMES: [&str; 10] = [
 const DOMAIN: u16 = 53;
 
 impl Dials {
-    fn reach(&self) -> Reach<'_> {
-        let reach = Reach {
+    fn allowed(&self) -> Allowed<'_> {
+        let allowed = Allowed {
             write: DEVICES.iter().map(Path::new).collect(),
             // Resolving names may use one.
             sockets: true,
-            ..Reach::default()
+            ..Allowed::default()
         };
         let read = SYSTEM.iter().chain(&NAMES).map(Path::new);
         match self {
-            Self::Programs => Reach {
+            Self::Programs => Allowed {
                 run: vec![Path::new("/")],
                 network: true,
-                ..reach
+                ..allowed
             },
-            Self::Tcp(port) => Reach {
+            Self::Tcp(port) => Allowed {
                 read: read.collect(),
                 ports: vec![*port, DOMAIN],
-                ..reach
+                ..allowed
             },
-            Self::Unix(socket) => Reach {
+            Self::Unix(socket) => Allowed {
                 read: read.chain([socket.as_path()]).collect(),
-                ..reach
+                ..allowed
             },
         }
     }
@@ -274,7 +274,7 @@ pub(crate) fn dials(dials: &Dials) -> io::Result<()> {
         Dials::Unix(socket) => privileges::drop_for_socket(socket)?,
         Dials::Programs | Dials::Tcp(_) => privileges::drop_all()?,
     }
-    dials.reach().enforce()?;
+    dials.allowed().enforce()?;
     match dials {
         Dials::Programs => Ok(()),
         Dials::Tcp(_) | Dials::Unix(_) => calls::dials(),
@@ -471,11 +471,11 @@ impl Confinement {
         };
         let mut write: Vec<&Path> = DEVICES.iter().map(Path::new).collect();
         write.extend(named.iter().filter(|f| f.1).map(|f| f.0.as_path()));
-        Reach {
+        Allowed {
             read,
             run,
             write,
-            ..Reach::default()
+            ..Allowed::default()
         }
         .enforce()
         .map(drop)
@@ -489,14 +489,14 @@ fn keep_all_but(args: &[OsString]) -> io::Result<()> {
     let written: Vec<PathBuf> = named.into_iter().map(|file| file.in_or_below().0).collect();
     let mut write: Vec<&Path> = DEVICES.iter().map(Path::new).collect();
     write.extend(written.iter().map(PathBuf::as_path));
-    let reach = Reach {
+    let allowed = Allowed {
         run: vec![Path::new("/")],
         write,
         network: true,
         sockets: true,
-        ..Reach::default()
+        ..Allowed::default()
     };
-    reach.enforce().map(drop)
+    allowed.enforce().map(drop)
 }
 
 const OFFLINE: &str = "offline";
@@ -595,8 +595,8 @@ mod tests {
         // Of this thread only.
         let confined = std::thread::spawn(move || {
             rustix::thread::set_no_new_privs(true).unwrap();
-            let reach = Dials::Tcp(own_port);
-            if !reach.reach().enforce().unwrap() || !tcp {
+            let dials = Dials::Tcp(own_port);
+            if !dials.allowed().enforce().unwrap() || !tcp {
                 return;
             }
             TcpStream::connect(("127.0.0.1", own_port)).unwrap();

@@ -65,12 +65,12 @@ pub fn dirty(live: u64, deleted: u64) -> Lab {
 }
 
 /// A source on the wire, and the options that reach it.
-struct Reach {
+struct Access {
     url: String,
     options: Vec<String>,
 }
 
-impl Reach {
+impl Access {
     fn command(&self, verb: &str, more: &[&str]) -> std::process::Command {
         let mut command = support::command(verb, Path::new(&self.url), more);
         command.args(&self.options).arg("--json");
@@ -101,7 +101,7 @@ impl Host {
     }
 
     /// A line to it, and how the file is reached over that.
-    fn over_a_line(&self, file: &Path) -> (Line, Reach) {
+    fn over_a_line(&self, file: &Path) -> (Line, Access) {
         let (port, mut url, mut options) = match self {
             Self::Ssh(host) => (host.port, host.url(file), host.options()),
             Self::Https(host) => {
@@ -119,7 +119,7 @@ impl Host {
             fs::write(&known, keys + &more).unwrap();
         }
         options.extend(["--retries".into(), "1".into()]);
-        (line, Reach { url, options })
+        (line, Access { url, options })
     }
 }
 
@@ -203,11 +203,11 @@ fn a_dirty_disk_crosses_the_wire_by_its_live_bytes_alone() {
     finish(support::command("convert", &lab.raw, &options)).expect(0);
     for host in Host::both(lab.dir.path()) {
         let name = host.name();
-        let (_line, reach) = host.over_a_line(&lab.raw);
+        let (_line, access) = host.over_a_line(&lab.raw);
         let out = lab.path(name);
         let paused = Paused::at(
             "copied",
-            reach.command("convert", &["-o", text(&out), "--name", "vm"]),
+            access.command("convert", &["-o", text(&out), "--name", "vm"]),
         );
         // All is fetched, and whoever dials is still there.
         let memory = memory(paused.id());
@@ -242,11 +242,11 @@ fn a_copy_over_a_line_that_was_cut_continues() {
     let source = sha256(&lab.raw);
     for host in Host::both(lab.dir.path()) {
         let name = host.name();
-        let (line, reach) = host.over_a_line(&lab.raw);
+        let (line, access) = host.over_a_line(&lab.raw);
         let out = lab.path(name);
         let options = ["-o", text(&out), "--name", "vm"];
         let slow = [&options[..], &["--bandwidth", "16"]].concat();
-        let child = reach
+        let child = access
             .command("convert", &slow)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -267,9 +267,9 @@ fn a_copy_over_a_line_that_was_cut_continues() {
         assert!(!out.exists(), "{name}");
         // The line is still down: an error again, and nothing is lost.
         let more = [&options[..], &["--resume"]].concat();
-        reach.run("convert", &more).expect(1);
+        access.run("convert", &more).expect(1);
         line.cut(false);
-        let report = reach.run("convert", &more).expect(0).json();
+        let report = access.run("convert", &more).expect(0).json();
         let resumed = number(&report, "resumed");
         assert!(resumed >= 8 * MIB, "{name}: {resumed} bytes were kept");
         // What was kept is not fetched again.
@@ -318,8 +318,8 @@ fn inspect_fetches_real_hives_and_little_more() {
     let here = finish(support::command("inspect", &lab.raw, &["--json"])).expect(0);
     let here = facts(here.json());
     for host in Host::both(lab.dir.path()) {
-        let (_line, reach) = host.over_a_line(&lab.raw);
-        let there = reach.run("inspect", &[]).expect(0).json();
+        let (_line, access) = host.over_a_line(&lab.raw);
+        let there = access.run("inspect", &[]).expect(0).json();
         let fetched = number(&there, "fetched");
         assert!(
             fetched <= hives + 4 * MIB,
