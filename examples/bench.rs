@@ -279,7 +279,7 @@ impl Lab {
         })
     }
 
-    /// Where it tells its peak memory.
+    /// The file for its peak memory.
     fn peak(&self) -> PathBuf {
         self.dir.join("peak")
     }
@@ -429,7 +429,7 @@ fn seconds(report: &Value, name: &str) -> f64 {
     report["timings"][name].as_f64().unwrap_or(f64::NAN)
 }
 
-/// Inspect, and everything up to the copy, on a small disk with hives as large as in life.
+/// Inspect, and everything up to the copy, on a small disk with hives as large as real ones.
 fn fix(lab: &Lab) -> Result<Value> {
     let mut spec = GuestSpec::new(WinVersion::Win7);
     spec.arch = Arch::X86;
@@ -504,7 +504,7 @@ enum Disk {
     Full,
     /// Many small files.
     Many,
-    /// 2 TiB of which next to nothing was ever written.
+    /// 2 TiB with almost nothing written.
     Sparse,
 }
 
@@ -611,10 +611,10 @@ fn noise(len: u64, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// What a large file is written in, in MiB.
+/// The unit in which a large file is written, in MiB.
 const STEP: u64 = 8;
 
-/// What a large file holds there.
+/// The contents of a large file there.
 fn step(at: u64, mib: u64) -> Vec<u8> {
     noise(mib * MIB, at + 1)
 }

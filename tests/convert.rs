@@ -1,5 +1,5 @@
-//! `convert` end to end, on every format, firmware and Windows generation, with other programs as
-//! judges of the result.
+//! `convert` end to end, on every format, firmware and Windows generation, with results verified by
+//! other programs.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
@@ -19,7 +19,7 @@ use hyper2kvm::guest::{GuestPath, wof};
 use serde_json::Value;
 use support::{Lab, TOOLS, corpus, create_overlay, export, h2k, have, sha256, tool, virtio_win};
 
-/// Everything that must hold after a conversion of `source`, checked without our own readers.
+/// Verifies everything that must hold after a conversion of `source`, without hyper2kvm's readers.
 fn judge(lab: &Lab, source: &Path, bootstrap: &str, more: &[&str]) -> Value {
     let digest = sha256(source);
     let before = h2k(["inspect", source.to_str().unwrap(), "--json"])
@@ -62,7 +62,7 @@ fn judge(lab: &Lab, source: &Path, bootstrap: &str, more: &[&str]) -> Value {
     files_are_those_of_the_media(lab, &volume, &plan);
     hives_are_the_old_ones_plus_the_reg_files(lab, &volume, &out, &plan);
 
-    // A converted disk needs nothing.
+    // A converted disk needs no changes.
     let again = h2k([
         "plan",
         disk,
@@ -235,7 +235,7 @@ fn section<'t>(reg: &'t str, key: &str) -> Option<&'t str> {
     rest.split("\n[").next()
 }
 
-/// Where the drivers that are not needed to boot end up, and what the first boot gets.
+/// The placement of drivers that are not needed to boot, and the inputs of the first boot.
 #[test]
 fn besides_storage() {
     if !have(&TOOLS) {
@@ -268,12 +268,12 @@ fn besides_storage() {
         let folder = r"Windows/System32/CatRoot/{F750E6C3-38EE-11D1-85E5-00C04FC295EE}";
         let files = plan["actions"].to_string().replace(r"\\", "/");
         assert!(files.contains(folder), "catalogues");
-        // The service as the INF says, only where the package is.
+        // The service as in the INF, only if the package is there.
         let system = read(&lab, "registry/SYSTEM.reg");
         let netkvm = section(&system, r"ControlSet001\Services\netkvm");
         assert_eq!(netkvm.is_some(), hive.is_some());
         assert!(netkvm.is_none_or(|s| s.contains("\"Start\"=dword:00000003")));
-        // The old hypervisor's tools are off, its boot driver is not touched.
+        // The old hypervisor's tools are disabled; its boot driver is not changed.
         let tools = section(&system, r"ControlSet001\Services\VMTools").unwrap();
         assert!(tools.contains("\"Start\"=dword:00000004"), "{tools}");
         assert!(!system.to_lowercase().contains(r"services\pvscsi"));
@@ -340,7 +340,7 @@ fn clusters_and_sectors() {
             s.sector_size = sector;
             s.cluster_size = cluster;
         }));
-        // QEMU has no SATA disk with 4096-byte sectors: such a guest goes to virtio at once.
+        // QEMU has no SATA disk with 4096-byte sectors: such a guest boots from virtio directly.
         let bootstrap = if sector == 4096 { "virtio-blk" } else { "sata" };
         let report = judge(&lab, &lab.raw, bootstrap, &[]);
         assert_eq!(report["outputs"]["bootstrap_xml"].is_null(), sector == 4096);
@@ -381,7 +381,7 @@ fn real_hives() {
     let system = corpus("win10-vmware/SYSTEM").unwrap();
     let lab = Lab::new(spec(WinVersion::Win10, |s| s.system_hive = Some(system)));
     let report = judge(&lab, &lab.raw, "sata", &[]);
-    // Its logs are lost: converted all the same, and said.
+    // Its logs are lost: it is converted nevertheless, with a warning.
     let findings = report["inspection"]["findings"].to_string();
     assert!(findings.contains("hive-stale"), "{findings}");
 }
@@ -409,7 +409,7 @@ fn an_ordinary_user_can() {
     support::finish(command).expect(0);
 }
 
-/// Programs compressed by CompactOS are read: the processor of a driver counts, and what is replaced
+/// Programs compressed by CompactOS are read: the processor of a driver counts, and a replaced file
 /// is kept.
 #[test]
 fn compact_os() {
@@ -511,7 +511,7 @@ fn signatures() {
     );
 }
 
-/// The NIC of the source that has no address, or another one, is still the adapter Windows knows.
+/// A NIC of the source without an address, or with another one, is still the adapter in Windows.
 #[test]
 fn static_addresses_find_the_card_of_the_source() {
     if !have(&TOOLS) {
@@ -545,7 +545,7 @@ fn static_addresses_find_the_card_of_the_source() {
     }
 }
 
-/// What is staged in the guest runs as SYSTEM: nobody else may write there, or read its log.
+/// Files staged in the guest run as SYSTEM: nobody else may write there, or read their log.
 #[test]
 fn what_is_staged_is_for_administrators_only() {
     if !have(&TOOLS) || !have(&["ntfssecaudit"]) {
@@ -568,7 +568,7 @@ fn what_is_staged_is_for_administrators_only() {
         // Neither everybody nor users.
         assert!(said.contains("mode 0700"), "{path}: {said}");
     }
-    // Its sibling's is another.
+    // Its sibling has another descriptor.
     let said = tool(
         "ntfssecaudit",
         &["-v", volume.to_str().unwrap(), "/Windows/INF"],

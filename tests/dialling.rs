@@ -1,4 +1,4 @@
-//! The child that dials out, as its parent sees it: what it can reach, and that it ends.
+//! The child that connects to remote hosts, from its parent's view: its access, and its end.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// A child and our end of the conversation.
+/// A child and the parent's end of the conversation.
 struct Dialling {
     child: Child,
     stream: BufReader<UnixStream>,
@@ -98,7 +98,7 @@ fn its_socket_is_private_and_it_ends_with_the_conversation() {
     assert_eq!(mode & 0o777, 0o600);
     assert!(dialling.ask(&json!("Status"))["Status"]["fetched"] == json!(0));
     dialling.ends();
-    // Nonsense ends it too.
+    // Invalid input ends it too.
     let mut dialling = Dialling::start("");
     writeln!(dialling.stream.get_mut(), "{{\"Start\": 1}}").unwrap();
     dialling.ends();

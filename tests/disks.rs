@@ -1,5 +1,5 @@
-//! VMs of several disks: Windows on one and its boot files on another are converted as one; Windows on
-//! two is for the user to choose.
+//! VMs of several disks. Windows on one and its boot files on another are converted as one; with
+//! Windows on two, the user has to choose.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
@@ -33,7 +33,7 @@ fn lab(firmware: Firmware) -> &'static (Lab, Split) {
             ..GuestSpec::new(version)
         });
         if firmware == Firmware::Uefi {
-            // So that there is something to do on the disk with the boot files.
+            // So that the disk with the boot files needs a change.
             let esp = lab.spec.partition(Role::Esp).unwrap().start;
             let image = format!("{}@@{esp}", lab.raw.display());
             tool("mdel", &["-i", &image, "::/EFI/Boot/bootx64.efi"]);
@@ -84,7 +84,7 @@ fn run(verb: &str, source: &Path, out: &Path, more: &[&str]) -> support::Run {
     h2k(args)
 }
 
-/// The disks of a domain in the order the firmware takes them, by path.
+/// The disks of a domain in the order of the firmware, by path.
 fn boot_order(xml: &str) -> Vec<PathBuf> {
     let mut order: Vec<(u32, PathBuf)> = Vec::new();
     for disk in xml.split("<disk ").skip(1) {
@@ -154,7 +154,7 @@ fn boot_files_and_windows_apart_are_converted_as_one() {
                 .collect();
             let (windows, boot_disk) = (&made[0], &made[1]);
             if firmware == Firmware::Uefi {
-                // Done on the disk that has them.
+                // Done on the disk with the boot files.
                 let manager = boot_file(lab, boot_disk, "EFI/Microsoft/Boot/bootmgfw.efi");
                 let fallback = boot_file(lab, boot_disk, "EFI/Boot/bootx64.efi");
                 assert!(!manager.is_empty());
@@ -173,7 +173,7 @@ fn boot_files_and_windows_apart_are_converted_as_one() {
                     "{key}"
                 );
             }
-            // Both together are ready; without the other disk it is told what is missing.
+            // Both together are ready; without the other disk, the missing part is named.
             let xml = report["outputs"]["final_xml"].as_str().unwrap();
             let controllers: &[&str] = match firmware {
                 Firmware::Uefi => &[],
@@ -310,7 +310,7 @@ fn windows_on_two_disks_is_refused_until_one_is_named() {
     assert_eq!(marks, [(json!(1), json!(false)), (json!(2), json!(true))]);
 }
 
-/// Both disks of a VM in place, with what they held before.
+/// Both disks of a VM in place, with their former contents.
 struct InPlace {
     lab: &'static Lab,
     originals: [PathBuf; 2],
@@ -342,7 +342,7 @@ impl InPlace {
         this
     }
 
-    /// Whether the disk with the boot files and that with Windows are what they were.
+    /// Whether the disk with the boot files and that with Windows are unchanged.
     fn same(&self) -> [bool; 2] {
         [0, 1].map(|i| {
             let qemu_img = hyper2kvm::tool::find("qemu-img").unwrap();
@@ -396,7 +396,7 @@ fn in_place_changes_both_disks_or_none() {
     let order = boot_order(&fs::read_to_string(xml).unwrap());
     assert_eq!(order, vm.disks);
 
-    // Somebody writes to a block of the boot files: neither disk is undone without --force.
+    // Somebody writes to a block of the boot files: neither disk is rolled back without --force.
     let journal = vm.out.join("journal.json");
     let doc: Value = serde_json::from_slice(&fs::read(&journal).unwrap()).unwrap();
     let offset = doc["others"][0]["undo"]["ranges"][0]["offset"].as_u64();
@@ -411,7 +411,7 @@ fn in_place_changes_both_disks_or_none() {
         refused.stderr
     );
     assert_eq!(now, [&vm.disks[0], &vm.disks[1]].map(|disk| sha256(disk)));
-    // Nor while one of them is somewhere else.
+    // Nor while one of them is elsewhere.
     let away = vm.lab.path("away.raw");
     fs::rename(&vm.disks[0], &away).unwrap();
     vm.rollback(&journal, &["--force"], "").expect(1);
@@ -467,11 +467,11 @@ fn failures_and_kills_between_two_disks_in_place() {
         vm.rollback(&journal, &[], "").expect(0);
         assert_eq!(vm.same(), [true, true], "{point}");
     }
-    // Restored: the next run starts afresh.
+    // Restored: the next run starts over.
     vm.convert("").expect(0);
 }
 
-/// The boot files are right as they are.
+/// The boot files need no changes.
 #[test]
 fn in_place_leaves_a_disk_without_changes_alone() {
     if !have(&TOOLS) || !have(&["mtype"]) {

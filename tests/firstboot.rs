@@ -28,7 +28,7 @@ const OLD_GUID: &str = "{00000000-0000-0000-0000-000000000005}";
 const OLD_DEVICE: &str = r"PCI\VEN_15AD&DEV_07B0&SUBSYS_07B015AD&REV_01\FF56500000A1B2C300";
 const VOLUME: &str = "{00000000-0000-0000-0000-00000000000e}";
 
-/// Disk 0 is the system's, disk 1 has a signature, disk 2 a GUID; what is asked for is written down.
+/// Disk 0 is the system's, disk 1 has a signature, disk 2 a GUID; requests are recorded.
 const DISKPART: &str = r#"@echo off
 setlocal
 for /f "usebackq tokens=1-3" %%a in ("%~2") do call :%%a %%b %%c
@@ -75,7 +75,7 @@ exit /b 0
 
 struct Windows {
     dir: tempfile::TempDir,
-    /// Reads what the script writes to COM1.
+    /// Reads the script's output on COM1.
     com1: Option<Child>,
 }
 
@@ -115,7 +115,8 @@ impl Windows {
         Some(windows)
     }
 
-    /// wine opens COM1 by a link in the prefix: here to a pipe, which keeps what each line wrote.
+    /// Redirects COM1, which wine opens through a link in the prefix, to a pipe that keeps every
+    /// line.
     fn serial_port(&mut self) {
         let pipe = self.dir.path().join("com1");
         assert!(
@@ -125,7 +126,7 @@ impl Windows {
                 .unwrap()
                 .success()
         );
-        // wine makes its links anew whenever it starts.
+        // wine creates its links again whenever it starts.
         let (key, path) = (r"HKLM\Software\Wine\Ports", pipe.to_str().unwrap());
         let args = [
             "reg", "add", key, "/v", "COM1", "/t", "REG_SZ", "/d", path, "/f",
@@ -146,7 +147,7 @@ impl Windows {
         text.lines().map(|l| l.trim().to_string()).collect()
     }
 
-    /// What the stand-ins were asked for.
+    /// The requests to the stand-ins.
     fn calls(&self) -> Vec<String> {
         let path = self.dir.path().join("prefix/drive_c/fake/calls.txt");
         let text = fs::read_to_string(path).unwrap_or_default();
@@ -176,7 +177,7 @@ impl Windows {
         assert_eq!(self.wine(&args).0, 0, "{args:?}");
     }
 
-    /// The data of a value, `None` when it is not there.
+    /// The data of a value; `None` if it does not exist.
     fn get(&self, key: &str, name: &str) -> Option<String> {
         let key = format!("{CCS}\\{key}");
         let (code, text) = self.wine(&["reg", "query", &key, "/v", name]);
@@ -189,7 +190,7 @@ impl Windows {
         })
     }
 
-    /// A virtio NIC as Windows 10 records it, with a name that wants to be a command.
+    /// A virtio NIC as Windows 10 records it, with a name that contains a command.
     fn network_card(&self) {
         let instance = r"PCI\VEN_1AF4&DEV_1041&SUBSYS_11001AF4&REV_01\3&11583659&0&18";
         self.set(r"Services\netkvm\Enum", "Count", "REG_DWORD", "1");
@@ -226,7 +227,7 @@ impl Windows {
         );
     }
 
-    /// The NIC of the old VM, which is no longer there.
+    /// The NIC of the old VM, which no longer exists.
     fn old_card(&self) {
         self.set(
             &format!("Enum\\{OLD_DEVICE}"),
@@ -283,7 +284,7 @@ impl Windows {
         folder
     }
 
-    /// As the service starts it.
+    /// Runs the script like the service.
     fn boot(&self) -> i32 {
         // Started before, so that this session does not change the link.
         self.wine(&["cmd", "/c", "rem"]);
@@ -424,7 +425,7 @@ fn two_boots() {
     assert_eq!(windows.get(&tcpip, "Domain"), Some("corp.example".into()));
     let netbt = format!(r"Services\NetBT\Parameters\Interfaces\Tcpip_{GUID}");
     assert_eq!(windows.get(&netbt, "NetbiosOptions"), Some("0x2".into()));
-    // The read-only disk stays so, the one that is not there is passed over.
+    // The read-only disk stays so, a missing one is skipped.
     let disks = ["online 1", "writable 1", "mountvol E: /D"].map(String::from);
     let volume = format!(r"mountvol E: \\?\Volume{VOLUME}\");
     let expected: Vec<String> = disks
@@ -452,7 +453,7 @@ fn two_boots() {
     );
     assert!(folder.join("firstboot.cmd").exists());
 
-    // The second boot, on VirtIO: what was done is not done again, and everything goes.
+    // The second boot, on VirtIO: finished steps are not repeated, and everything is removed.
     let disk = r"SCSI\Disk&Ven_Red_Hat&Prod_VirtIO\4&35424867&0&000000";
     windows.set(r"Services\disk\Enum", "0", "REG_SZ", disk);
     windows.boot();
@@ -476,7 +477,7 @@ fn two_boots() {
         windows.get(r"Control\CrashControl", "AutoReboot"),
         Some("0x1".into())
     );
-    // Disks are new again on the new bus; the letter is where it belongs.
+    // Disks are new again on the new bus; the letter is the right one.
     assert!(second.contains("step disks rc=0"), "{second}");
     assert!(second.contains("step ghost-1 rc="), "{second}");
     let calls = windows.calls();
@@ -513,7 +514,7 @@ fn gives_up() {
     let Some(windows) = Windows::new() else {
         return;
     };
-    // No card: the settings stay where they are, and the step says so.
+    // No NIC: the settings stay, and the step reports that.
     let folder = windows.install(&Script {
         infs: Vec::new(),
         user_scripts: 0,

@@ -1,4 +1,4 @@
-//! Every input that the fuzz targets began with, and those that were kept of their runs, once through
+//! Runs every input with which the fuzz targets began, and those kept from their runs, once through
 //! the same code: `fuzz/corpus/TARGET/seed-*` and `fuzz/kept/TARGET.tar.gz`.
 
 #![allow(clippy::print_stderr)] // how many there were
@@ -69,7 +69,7 @@ mod volume_head;
 #[path = "../fuzz/fuzz_targets/wire.rs"]
 mod wire;
 
-/// In the place of the fuzzer's macro: a function to call.
+/// Replaces the fuzzer's macro by a function.
 #[macro_export]
 macro_rules! fuzz_target {
     (|$input:ident: &[u8]| $body:block) => {
@@ -152,7 +152,7 @@ fn what_was_kept_does_no_harm() {
                 panic!("{target}: {name}");
             }
         }
-        // One target hides what is caught.
+        // One target hides panics that are caught.
         drop(std::panic::take_hook());
         eprintln!("{target}: {} inputs", inputs.len());
     }

@@ -1,5 +1,6 @@
-//! Real hives, logs and boot stores. Replay is judged by what Windows itself made of the same hives and by msuhanov/yarp,
-//! an independent implementation (run by hand on the same files; its numbers are asserted here).
+//! Real hives, logs and boot stores. Replay is verified against Windows' own results for the same
+//! hives and against msuhanov/yarp, an independent implementation (run manually on the same files;
+//! its numbers are asserted here).
 
 #[path = "../src/skip.rs"]
 mod skip;
@@ -45,7 +46,7 @@ fn ntuser() -> Option<[Vec<u8>; 3]> {
 fn replay(files: &[Vec<u8>; 3]) -> Recovery<'_> {
     let logs = [("LOG1", &files[1][..]), ("LOG2", &files[2][..])];
     let result = recover(&files[0], &logs).unwrap();
-    // Which file is called what must not matter.
+    // The assignment of file names must not matter.
     let swapped = recover(&files[0], &[logs[1], logs[0]]).unwrap();
     assert!(result.bytes == swapped.bytes && result.applied == swapped.applied);
     result
@@ -66,7 +67,7 @@ fn sha256(bytes: &[u8]) -> String {
     text
 }
 
-/// The hive bins, which hold everything there is, key timestamps included.
+/// The hive bins, which contain everything, including key timestamps.
 fn bins(hive: &[u8]) -> &[u8] {
     let size = BaseBlock::parse(hive).unwrap().bins_size as usize;
     &hive[4096..4096 + size]
@@ -94,7 +95,7 @@ fn content(hive: &[u8]) -> (usize, usize, String) {
     (counts.0, counts.1, sha256(&dump))
 }
 
-/// Where two byte strings differ, as (first, last) with gaps below 8 bytes closed.
+/// The differences of two byte strings, as (first, last) with gaps below 8 bytes closed.
 fn differences(a: &[u8], b: &[u8]) -> Vec<(usize, usize)> {
     assert_eq!(a.len(), b.len());
     let mut runs: Vec<(usize, usize)> = Vec::new();
@@ -185,7 +186,7 @@ fn equals_yarp_on_a_user_hive() {
         sha256(bins(&result.bytes)),
         "9c5e83727e19ff8f7fd95b73ba006dbc20dffbeead9ace35a88753f3fc7e4299"
     );
-    // What an editor that ignores the logs works on.
+    // The input of an editor that ignores the logs.
     let (keys, values, _) = content(&files[0]);
     assert_eq!((keys, values), (2590, 4119));
 }
@@ -205,7 +206,7 @@ fn all_dirty_hives_load() {
     assert_eq!(hive.warnings.len(), 1);
 }
 
-/// Cut a log anywhere: exactly the entries that are whole are replayed.
+/// A log truncated anywhere: exactly the complete entries are replayed.
 #[test]
 fn every_truncation_replays_a_prefix() {
     let sets = [new_1(), new_2(), ntuser(), old()];
@@ -213,7 +214,7 @@ fn every_truncation_replays_a_prefix() {
         for cut_log in 1..=2 {
             let whole = &files[cut_log];
             let mut results: Vec<(u32, String)> = Vec::new();
-            // Not 0: without its base block the log is as good as absent, and the other one counts.
+            // Not 0: without its base block the log counts as absent, and the other one is used.
             for len in (512..=whole.len()).step_by(512) {
                 let mut logs = [("LOG1", &files[1][..]), ("LOG2", &files[2][..])];
                 logs[cut_log - 1].1 = &whole[..len];
@@ -235,7 +236,7 @@ fn every_truncation_replays_a_prefix() {
     }
 }
 
-/// Expected values decoded by hand from what `hivexregedit --export` prints.
+/// Expected values decoded manually from the output of `hivexregedit --export`.
 #[test]
 fn boot_store_of_an_installed_windows() {
     let Some(bytes) = corpus("bcd/BCD") else {

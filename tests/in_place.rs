@@ -1,5 +1,5 @@
-//! `--in-place`, `rollback`, and runs that are killed at every step: the source is what it was, or can
-//! be made so again.
+//! `--in-place`, `rollback`, and runs that are killed at every step: the source is unchanged, or
+//! can be restored.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
@@ -27,7 +27,7 @@ fn lab(firmware: Firmware) -> Lab {
     Lab::new(spec)
 }
 
-/// `convert` into `out` with a fail point.
+/// `convert` into `out` with a failpoint.
 fn command(lab: &Lab, source: &Path, more: &[&str], point: &str) -> Command {
     let mut command = Command::new(binary());
     command
@@ -126,7 +126,7 @@ fn there_and_back_on(lab: &Lab, disk: &Path) {
     assert!(xml.contains(text(disk)), "{xml}");
     assert!(!out.join("guest.qcow2").exists() && !out.join("guest.raw").exists());
 
-    // The directory that can undo this is never replaced.
+    // The directory with the undo log is never replaced.
     let refused = in_place(lab, disk, &["--force"], "").expect(1);
     assert!(refused.stderr.contains("rollback"), "{}", refused.stderr);
 
@@ -169,7 +169,7 @@ fn there_and_back_on(lab: &Lab, disk: &Path) {
     }
     assert_eq!(journal(&out)["state"], "rolled-back");
 
-    // Somebody else writes to a block that hyper2kvm wrote: nothing is undone without --force.
+    // Somebody else writes to a block that hyper2kvm wrote: nothing is rolled back without --force.
     in_place(lab, disk, &["--force"], "").expect(0);
     let range = journal(&out)["undo"]["ranges"][0]["offset"]
         .as_u64()
@@ -252,7 +252,7 @@ fn wait_until(mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Children get their signal from the kernel, a moment after us.
+/// Children get their signal from the kernel, slightly later.
 #[track_caller]
 fn no_process_left(lab: &Lab) {
     wait_until(|| processes_naming(lab.dir.path()).is_empty());
@@ -289,7 +289,7 @@ fn killed_in_place() {
                     next.stderr
                 );
             }
-            // A rollback that fails or is killed itself can be done again.
+            // A rollback that fails or is killed can be repeated.
             let rollback = ["rollback", "--journal", text(&journal)];
             for (action, code) in [("fail", 7), ("kill", -1)] {
                 let mut broken = Command::new(binary());
@@ -301,7 +301,7 @@ fn killed_in_place() {
             assert!(before.same(), "{point}: not restored");
         }
     }
-    // Restored: the next run starts afresh.
+    // Restored: the next run starts over.
     in_place(&lab, &lab.raw, &[], "").expect(0);
     assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
 }
@@ -328,7 +328,7 @@ fn killed() {
         eprintln!("{point}");
         finish(command(&lab, &lab.raw, &[], &format!("{point}=kill"))).expect(-1);
         no_process_left(&lab);
-        // Nothing that could be taken for a result.
+        // Nothing that looks like a result.
         assert_eq!(
             names(lab.dir.path()),
             [".out.lock", ".out.partial", "guest.raw"],
@@ -338,7 +338,7 @@ fn killed() {
     }
     finish(command(&lab, &lab.raw, &[], "")).expect(0);
     assert_eq!(names(lab.dir.path()), ["guest.raw", "out"]);
-    // A run that replaces a directory leaves the old one whole until the end.
+    // A run that replaces a directory leaves the old one complete until the end.
     finish(command(&lab, &lab.raw, &["--force"], "before-rename=kill")).expect(-1);
     assert!(lab.path("out/report.json").exists());
     finish(command(&lab, &lab.raw, &["--force"], "")).expect(0);
@@ -405,7 +405,7 @@ fn interrupted() {
         assert_eq!(sha256(&lab.raw), digest, "{point}");
         assert!(processes_naming(lab.dir.path()).is_empty());
     }
-    // While and after the disk itself is written: it is put back.
+    // While and after the disk itself is written: it is restored.
     for point in [
         "undo-log",
         "committing",
@@ -421,7 +421,7 @@ fn interrupted() {
     }
 }
 
-/// Sends the signal when the fail point was reached.
+/// Sends the signal when the failpoint is reached.
 fn interrupt(command: &mut Command, signal: &str) -> Run {
     use std::io::Read;
     let mut child = command

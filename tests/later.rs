@@ -1,5 +1,5 @@
-//! `convert --copy later`, `pull` and `release`: the disks are overlays on a source that nothing changes, until
-//! they stand alone or are given up.
+//! `convert --copy later`, `pull` and `release`: the disks are overlays on an unchanged source,
+//! until they stand alone or are released.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
@@ -28,14 +28,14 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// What the guest sees, whatever the image is made of.
+/// The guest's view, whatever the image consists of.
 fn contents(lab: &Lab, disk: &Path, name: &str) -> PathBuf {
     let raw = lab.path(name);
     as_raw(disk, &raw);
     raw
 }
 
-/// Each image of a chain with its format, as qemu-img reads it from the headers alone.
+/// Each image of a chain with its format, read by qemu-img from the headers alone.
 fn chain(disk: &Path) -> Vec<(String, String)> {
     let args = ["info", "--backing-chain", "--output=json", "-f", "qcow2"];
     let out = tool("qemu-img", &[&args[..], &[text(disk)]].concat());
@@ -72,7 +72,7 @@ fn stands_alone(lab: &Lab, out: &Path) {
     h2k(["verify", text(out)]).expect(0);
 }
 
-/// A command on the output directory, with a fail point.
+/// A command on the output directory, with a failpoint.
 fn on(verb: &str, out: &Path, more: &[&str], point: &str) -> Run {
     let mut command = Command::new(binary());
     command.arg(verb).arg(out).args(more);
@@ -80,7 +80,7 @@ fn on(verb: &str, out: &Path, more: &[&str], point: &str) -> Run {
     finish(command)
 }
 
-/// A chain as a VMware or libvirt host leaves it: a snapshot's delta over a base.
+/// A chain in the form of a VMware or libvirt host: a snapshot's delta over a base.
 fn with_snapshot(lab: &Lab) -> PathBuf {
     let delta = lab.path("delta.qcow2");
     create_overlay(text(&lab.raw), "raw", &delta);
@@ -122,7 +122,7 @@ fn a_vm_starts_on_its_source_and_ends_without_it() {
     assert_eq!(report["outputs"]["complete"], false);
     assert_eq!(plain["outputs"]["complete"], true);
     assert_eq!(plain["bytes"]["left"], 0);
-    // What is left is the data that the fix and the trim have not taken.
+    // The rest is the data that fix and trim have not changed.
     let left = report["bytes"]["left"].as_u64().unwrap();
     let data = plain["bytes"]["read"].as_u64().unwrap();
     assert!(left > data / 2 && left <= data, "{left} of {data}");
@@ -173,7 +173,7 @@ fn a_vm_starts_on_its_source_and_ends_without_it() {
     untouched.check();
     let run = h2k(["rollback", text(&out)]).expect(1);
     assert!(run.stderr.contains("hyper2kvm release"), "{}", run.stderr);
-    // What the report lists may be replaced like any other result.
+    // The files in the report may be replaced like any other result.
     let replaced = convert_later(&lab, &delta, &["--force"]);
     assert_eq!(replaced["bytes"]["left"], left);
 
@@ -204,7 +204,7 @@ fn a_vm_starts_on_its_source_and_ends_without_it() {
         ],
     );
     same_guest(&plain_out.join("vm.qcow2"), &disk);
-    // A second time there is nothing to do, and then the source may go.
+    // A second run has nothing to do, and then the source may be removed.
     let again = h2k(["pull", text(&out), "--json"]).expect(0).json();
     assert_eq!(again["bytes"]["copied"], 0);
     let gone = lab.path("gone.raw");
@@ -213,7 +213,7 @@ fn a_vm_starts_on_its_source_and_ends_without_it() {
     h2k(["verify", text(&out)]).expect(0);
     let run = h2k(["release", text(&out)]).expect(2);
     assert!(run.stderr.contains("rm -r"), "{}", run.stderr);
-    // It has changed since its report was written, and the report says how it is now.
+    // It has changed since its report was written, and the report has its present state.
     fs::rename(&gone, &lab.raw).unwrap();
     lab.convert(&lab.raw, &["--force", "--older-link"])
         .expect(0);
@@ -267,7 +267,7 @@ fn every_disk_of_the_vm_and_what_cannot_stay() {
     let second = out.join("vm-1.qcow2");
     assert_eq!(chain(&second)[1].1, "vmdk");
     let later = read_json(&out.join("later.json"));
-    // The extents are watched, too.
+    // The extents are checked, too.
     let files = later["disks"][1]["levels"][0]["files"].as_array().unwrap();
     assert_eq!(files.len(), 2, "{later}");
     h2k(["verify", text(&out)]).expect(0);
@@ -296,7 +296,7 @@ fn every_disk_of_the_vm_and_what_cannot_stay() {
             assert!(run.stderr.contains(named), "{}", run.stderr);
         }
     }
-    // What libvirt cannot name, and what has no name of its own.
+    // A format that libvirt cannot name, and a file without a name of its own.
     let vhdx = lab.in_format("vhdx", "", "guest.vhdx");
     let packed = ova(&lab);
     for (source, why) in [(&vhdx, "vhdx"), (&packed, "packed")] {
@@ -424,8 +424,8 @@ fn a_pull_that_is_killed_anywhere_goes_on() {
         "pull-reported",
     ];
     for action in ["kill", "fail"] {
-        // One directory through all of them, and each point on its own.
-        // What an error leaves is what a kill leaves.
+        // One directory through all of them, and each point separately. An error leaves the same
+        // state as a kill.
         let points = match action {
             "kill" => &killed_once[..],
             _ => &["pull-flushed", "pull-described"],
@@ -550,7 +550,7 @@ fn a_vm_is_given_up() {
     assert_eq!(names(lab.dir.path()), ["guest.raw"]);
     untouched.check();
 
-    // It was written to, and the user has put something beside it.
+    // It was written to, and the user has put a file beside it.
     convert_later(&lab, &lab.raw, &[]);
     let disk = out.join("vm.qcow2");
     tool(
@@ -565,7 +565,7 @@ fn a_vm_is_given_up() {
         run.stderr
     );
     assert!(disk.exists());
-    // A program that has the disk open.
+    // A program has the disk open.
     let mut holder = Command::new("qemu-io");
     holder
         .args(["-f", "qcow2"])
@@ -591,7 +591,7 @@ fn a_vm_is_given_up() {
     assert_eq!(released["kept"][0], text(&out.join("notes.txt")));
     assert_eq!(names(&out), ["notes.txt"]);
     untouched.check();
-    // Not ours.
+    // Not defined by hyper2kvm.
     h2k(["release", text(&out)]).expect(2);
 }
 
@@ -622,7 +622,7 @@ fn a_large_disk_takes_no_longer() {
     let left = report["bytes"]["left"].as_u64().unwrap();
     assert!(left < 1 << 30, "{left}");
     eprintln!("2 TiB: {took:?}, overlay of {allocated} bytes, {left} left");
-    // Every hole is known to the overlay: QEMU has nothing to read there.
+    // The overlay contains every hole: QEMU has nothing to read there.
     let map = tool(
         "qemu-img",
         &["map", "--output=json", "-f", "qcow2", text(&disk)],
@@ -639,7 +639,7 @@ fn a_large_disk_takes_no_longer() {
     h2k(["pull", text(&out)]).expect(0);
     assert_eq!(chain(&disk).len(), 1);
     same_guest(&copied, &disk);
-    // A digest of 2 TiB takes too long: its data are compared, by where they are.
+    // A digest of 2 TiB takes too long: only its data is compared.
     assert_eq!(fs::metadata(&large).unwrap().modified().unwrap(), modified);
     let raw = [
         "compare",

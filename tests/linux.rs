@@ -1,5 +1,5 @@
-//! Linux guests, with a real one: busybox on ext4, this host's Debian kernel, an initramfs made here,
-//! started by GRUB. What is converted is booted under QEMU to its login line.
+//! Linux guests, with a real one: busybox on ext4, this host's Debian kernel, an initramfs made
+//! here, started by GRUB. The converted guest is booted under QEMU to its login line.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // skips and measured times must be seen
@@ -28,10 +28,10 @@ const TOOLS: [&str; 9] = [
 ];
 const GRUB: &str = "/usr/lib/grub/i386-pc";
 const UUID: &str = "6a1d51b0-0d0f-4f1e-8a0e-2f5b6f1c7a11";
-/// Under emulation on a busy machine.
+/// The limit under emulation on a busy host.
 const BOOT_LIMIT: Duration = Duration::from_secs(400);
 
-/// How a guest is to be.
+/// The properties of a guest.
 struct Spec {
     root: String,
     distribution: &'static str,
@@ -43,7 +43,7 @@ impl Default for Spec {
     fn default() -> Self {
         Self {
             root: format!("UUID={UUID}"),
-            // None virt-v2v knows, so that its presence changes nothing.
+            // Unknown to virt-v2v, so that its presence changes nothing.
             distribution: "h2klab",
             fstab: format!("UUID={UUID} / ext4 defaults 0 1\n"),
             esp: false,
@@ -285,7 +285,7 @@ fn disk(dir: &Path, root: &Path, spec: &Spec) -> PathBuf {
     raw
 }
 
-/// GRUB in the first sector and the gap behind it, as `grub-install` puts it there.
+/// GRUB in the first sector and the gap behind it, in the layout of `grub-install`.
 fn grub(dir: &Path, disk: &fs::File) {
     let early = dir.join("early.cfg");
     fs::write(
@@ -341,7 +341,7 @@ fn convert(path: Option<&Path>, raw: &Path, more: &[&str]) -> Run {
     finish(command)
 }
 
-/// A `PATH` with everything this host has but virt-v2v.
+/// A `PATH` with everything on this host except virt-v2v.
 fn without_virt_v2v(dir: &Path) -> PathBuf {
     let farm = dir.join("path");
     fs::create_dir(&farm).unwrap();
@@ -378,7 +378,7 @@ fn boot(disk: &Path) -> String {
         ])
         .args(["-nodefaults", "-no-reboot", "-drive", &drive])
         .args(["-serial", &format!("file:{}", log.display())])
-        // Behind a root port, so modern only: what libvirt shows on q35.
+        // Behind a root port, so modern only: like libvirt's q35.
         .args(["-device", "pcie-root-port,id=p"])
         .args(["-device", "virtio-blk-pci,drive=d,bus=p"])
         .stdin(Stdio::null());
@@ -431,7 +431,7 @@ fn on_the_users_word_it_is_converted_and_boots() {
         .expect(0)
         .stdout;
     assert!(text.contains("Lab Linux 1"), "{text}");
-    // Whether it starts is not checked, so it is not called ready.
+    // Whether it starts is not checked, so it is not reported as ready.
     let verified = support::h2k(["verify", raw.to_str().unwrap()]).expect(4);
     assert!(
         verified.stdout.contains("is not checked here"),
@@ -479,7 +479,7 @@ fn on_the_users_word_it_is_converted_and_boots() {
     let told = boot(&out.join("guest.qcow2"));
     assert!(told.contains("root is /dev/vda1"), "{told}");
     assert!(told.contains("lab-linux login:"), "{told}");
-    // It is started with virsh, and `boot` says so.
+    // It is started with virsh, as `boot` reports.
     let refused = support::h2k(["boot", out.to_str().unwrap()]).expect(2);
     assert!(refused.stderr.contains("virsh"), "{}", refused.stderr);
 }
@@ -512,8 +512,8 @@ fn without_virt_v2v_or_a_word_it_is_refused() {
     let refused = convert(Some(&path), &raw, &["--linux", "as-is", "--in-place"]).expect(3);
     assert_eq!(blockers(&refused)[0].0, "linux-in-place");
 
-    // It is given an overlay of the disk, and XML with nothing else. One that fails leaves nothing, and
-    // its reason is shown.
+    // virt-v2v gets an overlay of the disk, and XML with nothing else. A failed one leaves nothing,
+    // and its reason is shown.
     script(&path.join("nbdkit"), "#!/bin/sh\n");
     script(
         &path.join("virt-v2v-in-place"),
@@ -526,7 +526,7 @@ fn without_virt_v2v_or_a_word_it_is_refused() {
     assert!(!raw.with_file_name("out").exists());
 }
 
-/// A distribution that virt-v2v does not know is handed to it only when that is asked for.
+/// A distribution that virt-v2v does not support is handed to it only on request.
 #[test]
 fn an_unknown_distribution_is_refused() {
     if !ready() {
@@ -548,8 +548,8 @@ fn an_unknown_distribution_is_refused() {
     assert!(path["reason"].as_str().unwrap().contains("virt-v2v"));
 }
 
-/// A program that opens files by their names gets the source by a socket: another file under the name of the
-/// source is not read.
+/// A program that opens files by name gets the source through a socket: another file with the name
+/// of the source is not read.
 #[test]
 fn virt_v2v_reads_what_is_held() {
     if !ready() {
@@ -624,7 +624,7 @@ fn names_of_devices_and_the_uefi_loader() {
     assert_eq!(again["actions"].as_array().unwrap().len(), 0);
 }
 
-/// Every command of `docs/linux.md`; what needs a libvirtd is stood in for.
+/// Every command of `docs/linux.md`; commands that need a libvirtd have stand-ins.
 #[test]
 fn the_commands_of_the_page_run() {
     if !ready() {

@@ -1,4 +1,4 @@
-//! Machine files as they come, through the whole program: the values of the cases in `tests/cases` and
+//! VM descriptions through the whole program: the values of the cases in `tests/cases` and
 //! `../shared/cases` in the domain XML, refusals by their exit codes, and names in other encodings.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
@@ -75,7 +75,7 @@ fn put(disk: &Path, folder: &Path, name: &[u8]) {
     fs::hard_link(disk, folder.join(OsStr::from_bytes(name))).unwrap();
 }
 
-/// Every case, in a directory of its own with the disk it names.
+/// Every case, in a separate directory with the disk it names.
 #[test]
 fn cases_have_the_right_values() {
     if !have(&TOOLS) {
@@ -113,7 +113,7 @@ fn cases_have_the_right_values() {
     }
 }
 
-/// Every verb refuses it with this exit code, and says why.
+/// Every verb refuses it with this exit code, and prints the reason.
 fn refused(folder: &Path, source: &Path, want: &Value) {
     let code = want["exit"].as_i64().unwrap() as i32;
     let mut says: Vec<&str> = Vec::new();
@@ -313,7 +313,7 @@ fn an_older_link_is_refused_until_it_is_meant() {
     }
 }
 
-/// What is refused by name: every verb ends with the same code, says what it is and what to do.
+/// Kinds refused by name: every verb ends with the same code, and names the kind and the remedy.
 #[test]
 fn what_cannot_be_read_is_called_what_it_is() {
     if !have(&TOOLS) {
@@ -428,7 +428,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !crc
 }
 
-/// A VHDX as a crash leaves it: its log has an entry, here one that zeroes a sector beyond the tables.
+/// A VHDX after a crash: its log has an entry, here one that zeroes a sector beyond the tables.
 /// [MS-VHDX] 2.2.2 and 2.3.
 fn put_log(vhdx: &Path) {
     let file = File::options().read(true).write(true).open(vhdx).unwrap();
@@ -495,7 +495,7 @@ fn current_header(vhdx: &Path) -> Vec<u8> {
     headers.into_iter().max().unwrap().1
 }
 
-/// As much of a differencing VHDX as tells whose child it is.
+/// The part of a differencing VHDX that identifies its parent.
 fn child_vhdx(parent: &[u8]) -> Vec<u8> {
     let guid = |text: &str| uuid::Uuid::parse_str(text).unwrap().to_bytes_le();
     let mut file = vec![0; 2 << 20];
@@ -543,7 +543,7 @@ fn bytes_path(folder: &Path, parts: &[&[u8]]) -> PathBuf {
     folder.join(OsStr::from_bytes(&parts.concat()))
 }
 
-/// Files whose names are no UTF-8, in every kind of source, from the first look to the rollback.
+/// Files whose names are not UTF-8, in every kind of source, from the inspection to the rollback.
 #[test]
 fn names_that_are_not_utf8() {
     if !have(&TOOLS) {
@@ -569,7 +569,7 @@ fn names_that_are_not_utf8() {
         );
         [head.as_bytes(), GBK, b"-flat.vmdk\" 0\n"].concat()
     };
-    // The extent by the bytes of its name, whether or not they are what the label says.
+    // The extent by the bytes of its name, whether or not they match the label.
     for label in ["GBK", "UTF-8", "klingon"] {
         let disk = file(&[GBK, b".vmdk"], &descriptor(label));
         run("inspect", &disk, &out, &[]).expect(0);
@@ -624,7 +624,7 @@ fn names_that_are_not_utf8() {
     }
     assert_eq!(sha256(&lab.raw), before, "the source is as it was");
 
-    // What names the result must be text.
+    // The names of the result must be text.
     for verb in ["plan", "convert"] {
         let text = run(verb, &sources[1], &folder, &[]).expect(2).stdout;
         assert!(
@@ -642,7 +642,7 @@ fn names_that_are_not_utf8() {
     };
     assert_ne!(name(&sources[1]), name(&other));
 
-    // Fixed in place the file itself is the result, and libvirt's XML must name it.
+    // Fixed in place, the file itself is the result, and libvirt's XML must name it.
     let disk = bytes_path(&folder, &[b"own-", GBK, b".raw"]);
     put(&lab.raw, &folder, disk.file_name().unwrap().as_bytes());
     for verb in ["plan", "convert"] {
@@ -653,7 +653,7 @@ fn names_that_are_not_utf8() {
         );
         assert!(!out.join("out").exists());
     }
-    // Where the name is text, the journal has it and the disk comes back.
+    // If the name is text, the journal has it and the disk is restored.
     let text = lab.path("磁盘 own.raw");
     fs::copy(&lab.raw, &text).unwrap();
     run("convert", &text, &out, &["--in-place"]).expect(0);
@@ -663,7 +663,8 @@ fn names_that_are_not_utf8() {
     assert_eq!(sha256(&lab.raw), before);
 }
 
-/// A chain whose links' names are no UTF-8: deltas of VMware with `encoding`, overlays of QEMU.
+/// A chain of links with names that are not UTF-8: deltas of VMware with `encoding`, overlays of
+/// QEMU.
 #[test]
 fn chains_of_names_that_are_not_utf8() {
     if !have(&TOOLS) {

@@ -1,5 +1,5 @@
-//! `rehearse`: both boots on a throw-away overlay of a source that stays unchanged, with real libvirtd and
-//! QEMU, and a payload of the tests in the place of Windows' boot loader.
+//! `rehearse`: both boots on a throw-away overlay of an unchanged source, with real libvirtd and
+//! QEMU, and a payload of the tests in place of Windows' boot loader.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr, clippy::print_stdout)] // which case is running
@@ -28,7 +28,7 @@ use support::later::Untouched;
 use support::wire::{Line, Nbdkit, Sshd};
 use support::{Lab, Paused, Run, binary, finish, h2k, have, sha256, tool, virtio_win};
 
-/// Reads sector 10 and hangs where its first byte is not 0; else makes it 1, and continues.
+/// Reads sector 10 and hangs if its first byte is not 0; otherwise sets it to 1, and continues.
 const ONLY_ONCE: &[u8] = &[
     0xb6, 0x00, // mov dh, 0
     0xb8, 0x01, 0x02, // mov ax: read one sector
@@ -47,7 +47,7 @@ const ONLY_ONCE: &[u8] = &[
     0xcd, 0x13, // int 13h
 ];
 
-/// A guest, and a libvirt of an ordinary user that may read it.
+/// A guest, and the libvirt of an ordinary user who may read it.
 struct Stage {
     lab: Lab,
     libvirt: Libvirt,
@@ -96,7 +96,7 @@ impl Stage {
         finish(self.command(&self.lab.raw, more))
     }
 
-    /// Nothing is left but evidence, and the source is as it was.
+    /// Only evidence is left, and the source is unchanged.
     #[track_caller]
     fn nothing_is_left(&self) {
         let domains = self.libvirt.virsh(&["list", "--all", "--name"]).expect(0);
@@ -194,7 +194,7 @@ fn a_vm_that_comes_up_leaves_evidence_and_nothing_else() {
         assert_eq!(mode & 0o077, 0, "{secret}");
     }
     stage.nothing_is_left();
-    // Again, over the evidence of the first; what somebody put beside it stays.
+    // Again, over the evidence of the first; other files beside it stay.
     fs::write(stage.evidence().join("notes.txt"), "mine").unwrap();
     stage.libvirt.give(&stage.evidence());
     stage.rehearse(&["--stop-after", "bootstrap"]).expect(0);
@@ -203,8 +203,8 @@ fn a_vm_that_comes_up_leaves_evidence_and_nothing_else() {
     stage.nothing_is_left();
 }
 
-/// Its disk is read through a server that ends with the rehearsal, and no more of it than that. While the line is
-/// down the VM is paused, and then it continues.
+/// Its disk is read through a server that ends with the rehearsal. While the connection is down the
+/// VM is paused, and then it continues.
 #[test]
 fn a_vm_on_another_host_is_rehearsed_where_it_lies() {
     if !able() || !have(&["nbdkit"]) {
@@ -257,7 +257,7 @@ fn a_vm_on_another_host_is_rehearsed_where_it_lies() {
     stage.nothing_is_left();
 }
 
-/// Its files are put together by a storage daemon of this run, which ends with it too.
+/// A storage daemon of this run joins its files, and ends with it too.
 #[test]
 fn a_disk_of_several_files_on_another_host_is_rehearsed() {
     if !able() || !have(&Sshd::TOOLS) {
@@ -284,7 +284,8 @@ fn a_disk_of_several_files_on_another_host_is_rehearsed() {
     untouched.check();
 }
 
-/// What both boots of the payload, and what is looked at between them, may read of the source.
+/// The bytes that both boots of the payload, and the examination between them, may read from the
+/// source.
 const BOOTS: u64 = 4 << 20;
 
 #[ignore = "minutes: cargo test --test rehearse -- --ignored; .ci/campaign rehearsals has it"]
@@ -299,7 +300,7 @@ fn a_uefi_vm_leaves_no_variables() {
     stage.nothing_is_left();
 }
 
-/// What each end is called, and that nothing of it is left.
+/// The name of each outcome; nothing of it is left.
 fn ends(cases: &[(&str, End, &str, &[&str])]) {
     if !able() {
         return;
@@ -352,7 +353,8 @@ fn a_vm_that_goes_off_is_stopped() {
     ends(&[("here", End::PowerOff, "stopped", &[])]);
 }
 
-/// Comes up from the emulated controller, and not from VirtIO: the BIOS names the disk otherwise there.
+/// The VM comes up from the emulated controller, and not from VirtIO: the BIOS names the disk
+/// differently there.
 #[test]
 fn a_vm_that_comes_up_only_once_is_down() {
     if !able() {
@@ -403,7 +405,7 @@ fn what_a_killed_rehearsal_left_is_removed_by_the_next() {
     assert_eq!(listed[0]["state"], "left", "{listed}");
     let work = listed[0]["work"].as_str().unwrap();
     assert!(Path::new(work).is_dir());
-    // A domain of somebody else is not touched.
+    // A domain of somebody else is not changed.
     let other = stage.lab.path("other.xml");
     fs::write(
         &other,
@@ -423,7 +425,7 @@ fn what_a_killed_rehearsal_left_is_removed_by_the_next() {
     stage.nothing_is_left();
 }
 
-/// Killed at every place that has a name, the next run removes what is there.
+/// After a kill at every named place, the next run removes the leftovers.
 #[ignore = "minutes: cargo test --test rehearse -- --ignored; .ci/campaign rehearsals has it"]
 #[test]
 fn killed_at_every_step_of_a_rehearsal() {
@@ -447,7 +449,7 @@ fn killed_at_every_step_of_a_rehearsal() {
         command.env("HYPER2KVM_FAILPOINT", format!("{point}=kill"));
         assert_eq!(finish(command).code, -1, "{point}");
         assert_eq!(stage.doctor()[0]["state"], "left", "{point}");
-        // Refused at once, and what was left is removed all the same.
+        // Refused immediately, but the leftovers are removed.
         let mut command = stage.command(&stage.lab.raw, &[]);
         command.env("HYPER2KVM_FAILPOINT", "rehearse-noted=fail");
         finish(command).expect(1);
@@ -464,7 +466,8 @@ fn killed_at_every_step_of_a_rehearsal() {
     stage.nothing_is_left();
 }
 
-/// Killed at moments spread over a whole run; `HYPER2KVM_PAIRS` says how many (`.ci/campaign rehearsals`).
+/// Killed at moments spread over a whole run; `HYPER2KVM_PAIRS` is their number (`.ci/campaign
+/// rehearsals`).
 #[ignore = "minutes: cargo test --test rehearse -- --ignored; .ci/campaign rehearsals has it"]
 #[test]
 fn killed_at_any_moment() {
@@ -620,7 +623,7 @@ fn a_list_becomes_one_page() {
         "./good-rehearsal/",
         "panic after",
         "none.raw",
-        // What was found, and what to do.
+        // The findings, and the remedies.
         "the catalogue (.cat) is not signed",
         "Windows did not come up in the first boot",
         "find the stop code of the screen",

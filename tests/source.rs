@@ -1,6 +1,6 @@
-//! The source: opened once, held until the result is there, and looked at again before that. What
-//! others do to it meanwhile ends the run with exit 1 and nothing left, and signals and closed streams
-//! end it as documented.
+//! The source is opened once, held until the result exists, and checked again before that. A change
+//! by others during the run ends it with exit 1 and nothing left. Signals and closed streams end it
+//! as documented.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
@@ -30,7 +30,7 @@ fn command(lab: &Lab, verb: &str, source: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// Whether QEMU may write to the file now, as a VM that starts on it would.
+/// Whether QEMU may write to the file now, like a VM that starts on it.
 fn a_vm_can_start(file: &Path) -> bool {
     let out = Command::new("qemu-io")
         .args(["-f", "raw", "-c", "write -q -P 0 0 0", text(file)])
@@ -48,7 +48,7 @@ fn scribble(file: &Path) {
     file.write_all_at(b"somebody else", middle).unwrap();
 }
 
-/// The images of a lab in several kinds: what is named, and the file in which the data is.
+/// The images of a lab in several kinds: the named file, and the file with the data.
 fn images(lab: &Lab) -> Vec<(PathBuf, PathBuf)> {
     let flat = lab.in_format("vmdk", "subformat=monolithicFlat", "flat.vmdk");
     let base = lab.in_format("qcow2", "", "base.qcow2");
@@ -118,7 +118,7 @@ fn a_change_during_a_run_is_exit_1_and_leaves_nothing() {
             assert!(run.stderr.contains("hint:"), "{}", run.stderr);
             nothing_left(&lab);
         }
-        // A new owner or mode is no change: libvirt gives files away.
+        // A new owner or mode is no change: libvirt changes the owner of files.
         let run = Paused::at("before-rename", command(&lab, "convert", &named, &[]));
         fs::set_permissions(&data, fs::Permissions::from_mode(0o640)).unwrap();
         run.go_on().expect(0);
@@ -165,7 +165,7 @@ fn rollback_wants_the_disk_for_itself(disk: &Path, out: &Path) {
     assert_ne!(sha256(disk), fixed);
 }
 
-/// As root, the file of somebody else's directory becomes a link to one that only root may read.
+/// As root, a file in somebody else's directory becomes a link to one that only root may read.
 #[test]
 fn a_file_that_becomes_a_link_after_the_check() {
     if !have(&TOOLS) {
@@ -264,7 +264,7 @@ fn what_vmware_has_locked_is_refused() {
         }
         fs::remove_file(&lock).unwrap();
     }
-    // What a crash leaves behind: empty directories, and the lock of another file.
+    // Leftovers of a crash: empty directories, and the lock of another file.
     let other = format!(".lck-{:016x}", inode("guest.raw").swap_bytes());
     fs::write(lab.path(&other), "").unwrap();
     h2k(["inspect", text(&vmx)]).expect(0);
@@ -283,9 +283,9 @@ fn pairs_of_runs_on_one_source() {
     concurrent_runs_on_one_source(pairs.and_then(|n| n.parse().ok()).unwrap_or(200));
 }
 
-/// Pairs of runs, the second one a little later each time, on one source: two that change it, one that
-/// changes and one that reads it. Whatever comes of it, the disk is what it was, or fixed once and can
-/// be taken back.
+/// Pairs of runs on one source, the second one slightly later each time: two that change it, and
+/// one that changes and one that reads it. In the end the disk is unchanged, or fixed once and can
+/// be rolled back.
 fn concurrent_runs_on_one_source(pairs: u32) {
     if !have(&TOOLS) {
         return;
@@ -379,7 +379,7 @@ fn a_block_device_that_is_written_to() {
     finish(command(&lab, "convert", device, &[])).expect(0);
 }
 
-/// What is mounted from a loop device over the source is written without a lock.
+/// A loop device mounted over the source writes to it without a lock.
 #[test]
 fn a_source_under_a_loop_device_is_refused() {
     if !have(&TOOLS) {
@@ -410,7 +410,7 @@ fn a_source_under_a_loop_device_is_refused() {
         refused(verb, more, &device.0);
     }
     drop(device);
-    // One that cannot write is in the way of writers only.
+    // A read-only one conflicts with writers only.
     let Some(device) = LoopOver::file(&other, &["-r"]) else {
         return;
     };
@@ -465,7 +465,7 @@ fn a_mounted_block_device_is_refused() {
     }
 }
 
-/// A block device that is changed in place cannot be mounted meanwhile.
+/// A block device that is changed in place cannot be mounted in the meantime.
 #[test]
 fn a_block_device_is_held_while_it_is_written() {
     if !have(&TOOLS) {
@@ -520,7 +520,7 @@ fn nobody_reads_what_is_said() {
             nothing_left(&lab);
         }
     }
-    // A reader that has gone is one thing, a result that is lost another.
+    // A reader that has closed its end is no error; a lost result is.
     let mut full = command(&lab, "inspect", &qcow2, &["--json"]);
     full.stdout(File::options().write(true).open("/dev/full").unwrap());
     full.stderr(Stdio::piped());
@@ -602,7 +602,7 @@ fn what_is_missing_is_named() {
         run.env_remove("HYPER2KVM_VIRTIO_ISO");
         finish(run)
     };
-    // With less the program is not even loaded.
+    // With less the program cannot even be loaded.
     let least = fs::metadata(binary()).unwrap().len() >> 10;
     for limit in [least, 100_000, 300_000] {
         let run = shell(&format!("ulimit -v {limit}"), "convert");

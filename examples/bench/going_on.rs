@@ -1,4 +1,4 @@
-//! Copies that go on: what the journal costs, a resumed copy, and the last pass of a sync.
+//! Continued copies: the cost of the journal, a resumed copy, and the last pass of a sync.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -32,7 +32,7 @@ pub fn journal(lab: &Lab, mib: u64) -> Result<Value> {
     for round in 0..lab.rounds * 2 {
         let _ = fs::remove_file(&record);
         let recorded = || CopyOptions::default().recorded(record.clone());
-        // Who is first changes: the second finds the host as the first left it.
+        // The order alternates: the second finds the host as the first left it.
         let (a, b) = match round % 2 {
             0 => (ours(recorded())?, ours(CopyOptions::default())?),
             _ => {
@@ -70,7 +70,7 @@ pub fn journal(lab: &Lab, mib: u64) -> Result<Value> {
     }))
 }
 
-/// A whole copy by nbdcopy, as one has to call it for a raw disk and a qcow2.
+/// A whole copy by nbdcopy, called for a raw disk and a qcow2.
 fn nbdcopy(from: &Path, to: &Path) -> Result<f64> {
     let start = Instant::now();
     let size = fs::metadata(from)?.len().to_string();

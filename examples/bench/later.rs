@@ -1,5 +1,6 @@
-//! `convert --copy later` and both boots, on a small and on a large disk with the same files, local and over ssh: how
-//! long a VM is away, from the moment it was shut down to its payload on the final VirtIO machine.
+//! `convert --copy later` and both boots, on a small and on a large disk with the same files, local
+//! and over ssh. Measures how long a VM is away, from its shutdown to its payload on the final
+//! VirtIO VM.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -82,11 +83,11 @@ pub fn later(lab: &Lab, mib: u64) -> Result<Option<Value>> {
 #[derive(Clone, Copy)]
 struct Away {
     convert: f64,
-    /// Of it: inspect, plan, fix, trim, verify.
+    /// The part for inspect, plan, fix, trim and verify.
     offline: f64,
     /// Until the payload has written its marker on the final machine: what `boot` does after that is not waited for.
     boot: f64,
-    /// Of it: from each `virsh start` to the marker.
+    /// The part from each `virsh start` to the marker.
     starts: f64,
     fetched: f64,
 }

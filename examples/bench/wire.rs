@@ -26,7 +26,7 @@ struct Warm {
 
 impl Warm {
     const PIECE: u64 = 16 * MIB;
-    /// Given back before it is needed.
+    /// The memory released in advance.
     const FREE: u64 = 256 * MIB;
 
     /// `copy` is the file that is going to grow.
@@ -58,7 +58,7 @@ impl Warm {
     }
 }
 
-/// How a disk is reached.
+/// The access to a disk.
 struct Access {
     url: String,
     options: Vec<String>,

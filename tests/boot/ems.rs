@@ -1,4 +1,4 @@
-//! The console SAC has the first serial port: the marker of the first boot comes on the second.
+//! The console SAC has the first serial port: the marker of the first boot appears on the second.
 
 use std::fs;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ fn the_marker_comes_on_the_second_port_where_ems_has_the_first() {
     }
     let (lab, libvirt) = (guest(Firmware::Bios), Libvirt::new());
     switch_ems_on(&lab);
-    // What SAC shows, then the marker on COM2.
+    // The output of SAC, then the marker on COM2.
     let sac = [
         0xba, 0xf8, 0x03, // mov dx, 3f8h
         0xb0, b'!', // mov al, '!'

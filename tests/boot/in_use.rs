@@ -1,4 +1,4 @@
-//! Disks that a domain of libvirt has: running, and suspended to disk, when no process holds them.
+//! Disks in use by a domain of libvirt: running, and suspended to disk, when no process holds them.
 
 use std::path::Path;
 

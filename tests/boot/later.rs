@@ -21,7 +21,7 @@ fn pull(libvirt: &Libvirt, out: &Path, more: &[&str], point: &str) -> Run {
     finish(command)
 }
 
-/// What the guest said on COM1 since the marker.
+/// The guest's output on COM1 since the marker.
 fn said(out: &Path) -> String {
     let log = fs::read(out.join("com1-final.log")).unwrap_or_default();
     let log = String::from_utf8_lossy(&log).into_owned();
@@ -64,7 +64,8 @@ fn a_vm_is_pulled_off_its_source_while_it_writes() {
     assert!(run.stderr.contains("bootstrap-done"), "{}", run.stderr);
     replace_payload(&lab, disk, &boot_code("writing", true, End::Hang));
     libvirt.boot(&out, &["--timeout", "12"]).expect(4);
-    // The final boot has counted one, that was undone, and the first machine counts again.
+    // The final boot has incremented the counter, that was undone, and the first VM increments it
+    // again.
     let begin = Instant::now();
     while counter(disk) == 0 && begin.elapsed().as_secs() < 60 {
         std::thread::sleep(Duration::from_millis(300));
@@ -120,7 +121,7 @@ fn a_vm_is_pulled_off_its_source_while_it_writes() {
     assert_eq!(chain.as_array().unwrap().len(), 1);
     untouched.check();
     libvirt.virsh(&["destroy", "vm"]).expect(0);
-    // Without the source, and without what was for its sake.
+    // Without the source, and without the settings for it.
     fs::remove_file(&lab.raw).unwrap();
     tool("qemu-img", &["check", "-q", disk]);
     assert!(!live(&["--inactive"]).contains("error_policy"));
@@ -149,7 +150,7 @@ fn a_domain_is_given_up_with_its_vm() {
     let run = release(&[]).expect(1);
     assert!(run.stderr.contains("was started"), "{}", run.stderr);
     assert_eq!(libvirt.state("vm"), "shut off");
-    // A domain of somebody else under the same UUID is left alone.
+    // A domain of somebody else with the same UUID is not changed.
     let theirs = libvirt
         .virsh(&["dumpxml", "vm", "--inactive"])
         .expect(0)

@@ -1,4 +1,4 @@
-//! A libvirt of our own.
+//! A private libvirt for the tests.
 
 use std::fs;
 use std::path::Path;

@@ -35,7 +35,7 @@ use serde_json::Value;
 use sources::{Input, source};
 use support::{Lab, finish, h2k, have, tool, virtio_win};
 
-/// `convert` into a directory of its own, as a VM for software emulation in a session.
+/// `convert` into a separate directory, as a VM for software emulation in a session.
 fn convert(lab: &Lab, source: &Path, name: &str, more: &[&str]) -> (PathBuf, Value) {
     let out = lab.path(&format!("{name}-kvm"));
     let (source, iso) = (source.to_str().unwrap(), virtio_win().to_str().unwrap());
@@ -48,7 +48,7 @@ fn convert(lab: &Lab, source: &Path, name: &str, more: &[&str]) -> (PathBuf, Val
         out.to_str().unwrap(),
     ];
     args.extend(["--name", name, "--memory", "256", "--vcpus", "1"]);
-    // Several session daemons do not see which VNC ports the others take.
+    // Session daemons do not see each other's VNC ports.
     args.extend(["--graphics", "none"]);
     args.extend(["--domain-type", "qemu", "--user-network", "--json"]);
     args.extend(more);
@@ -123,11 +123,11 @@ fn boot_twice(libvirt: &Libvirt, out: &Path, name: &str) {
     for stage in ["bootstrap", "final"] {
         assert_eq!(record[stage]["up_by"], "marker", "{stage}: {record:#}");
     }
-    // Windows has not run, and it is said.
+    // Windows has not run, which is reported.
     assert_eq!(record["proof"]["bound"], false);
     assert!(record["warnings"].to_string().contains("has not bound"));
     assert!(overlays_since_switch(out).is_empty());
-    // Done is done.
+    // A finished boot is not repeated.
     let before = fs::read(out.join("boot.json")).unwrap();
     libvirt.boot(out, &[]).expect(0);
     assert_eq!(fs::read(out.join("boot.json")).unwrap(), before);
@@ -143,7 +143,7 @@ fn matrix(lab: &Lab, libvirt: &Libvirt, storage: &str) {
     for input in [Input::Plain, Input::Vmx, Input::Ovf, Input::Ova] {
         for disks in [1, 2] {
             let out = machine(lab, libvirt, (input, storage, disks));
-            // Room for the next one.
+            // Space for the next one.
             fs::remove_dir_all(out).unwrap();
         }
     }
@@ -209,7 +209,7 @@ fn boots_from_two_disks(firmware: Firmware) {
     if firmware == Firmware::Uefi {
         return boot_twice(&libvirt, &out, "split");
     }
-    // Moved between the boots, and what is defined names the old place.
+    // Moved between the boots; the defined domain names the old place.
     let first = ["--stop-after", "bootstrap", "--timeout", "300"];
     libvirt.boot(&out, &first).expect(0);
     let moved = lab.path("moved in between");
@@ -237,7 +237,7 @@ fn a_uefi_vm_with_windows_on_the_second_disk() {
     boots_from_two_disks(Firmware::Uefi);
 }
 
-/// What takes the writes of the final boot.
+/// The overlays for the writes of the final boot.
 fn overlays_since_switch(out: &Path) -> Vec<PathBuf> {
     let all = fs::read_dir(out)
         .unwrap()
@@ -254,7 +254,7 @@ fn replace_payload(lab: &Lab, disk: &str, code: &[u8]) {
     tool("qemu-io", &["-f", "qcow2", "-c", &write, disk]);
 }
 
-/// The first byte of sector 10, also of a running machine.
+/// The first byte of sector 10, even of a running VM.
 fn counter(disk: &str) -> u8 {
     let args = ["-U", "-r", "-f", "qcow2", "-c", "read -v 5120 16", disk];
     let dump = String::from_utf8(tool("qemu-io", &args)).unwrap();
@@ -337,7 +337,8 @@ fn failures_are_named_and_undone() {
     let live = libvirt.virsh(&["dumpxml", "vm"]).expect(0).stdout;
     assert!(live.contains("stage=\"bootstrap\""));
     assert_eq!(libvirt.state("vm"), "running");
-    // The final boot has counted one, that was undone, and the first machine counts again.
+    // The final boot has incremented the counter, that was undone, and the first VM increments it
+    // again.
     let begin = Instant::now();
     while counter(disk) == 0 && begin.elapsed().as_secs() < 60 {
         std::thread::sleep(Duration::from_millis(500));
@@ -365,7 +366,7 @@ fn failures_are_named_and_undone() {
 }
 
 /// Killed at the beginning of every phase, and while the VM runs: the same command continues each
-/// time, and what was started is not started again.
+/// time, and started VMs are not started again.
 #[test]
 fn killed_at_every_step() {
     if !able() {
@@ -428,7 +429,7 @@ fn killed_at_every_step() {
     assert_eq!(phase(), "restoring");
     killed_at("boot-final-failed", &[]);
     assert_eq!(phase(), "final-failed");
-    // The payload that hung was written since the switch: it is gone with the rest.
+    // The payload that hung was written after the switch: it is gone with the rest.
     assert_eq!(counter(disk), 0);
     eprintln!("killed while what was written since the switch goes into the disk");
     let up_and_counts = boot_code(MARKER, true, End::PowerOff);
@@ -447,7 +448,8 @@ fn killed_at_every_step() {
     assert!(!snapshots(disk).contains("hyper2kvm"));
 }
 
-/// `--pool` and `--install-to`: the disks end where libvirt can read them, and the VM boots there.
+/// `--pool` and `--install-to`: the disks are moved to a place that libvirt can read, and the VM
+/// boots there.
 #[test]
 fn disks_are_installed() {
     if !able() {
@@ -478,7 +480,7 @@ fn disks_are_installed() {
     command.arg("boot").arg(&out).args(["--pool", "images"]);
     command.env("HYPER2KVM_FAILPOINT", "installing=kill");
     assert_eq!(finish(command).code, -1);
-    // The originals go last.
+    // The originals are removed last.
     assert!(old.exists() && out.join("vm-probe.qcow2").exists());
     let record = libvirt
         .boot(&out, &["--pool", "images", "--timeout", "300"])
@@ -526,7 +528,7 @@ fn disks_are_installed() {
     assert_eq!(Path::new(disk), folder.join("two.qcow2"));
     tool("qemu-img", &["check", disk]);
     assert!(!out.join("two.qcow2").exists());
-    // A disk that is there is never overwritten.
+    // An existing disk is never overwritten.
     let run = h2k([
         "convert",
         lab.raw.to_str().unwrap(),
@@ -562,8 +564,8 @@ fn run_script(libvirt: &Libvirt, out: &Path, name: &str, stage: &str) {
     assert!(text.contains(MARKER), "{text}\n{}", run.stderr);
 }
 
-/// A TPM in both boots; and Secure Boot with enrolled keys, seen by the firmware refusing a loader that
-/// nobody signed.
+/// A TPM in both boots; and Secure Boot with enrolled keys, proved by the firmware refusing an
+/// unsigned loader.
 #[test]
 fn tpm_and_secure_boot() {
     if !able() || !have(&["swtpm", "swtpm_setup"]) {
@@ -606,7 +608,7 @@ fn tpm_and_secure_boot() {
         while !boot.is_finished() && !log("com1-bootstrap.log").contains("Access Denied") {
             std::thread::sleep(Duration::from_millis(300));
         }
-        // Nothing more will come.
+        // No more output will arrive.
         libvirt.virsh(&["destroy", "secure"]);
         boot.join().unwrap().expect(4);
     });
@@ -615,7 +617,7 @@ fn tpm_and_secure_boot() {
     assert!(evidence.contains("Access Denied"), "{evidence}");
 }
 
-/// `--xml-patch`, and what virt-xml makes of our XML: both are still machines `boot` knows.
+/// `--xml-patch`, and changes by virt-xml: `boot` accepts both.
 #[test]
 fn domains_can_be_changed() {
     if !able() {

@@ -1,4 +1,4 @@
-//! Programs in the place of Windows' boot loader, and guests that have them.
+//! Programs in place of Windows' boot loader, and guests with them.
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
@@ -15,10 +15,10 @@ pub enum End {
     Hang,
     Reset,
     Panic,
-    /// Reads this sector for ever.
+    /// Reads this sector in a loop.
     Read(u32),
-    /// Writes to sectors of the first track, reads them back and compares, for ever: a `.` on COM1 for each 256
-    /// of them, a `B` for what was read back wrong.
+    /// Writes to sectors of the first track, reads them back and compares, in a loop. It prints a
+    /// `.` on COM1 for each 256 of them, and a `B` for a wrong one.
     Work,
 }
 
@@ -96,7 +96,7 @@ fn work() -> Vec<u8> {
     code
 }
 
-/// Hangs where the BIOS cannot read the disk after the first one.
+/// Hangs if the BIOS cannot read the second disk.
 const READS_SECOND_DISK: &[u8] = &[
     0xb2, 0x81, // mov dl, 81h
     0xb6, 0x00, // mov dh, 0
@@ -257,7 +257,7 @@ pub fn guest(firmware: Firmware) -> Lab {
             fs::write(&payload, efi_application()).unwrap();
             let esp = lab.spec.partition(Role::Esp).unwrap();
             let image = format!("{}@@{}", lab.raw.display(), esp.start);
-            // Windows' own loader and the fall-back: a fall-back that is another program is replaced.
+            // Windows' own loader and the fall-back: a foreign fall-back is replaced.
             for to in [
                 "::/EFI/Boot/bootx64.efi",
                 "::/EFI/Microsoft/Boot/bootmgfw.efi",
@@ -272,8 +272,8 @@ pub fn guest(firmware: Firmware) -> Lab {
     lab
 }
 
-/// A guest whose boot files, with the payload, and Windows are on disks of their own. The payload for BIOS
-/// comes up only where it can read the other disk, as a boot manager must.
+/// A guest whose boot files, with the payload, and Windows are on separate disks. The payload for
+/// BIOS comes up only if it can read the other disk, which a boot manager needs.
 pub fn split_guest(firmware: Firmware) -> (Lab, Split) {
     let lab = guest(firmware);
     let split = lab.split();

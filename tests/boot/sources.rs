@@ -1,4 +1,4 @@
-//! Machines to convert, made by hyper2kvm, in the shapes they come in.
+//! Generated VMs to convert, in every form of source.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ pub enum Input {
     Ova,
 }
 
-/// The guest as a VM in a directory of its own; with two disks the empty one comes first.
+/// The guest as a VM in a separate directory; with two disks the empty one comes first.
 pub fn source(lab: &Lab, input: Input, disks: usize, firmware: &str) -> PathBuf {
     if input == Input::Plain && disks == 1 {
         return lab.raw.clone();
@@ -33,7 +33,7 @@ pub fn source(lab: &Lab, input: Input, disks: usize, firmware: &str) -> PathBuf 
         tool("qemu-img", &args);
     };
     if input == Input::Plain {
-        // One image is one disk: two of them come in the domain XML of a libvirt.
+        // One image is one disk: two of them need the domain XML of a libvirt.
         fs::write(file("data.raw"), vec![0; 16 << 20]).unwrap();
         let disk = |path: &Path, target: &str| {
             format!(
@@ -118,7 +118,7 @@ pub fn source(lab: &Lab, input: Input, disks: usize, firmware: &str) -> PathBuf 
     ova
 }
 
-/// The source an earlier row has made in that directory.
+/// The source that an earlier row has made in that directory.
 fn made(folder: &Path) -> Option<PathBuf> {
     ["vm.vmx", "vm.ova", "vm.ovf", "vm.xml"]
         .iter()

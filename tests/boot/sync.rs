@@ -1,5 +1,5 @@
-//! A VM of libvirt that writes all the time while it is synced: pull-mode backups with checkpoints, by the
-//! documents of `docs/warm.md`.
+//! A VM of libvirt that writes continuously while it is synced: pull-mode backups with checkpoints,
+//! with the documents of `docs/warm.md`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ impl Drop for Server {
     }
 }
 
-/// An image of the guest whose boot sector writes to the first track for ever.
+/// An image of the guest whose boot sector writes to the first track in a loop.
 fn writing_guest() -> (Lab, PathBuf) {
     let lab = guest(Firmware::Bios);
     let code = lab.path("code");
@@ -60,7 +60,7 @@ fn domain(image: &Path, com1: &Path) -> String {
     )
 }
 
-/// The document of a pass, as the runbook has it, with places of this test.
+/// The document of a pass as in the runbook, with paths of this test.
 fn backup(pass: usize, socket: &Path, scratch: &Path) -> String {
     let start = RUNBOOK.find("<domainbackup").unwrap();
     let end = start + RUNBOOK[start..].find("</domainbackup>").unwrap();
@@ -158,7 +158,7 @@ fn a_vm_of_libvirt_is_synced_while_it_writes() {
     let copied = report["sync"]["last"]["copied"].as_u64().unwrap();
     let passes = report["sync"]["passes"].as_array().unwrap().len();
     assert_eq!((passes, report["ready"].as_bool()), (3, Some(true)));
-    // What it wrote since the third pass, and what the fix wrote.
+    // Its writes since the third pass, and those of the fix.
     assert!((1..20 << 20).contains(&copied), "{copied}");
     let (was, is) = (track(&image), track(&out.join("vm.qcow2")));
     assert!(was == is, "the first tracks differ");

@@ -1,4 +1,5 @@
-//! A system's libvirt, whose QEMU is another user: it gets through to disks that nobody else may read.
+//! A system's libvirt, whose QEMU runs as another user: it can reach disks that nobody else may
+//! read.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +14,7 @@ use crate::support::later::{Untouched, same_guest};
 use crate::support::wire::Sshd;
 use crate::support::{Lab, binary, finish, have, skip, virtio_win};
 
-/// In namespaces of its own, so that the host's libvirt, if there is one, is left alone.
+/// In separate namespaces, so that the host's libvirt, if there is one, is not affected.
 const SCRIPT: &str = r#"
 mkdir -p /run/libvirt /var/lib/libvirt /etc/libvirt
 for directory in /run/libvirt /var/lib/libvirt /etc/libvirt; do mount -t tmpfs none "$directory" || exit 98; done
@@ -73,7 +74,7 @@ fn qemus_user_reads_the_disks_of_a_closed_folder() {
     command.args(["--mount", "sh", "-c", SCRIPT, "sh", binary()]);
     command.arg(&out).args([&name, "2", "", ""]);
     let run = finish(command);
-    // There is no Windows in it: it runs, and does not come up.
+    // Without Windows in it, it runs and does not come up.
     for says in [
         "boot ended with 4",
         "domain is running",
@@ -83,7 +84,8 @@ fn qemus_user_reads_the_disks_of_a_closed_folder() {
     }
 }
 
-/// The overlay is libvirt's to give away; the sockets to the other host are given to QEMU's user by who serves.
+/// libvirt changes the owner of the overlay; the server of the source gives the sockets to QEMU's
+/// user.
 #[test]
 fn qemus_user_reads_what_root_serves() {
     if !able() || !have(&["unshare", "ps"]) || !have(&Sshd::TOOLS) {
@@ -100,7 +102,7 @@ fn qemus_user_reads_what_root_serves() {
     let options = ssh.options();
     let hangs = lab.path("hangs.bin");
     fs::write(&hangs, boot_code("here", false, End::Hang)).unwrap();
-    // A chain, which a storage daemon puts together, and one file.
+    // A chain, which a storage daemon joins, and one file.
     for (source, kind) in [(&delta, "whole"), (&lab.raw, "file")] {
         let name = format!("{kind}-{}", std::process::id());
         let mut more = vec!["--copy", "later", "--older-link"];

@@ -1,4 +1,4 @@
-//! A VM that runs on disks of another host: who serves them, and what outages and kills do to it.
+//! A VM that runs on disks of another host: its server, and the effects of outages and kills.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::support::wire::Sshd;
 use crate::support::{Lab, Paused, binary, finish, have, text, tool};
 use crate::{convert, counter, replace_payload};
 
-/// Longer than Windows waits for a disk, and than a read waits for the line.
+/// Longer than Windows waits for a disk, and than a read waits for the connection.
 const OUTAGE: Duration = Duration::from_secs(30);
 
-/// A sector behind the last partition, which only the source holds until it is pulled.
+/// A sector behind the last partition, which only the source has until it is pulled.
 const ON_SOURCE: u32 = ((1 << 30) - (512 << 10)) / 512;
 
 #[track_caller]
@@ -35,7 +35,7 @@ fn until(what: &str, seconds: u64, ready: impl Fn() -> bool) {
 struct Served(String);
 
 impl Served {
-    /// Whoever it is, as the one that `boot` has left behind.
+    /// Finds the server that `boot` has left running.
     fn of(out: &Path) -> Self {
         Self(Self::find(out).expect("somebody serves"))
     }
@@ -70,7 +70,7 @@ impl Drop for Served {
     }
 }
 
-/// A libvirt, and another host with a VM of two disks: a chain that has to be put together, and one file.
+/// A libvirt, and another host with a VM of two disks: a chain that has to be joined, and one file.
 struct Stage {
     lab: Lab,
     libvirt: Libvirt,
@@ -110,7 +110,7 @@ impl Stage {
         }
     }
 
-    /// The VM on its source, and the disks of a conversion that copies.
+    /// The VM on its source, and the disks of a conversion with a copy.
     fn converted(&self) -> (PathBuf, Vec<PathBuf>, Vec<PathBuf>) {
         let disks = |report: &Value| -> Vec<PathBuf> {
             let disks = report["outputs"]["disks"].as_array().unwrap();
@@ -162,7 +162,7 @@ impl Stage {
         fs::read_to_string(self.lab.path("serve.log")).unwrap_or_default()
     }
 
-    /// The disks name nothing else, and the guest sees what a plain conversion has.
+    /// The disks name no other file, and the guest sees the same as after a plain conversion.
     #[track_caller]
     fn stands_alone(&self, disks: &[PathBuf], plain: &[PathBuf]) {
         for disk in disks {
@@ -178,7 +178,7 @@ impl Stage {
     }
 }
 
-/// By itself: nobody serves what it is on.
+/// Checks a disk alone: its source is not served.
 #[track_caller]
 fn is_sound(disk: &Path) {
     let file = serde_json::json!({"driver": "file", "filename": text(disk)});
@@ -274,7 +274,7 @@ fn a_vm_runs_on_another_host_and_outlives_outages() {
     stage.stands_alone(&disks, &plain);
 }
 
-/// `HYPER2KVM_PAIRS` says how often; the VM reads all the time.
+/// `HYPER2KVM_PAIRS` is the number of kills; the VM reads continuously.
 #[ignore = "minutes: HYPER2KVM_PAIRS=3 cargo test --test boot -- --ignored serves_killed; .ci/campaign serves has it"]
 #[test]
 fn serves_killed_at_any_moment() {
@@ -297,7 +297,7 @@ fn serves_killed_at_any_moment() {
     let (mut paused, mut counted) = (0, 0);
     for n in 0..kills {
         let (serving, mut child) = stage.serve(&out);
-        // What it has written is there after each start.
+        // Its writes are there after each start.
         let now = u32::from(counter(text(system)));
         assert!(
             now == counted || now == (counted + 1) % 256,
@@ -316,7 +316,7 @@ fn serves_killed_at_any_moment() {
         stage.libvirt.virsh(&["destroy", "vm"]).expect(0);
         disks.iter().for_each(|disk| is_sound(disk));
     }
-    // Once more, and on to the end.
+    // Once more, up to the end.
     let (_serving, mut child) = stage.serve(&out);
     stage.libvirt.virsh(&["start", "vm"]).expect(0);
     until("it reads", 30, || {

@@ -1,9 +1,9 @@
-//! What each verb and each program that it starts can reach, tried as root and as a user.
+//! The access of each verb and each program that it starts, tested as root and as a user.
 //!
-//! Stand-ins for the programs try each access before they become the real program; a verb is tried by a
-//! program that it starts with all the limits it has (`HYPER2KVM_FAILPOINT=confined=start:...`). The
-//! table of `docs/security.md` is made here: `HYPER2KVM_UPDATE=1 cargo test --test confinement` writes it, a
-//! run without compares.
+//! Stand-ins for the programs try each access before they become the real program. A verb is tested
+//! by a program that it starts with all its restrictions
+//! (`HYPER2KVM_FAILPOINT=confined=start:...`). The table of `docs/security.md` is generated here:
+//! `HYPER2KVM_UPDATE=1 cargo test --test confinement` writes it, a run without compares.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
@@ -29,14 +29,14 @@ use support::{Lab, Run, TOOLS, binary, finish, have, skip, tool, virtio_win};
 const USER: u32 = 65534;
 const OTHER: u32 = 54321;
 const AS_USER: [&str; 4] = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
-/// The version of landlock that has all the limits the table shows (Linux 6.12).
+/// The version of landlock with all restrictions in the table (Linux 6.12).
 const LANDLOCK: u32 = 6;
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Column by column what one program could do; several answers where it was started several times.
+/// The results of one program by column; several if it was started several times.
 type Answers = BTreeMap<String, BTreeSet<String>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ enum Who {
     User,
 }
 
-/// The columns of the table: their heads and the attempts of the probe that answer them.
+/// The columns of the table: their heads and the attempts of the probe for them.
 const COLUMNS: [(&str, &[&str]); 12] = [
     ("reads the source", &["source"]),
     ("writes the source", &["change"]),
@@ -84,7 +84,7 @@ impl Sleeper {
 
 struct Place {
     lab: Lab,
-    /// Programs that stand in for others; their directory has nothing beside it.
+    /// Stand-ins for programs; their directory has nothing beside it.
     stand: tempfile::TempDir,
     source: PathBuf,
     foreign: PathBuf,
@@ -163,7 +163,7 @@ impl Place {
         tool("cc", &[&args[..], &files[..]].concat());
     }
 
-    /// Where the library is that stands in for another.
+    /// The directory of the stand-in library.
     fn libraries(&self) -> PathBuf {
         self.stand.path().join("lib")
     }
@@ -182,7 +182,7 @@ impl Place {
         text(&self.lab.path(name)).to_owned()
     }
 
-    /// What the probe is to try.
+    /// The attempts of the probe.
     fn attempts(&self, who: Who, source: &Path, output: &str) -> String {
         let target = match who {
             Who::Root => std::process::id(),
@@ -213,7 +213,7 @@ impl Place {
         .join("\n")
     }
 
-    /// Runs hyper2kvm and gives what the probes answered, program by program.
+    /// Runs hyper2kvm and returns the results of the probes, program by program.
     fn run(&self, who: Who, case: &Case<'_>) -> (Run, BTreeMap<String, Answers>) {
         let source = case.source.clone().unwrap_or(self.source.clone());
         let bin = self.stand.path().join("bin");
@@ -280,18 +280,18 @@ impl Place {
 #[derive(Default)]
 struct Case<'p> {
     args: Vec<String>,
-    /// Stood in for; those in `stop` fail instead of becoming the real program.
+    /// Programs with stand-ins; those in `stop` fail instead of becoming the real program.
     programs: &'p [&'p str],
     stop: &'p str,
-    /// Where the verb itself is tried.
+    /// The place at which the verb itself is tested.
     point: Option<&'p str>,
-    /// The program that tries it, instead of the probe.
+    /// The program that tests it, instead of the probe.
     start: Option<PathBuf>,
     source: Option<PathBuf>,
     output: Option<String>,
 }
 
-/// The value of a cell: "yes" when one of its attempts succeeded once.
+/// The value of a cell: "yes" if one of its attempts succeeded once.
 fn cell(answers: &Answers, attempts: &[&str]) -> String {
     let given: BTreeSet<&str> = attempts
         .iter()
@@ -362,7 +362,7 @@ impl Table {
                 match (root, user) {
                     (Some(root), Some(user)) if root == user => root,
                     (Some(root), Some(user)) if root == "yes" && user == "no" => "root".into(),
-                    // Whose appliance may be run by a daemon that outlives the run.
+                    // The user whose appliance may be run by a daemon that outlives the run.
                     (Some(root), Some(user))
                         if name == GUESTFISH && root == "no" && user == "yes" =>
                     {
@@ -403,7 +403,7 @@ impl Table {
 const READER: &str = "`ssh` and `--source-command` of a source on the wire";
 const GUESTFISH: &str = "`guestfish`";
 
-/// What holds for every program that reads a disk, whatever the table says.
+/// Restrictions of every program that reads a disk, whatever the table has.
 fn nothing_of_root(name: &str, who: Who, answers: &Answers, capabilities_kept: &str) {
     let no = |column: &str| {
         let given = answers.get(column);
@@ -432,7 +432,7 @@ fn nothing_of_root(name: &str, who: Who, answers: &Answers, capabilities_kept: &
 
 const CONFINED: [&str; 3] = ["qemu-storage-daemon", "qemu-img", "virt-xml-validate"];
 
-/// The library that has the hive and nothing else.
+/// The library that has access to the hive alone.
 const LIBHIVEX: &str = "libhivex in its child";
 
 fn strings(args: &[&str]) -> Vec<String> {
@@ -471,7 +471,7 @@ fn no_program_can_do_what_its_work_does_not_take() {
     table.compare();
 }
 
-/// Converts, also in place, with stand-ins before every program.
+/// Converts, also in place, with stand-ins for every program.
 fn programs_of_convert(place: &Place, who: Who, table: &mut Table) {
     let (drivers, disk) = (place.path("drivers"), place.lab.path("work.qcow2"));
     for in_place in [false, true] {
@@ -514,7 +514,7 @@ fn programs_of_convert(place: &Place, who: Who, table: &mut Table) {
     }
 }
 
-/// Programs that get more than the disk they are for.
+/// Programs with more access than to their disk.
 fn other_programs(place: &Place, who: Who, table: &mut Table) {
     let case = Case {
         args: strings(&["inspect", text(&place.source), "--engine", "guestfish"]),
@@ -552,7 +552,7 @@ fn other_programs(place: &Place, who: Who, table: &mut Table) {
     let answers = answers.unwrap_or_else(|| panic!("virt-v2v: {}", run.stderr));
     nothing_of_root("virt-v2v", who, &answers, "`DAC_OVERRIDE`");
     table.add("`virt-v2v`", who, answers);
-    // Started by the child that dials out, as `ssh` is.
+    // Started by the child that connects, like `ssh`.
     let case = Case {
         args: strings(&["inspect", "vm", "--source-command", "reader"]),
         programs: &["reader"],
@@ -604,7 +604,7 @@ fn other_programs(place: &Place, who: Who, table: &mut Table) {
     }
 }
 
-/// The image of another user, whom root reads as root.
+/// The image of another user, which root reads as root.
 fn images_of_others(place: &Place, table: &mut Table) {
     let case = Case {
         args: strings(&["inspect", text(&place.foreign)]),

@@ -1,5 +1,5 @@
-//! Copies to block devices: what is refused, and what a fault leaves on the device. With loop devices,
-//! where there are any.
+//! Copies to block devices: refusals, and the state of the device after a fault. With loop devices,
+//! if there are any.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -13,17 +13,17 @@ use super::support::{Lab, Run, TOOLS, binary, finish, h2k, have, sha256, skip, t
 use super::{MIB, bytes_at, gaps, live_files_are_the_same};
 
 const DISK: u64 = 512 * MIB;
-/// What the device has more than the disk.
+/// The size of the device beyond that of the disk.
 const MORE: u64 = 4 * MIB;
 const MARK: &[u8] = b"hyper2kvm: the copy to this device was not finished";
 
-/// A loop device; gone when this goes.
+/// A loop device; removed when this is dropped.
 struct Loop {
     device: PathBuf,
     file: PathBuf,
 }
 
-/// Of what was on the device before.
+/// The old contents of the device.
 const EARLIER: &[u8] = b"an earlier disk";
 
 impl Loop {
@@ -60,14 +60,14 @@ impl Loop {
         bytes_at(&self.device, &(0..MIB))
     }
 
-    /// The start says that it is no disk, and no partition table is there.
+    /// Fails unless the start has the mark, and there is no partition table.
     #[track_caller]
     fn assert_unfinished(&self) {
         let start = self.start();
         assert!(start.starts_with(MARK));
         // A line end, and the name of the copy.
         assert!(start[MARK.len() + 33..].iter().all(|b| *b == 0));
-        // Nobody takes it for a disk with Windows.
+        // No verb treats it as a disk with Windows.
         let run = h2k(["verify", self.device.to_str().unwrap()]);
         assert_ne!(run.code, 0, "{}", run.stdout);
     }
@@ -114,11 +114,11 @@ fn a_block_device_as_target() {
         assert!(!lab.path("out").exists() && !lab.path(".out.partial").exists());
     };
 
-    // An earlier disk, of which nothing may show through.
+    // An earlier disk, of which no data may remain visible.
     for at in (0..DISK).step_by(MIB as usize) {
         device.write(at + 4096, EARLIER);
     }
-    // What is on it is not overwritten without being asked.
+    // Existing data is not overwritten without the option.
     device.write(DISK + MORE - 4096, b"precious");
     let full = sha256(&device.file);
     let run = convert(&lab, path, &[], "");
@@ -141,7 +141,7 @@ fn a_block_device_as_target() {
         let says = format!("{} bytes, {DISK} bytes needed", DISK - 512);
         nothing_written(run, 1, &says, &small, &sha256(&small.file));
     }
-    // The source by another name.
+    // The source under another name.
     {
         let source = Loop::over(lab.raw.clone()).unwrap();
         let run = convert(&lab, &source.device, &["--force"], "");
@@ -162,22 +162,22 @@ fn a_block_device_as_target() {
     let run = convert(&lab, path, &["--force"], "fixed=fail");
     nothing_written(run, 1, "fail point", &device, &full);
 
-    // A run that is killed leaves no disk, and the next one knows what it left.
+    // A killed run leaves no disk, and the next one recognises it.
     convert(&lab, path, &["--force"], "copying=kill").expect(-1);
     device.assert_unfinished();
     assert!(!lab.path("out").exists());
-    // Failing at the very end takes back what was whole already.
+    // A failure at the very end invalidates the complete disk again.
     let run = convert(&lab, path, &[], "devices-finished=fail").expect(1);
     assert!(run.stderr.contains("fail point"), "{}", run.stderr);
     device.assert_unfinished();
     assert!(!lab.path("out").exists() && !lab.path(".out.partial").exists());
 
-    // Killed before and within the first MiB, it is still marked, and the next run knows what it left.
+    // Killed before and within the first MiB, it is still marked, and the next run recognises it.
     convert(&lab, path, &[], "before-rename=kill").expect(-1);
     device.assert_unfinished();
     convert(&lab, path, &[], "device-start=kill").expect(-1);
     assert!(device.start().starts_with(MARK));
-    // Killed after it, it holds the whole disk, which is not taken for an unfinished one.
+    // Killed after it, it has the whole disk, which does not count as an unfinished one.
     convert(&lab, path, &[], "devices-finished=kill").expect(-1);
     h2k(["verify", path.to_str().unwrap()]).expect(0);
     let run = convert(&lab, path, &[], "").expect(1);
@@ -202,7 +202,7 @@ fn a_block_device_as_target() {
     for gap in gaps(&lab) {
         assert!(bytes_at(&lab.raw, &gap) == bytes_at(path, &gap), "{gap:?}");
     }
-    // Neither what lies behind the disk nor the source was touched.
+    // Neither the data behind the disk nor the source was changed.
     let tail = bytes_at(path, &(DISK..DISK + MORE));
     assert!(tail[MORE as usize - 4096..].starts_with(b"precious"));
     assert_eq!(tail.iter().filter(|b| **b != 0).count(), b"precious".len());

@@ -54,18 +54,18 @@ fn one_disk_that_fails_stops_all() {
     let run = limited(&convert(&xml, &lab.path("out"), &[])).expect(1);
     assert!(run.stderr.contains("Copying"), "{}", run.stderr);
     assert!(run.stderr.contains("many-1.qcow2"), "{}", run.stderr);
-    // What is copied can be gone on with once the limit is higher.
+    // The copied data can be continued after the limit is raised.
     assert!(run.stderr.contains("--resume"), "{}", run.stderr);
     std::fs::remove_dir_all(lab.path(".out.partial")).unwrap();
     assert_eq!(names(lab.dir.path()), before);
     assert!(processes_naming(lab.dir.path()).is_empty());
     assert_eq!([sha256(&lab.raw), sha256(&data)], digests);
-    // It was the data disk, and only that.
+    // The data disk failed, and only that.
     let alone = lab.path("alone");
     limited(&convert(&lab.raw, &alone, &[])).expect(0);
 }
 
-/// Unmounts when it goes.
+/// Unmounts when it is dropped.
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {
@@ -100,7 +100,7 @@ fn full_in_the_middle_of_the_copy() {
     }
     let _mounted = Mounted(small.clone());
     let digest = sha256(&lab.raw);
-    // Nobody knows how far it can be compressed, so the check before the copy lets it pass.
+    // The compression ratio is unknown, so the check before the copy passes.
     let run = finish(convert(&lab.raw, &small.join("out"), &["--compress"])).expect(1);
     assert!(run.stderr.contains("Copying"), "{}", run.stderr);
     assert!(run.stderr.contains("ran full"), "{}", run.stderr);
@@ -112,14 +112,15 @@ fn full_in_the_middle_of_the_copy() {
     // It can continue: see `a_full_disk_keeps_what_is_copied`.
     assert_eq!(names(&small), [".out.partial"]);
     assert_eq!(sha256(&lab.raw), digest);
-    // Uncompressed it is known before anything is copied, with both numbers.
+    // Without compression the error comes before the copy, with both numbers.
     let run = finish(convert(&lab.raw, &small.join("out"), &[])).expect(1);
     assert!(run.stderr.contains("bytes free,"), "{}", run.stderr);
     assert!(run.stderr.contains("bytes needed"), "{}", run.stderr);
     assert_eq!(names(&small), [] as [&str; 0]);
 }
 
-/// On btrfs a raw copy of a raw source takes next to no room, and is right; elsewhere nothing is shared.
+/// On btrfs a raw copy of a raw source takes almost no space, and is right; elsewhere nothing is
+/// shared.
 #[test]
 fn a_raw_copy_shares_the_blocks_of_its_source() {
     if !have(&TOOLS) || !have(&["mount", "umount"]) {
@@ -186,7 +187,7 @@ fn memory_stays_below_80_mib() {
     }
     let mut spec = GuestSpec::new(WinVersion::Win7);
     spec.disk_size = 2 << 30;
-    // Hives as large as in life, where there are any.
+    // Hives as large as real ones, if there are any.
     if let Some(software) = corpus("win7-x86-vmware/SOFTWARE") {
         spec.arch = Arch::X86;
         spec.system_hive = corpus("win7-x86-vmware/SYSTEM");

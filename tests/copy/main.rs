@@ -1,4 +1,4 @@
-//! The copy moves what Windows needs and nothing else, with ntfs-3g's own tools as judges.
+//! The copy contains only what Windows needs, verified with ntfs-3g's own tools.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // skips must be seen
@@ -36,7 +36,7 @@ use support::{Lab, TOOLS, h2k, have, sha256, tool, virtio_win};
 const MIB: u64 = 1 << 20;
 const PAGEFILE: u64 = 24 * MIB;
 const DELETED: u64 = 48 * MIB;
-/// In front of every 4 KiB of a file that is deleted later.
+/// The start of every 4 KiB in a file that is deleted later.
 const MARK: &[u8; 16] = b"DELETED-DATA-H2K";
 
 /// Bytes that differ from file to file.
@@ -53,8 +53,8 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// A populated Windows 10 whose volume also has 48 MiB of deleted data, in one block and in holes
-/// between files that are still there.
+/// A populated Windows 10 whose volume also has 48 MiB of deleted data, in one block and in gaps
+/// between existing files.
 fn populated() -> Lab {
     let mut spec = GuestSpec::new(WinVersion::Win10);
     spec.disk_size = 1 << 30;
@@ -85,7 +85,7 @@ fn populated() -> Lab {
     lab
 }
 
-/// What is in no partition: in front of the first one, and behind the last.
+/// The ranges outside of partitions: before the first one, and behind the last.
 fn gaps(lab: &Lab) -> [Range<u64>; 2] {
     let parts = lab.spec.partitions();
     let start = parts.iter().map(|p| p.start).min().unwrap();
@@ -158,8 +158,8 @@ fn trimmed<'r>(report: &'r Value, lab: &Lab, role: Role) -> &'r Value {
     volumes.iter().find(|v| v["partition"] == index).unwrap()
 }
 
-/// Every file of the Windows volume but those the fix is there to change, by ntfs-3g's tools; the ESP
-/// by the other reader. Returns how many there were.
+/// Compares every file of the Windows volume except those that the fix changes, with ntfs-3g's
+/// tools; the ESP with the other reader. Returns their number.
 fn live_files_are_identical(lab: &Lab, target: &Path) -> usize {
     live_files_are_the_same(lab, target, DELETED / MIB)
 }
@@ -207,7 +207,7 @@ fn only_live_bytes_are_copied() {
     }
     let lab = populated();
     let digest = sha256(&lab.raw);
-    // Some of it was overwritten by what was written later.
+    // Some of it was overwritten by later files.
     let junk = deleted_bytes(&lab.raw);
     assert!(junk > DELETED * 9 / 10);
 
@@ -227,7 +227,7 @@ fn only_live_bytes_are_copied() {
         left < 256 << 10,
         "{left} bytes of the page file were copied"
     );
-    // What lies in no partition comes along to the last byte, partition table included.
+    // Data outside of partitions is copied to the last byte, including the partition table.
     for gap in gaps(&lab) {
         assert!(gap.end - gap.start > 64 << 10, "{gap:?}");
         assert!(bytes_at(&lab.raw, &gap) == bytes_at(&disk, &gap), "{gap:?}");
@@ -249,7 +249,7 @@ fn only_live_bytes_are_copied() {
     let checks = report["checks"].to_string();
     assert!(checks.contains("copy-identical"), "{checks}");
 
-    // Without the trim everything comes along.
+    // Without the trim everything is copied.
     let all = lab
         .convert(&lab.raw, &["--format", "raw", "--no-trim", "--force"])
         .expect(0)
@@ -272,7 +272,7 @@ fn shadow_copies_are_left_alone() {
     let volume = VolumeId::new(lab.spec.partition(Role::Windows).unwrap().index);
     let mut writer = writer(&lab.raw, &guest::layout(&lab.spec));
     let folder = "System Volume Information";
-    // Windows has made it already on some of our guests.
+    // Windows has already created it on some guests.
     let _ = writer.create_dir(volume, &path(folder));
     let store = "{5e7a3a04-32a5-11ef-9d2b-000c29f3ffde}{3808876b-c176-4e48-b7ae-04046e6cc752}";
     writer
@@ -297,7 +297,7 @@ fn shadow_copies_are_left_alone() {
     nothing_was_zeroed(&lab, &disk);
 }
 
-/// No grain of the Windows volume that had data reads as zeroes now.
+/// Fails if a grain of the Windows volume with data reads as zeroes now.
 fn nothing_was_zeroed(lab: &Lab, disk: &Path) {
     let part = lab.spec.partition(Role::Windows).unwrap();
     let mut had_data = 0;
@@ -381,7 +381,7 @@ fn several_disks_are_copied_together() {
             "{name}"
         );
     }
-    // What is no file system is copied to the last byte.
+    // Data that is not a file system is copied to the last byte.
     assert_eq!(
         sha256(&lab.raw_result(&out.join("many-2.qcow2"))),
         digests[2]

@@ -1,4 +1,4 @@
-//! A copy that was interrupted continues with `--resume`, and nothing else does.
+//! An interrupted copy continues with `--resume`, and nothing else does.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -42,7 +42,7 @@ pub(super) fn convert(source: &Path, out: &Path, more: &[&str], point: &str) -> 
     command
 }
 
-/// Recorded in a copy's journal, in bytes.
+/// The number of bytes recorded in a copy's journal.
 pub(super) fn recorded(partial: &Path, disk: usize) -> u64 {
     let ranges = recorded_ranges(partial, disk);
     ranges.into_iter().map(|[_, length]| length).sum()
@@ -82,7 +82,7 @@ fn a_killed_copy_goes_on() {
             assert!(now > before, "{before} then {now}");
             before = now;
         }
-        // The last one copies the rest. It carries no action out and starts no writer.
+        // The last one copies the rest. It carries out no action and starts no writer.
         let steps = lab.path("steps");
         let point = format!("*=record:{}", text(&steps));
         let report = run(&["--resume", "--verify-copy"], &point).expect(0).json();
@@ -105,7 +105,8 @@ fn a_killed_copy_goes_on() {
     assert!(processes_naming(lab.dir.path()).is_empty());
 }
 
-/// Between the flush of a batch and its line nothing says that it is there; after the line it is not copied again.
+/// Between the flush of a batch and its line, nothing records that it is there; after the line it
+/// is not copied again.
 #[test]
 fn a_kill_beside_the_line_of_a_batch() {
     if !have(&TOOLS) {
@@ -116,7 +117,7 @@ fn a_kill_beside_the_line_of_a_batch() {
     let run = |more: &[&str], point: &str| finish(convert(&lab.raw, &out, more, point));
     run(&[], "copy-flushed=kill").expect(-1);
     assert_eq!(recorded(&partial, 0), 0);
-    // Nothing to go on with: it begins with a new target.
+    // Nothing to continue: it begins with a new target.
     run(&["--resume"], "copy-recorded=kill").expect(-1);
     let first = recorded(&partial, 0);
     assert!(first >= 16 * MIB, "{first}");
@@ -142,7 +143,7 @@ fn a_plain_run_starts_over() {
     let report = finish(convert(&lab.raw, &out, &[], "")).expect(0).json();
     assert_eq!(number(&report, "resumed"), 0);
     assert!(!partial.exists());
-    // With nothing to continue with it is a plain run too, and says so.
+    // With nothing to continue it is a plain run too, and prints that.
     let other = lab.path("other");
     let run = finish(convert(&lab.raw, &other, &["--resume"], "")).expect(0);
     assert!(
@@ -171,7 +172,7 @@ fn a_resume_with_other_options_is_refused() {
     ] {
         assert!(run.stderr.contains(says), "{}", run.stderr);
     }
-    // It was not touched, and how it is copied may change.
+    // It was not changed, and the method of copying may change.
     assert_eq!(recorded(&partial, 0), before);
     let again = [
         &first[..],
@@ -209,7 +210,7 @@ fn a_source_that_changed_is_copied_from_its_start() {
     let copied = lab.raw_result(&out.join("many-1.qcow2"));
     assert_eq!(sha256(&copied), sha256(&data));
 
-    // What was fixed stands on the disk with Windows: nothing is left to continue with.
+    // The fix is on the Windows disk: nothing is left to continue.
     fs::remove_dir_all(&out).unwrap();
     run(&[], "copied=kill").expect(-1);
     change(&lab.raw, lab.spec.disk_size - 4096 - 512);
@@ -239,7 +240,7 @@ fn a_full_disk_keeps_what_is_copied() {
     let Some(_mounted) = Mounted::at(&small, mount) else {
         return;
     };
-    // Nobody knows how far it can be compressed, so the check before the copy lets it pass.
+    // The compression ratio is unknown, so the check before the copy passes.
     let (out, partial) = (small.join("out"), small.join(".out.partial"));
     let run = finish(convert(&lab.raw, &out, &["--compress"], "")).expect(1);
     for says in ["ran full", "hint: free some space", "--resume"] {
@@ -254,7 +255,7 @@ fn a_full_disk_keeps_what_is_copied() {
     assert_eq!(names(&small), ["out"]);
 }
 
-/// Where there is room for one copy and no more, what an interrupted one takes already is not wanted twice.
+/// With space for one copy only, the space of an interrupted one is not required twice.
 #[test]
 fn a_resume_wants_room_for_the_rest_only() {
     if !have(&TOOLS) || !have(&["mount", "umount"]) {
@@ -278,7 +279,7 @@ fn a_resume_wants_room_for_the_rest_only() {
     run(&[], "copy-recorded=kill").expect(-1);
     let before = recorded(&partial, 0);
     assert!(before >= 16 * MIB, "{before}");
-    // Somebody else has taken it meanwhile: nothing is lost, and that is said.
+    // Somebody else has taken it in the meantime: nothing is lost, and that is reported.
     let taken = small.join("taken");
     fs::write(&taken, vec![1; 30 * MIB as usize]).unwrap();
     let refused = run(&["--resume"], "").expect(1).stderr;
@@ -373,7 +374,7 @@ fn a_device_goes_on_and_another_copy_on_it_does_not() {
         support::h2k(["verify", path]).expect(0);
         fs::remove_dir_all(&out).unwrap();
 
-        // Another copy was begun on it meanwhile, and what was there is of no use.
+        // Another copy was begun on it in the meantime, and the old data is useless.
         tool("blkdiscard", &["-z", path]);
         run(&[], "copy-recorded=kill").expect(-1);
         let kept = lab.path("kept");
@@ -393,7 +394,7 @@ fn a_device_goes_on_and_another_copy_on_it_does_not() {
     }
 }
 
-/// The bandwidth holds for all disks of a run and all machines of a batch together.
+/// The bandwidth limit applies to all disks of a run and all VMs of a batch together.
 #[test]
 fn a_bandwidth_is_shared() {
     if !have(&TOOLS) {

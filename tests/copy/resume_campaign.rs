@@ -1,5 +1,5 @@
-//! Copies that are interrupted at any moment of a disk of 4 GiB: how much of it is copied again. In files, on
-//! devices, from another host, and where the disk runs full.
+//! Copies of a disk of 4 GiB that are interrupted at any moment: how much is copied again. In
+//! files, on devices, from another host, and with a full file system.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -92,7 +92,7 @@ impl Copies {
         Some(copies)
     }
 
-    /// It ends well when the copy reads as the source does.
+    /// Starts a copy that succeeds if it equals the source.
     fn start(&self, more: &[&str]) -> Child {
         let options = self.options.iter().map(String::as_str);
         let options = options.chain(["--verify-copy"]);
@@ -114,7 +114,8 @@ impl Copies {
         }
     }
 
-    /// The same without what the source has nothing in: over the wire zeroes are read too, and recorded.
+    /// The recorded data without holes of the source: over the wire zeroes are read too, and
+    /// recorded.
     fn recorded_data(&self) -> u64 {
         let (piece, step) = (8 * MIB, SIZE / (self.bytes / (8 * MIB)) / MIB * MIB);
         let data = |at: u64| (at / step) * piece + (at % step).min(piece);
@@ -137,7 +138,7 @@ impl Copies {
         file.metadata().map_or(0, |meta| meta.blocks() * 512)
     }
 
-    /// Ends the copy once so much is recorded, or it takes so long. Whether it was ended.
+    /// Ends the copy after so many recorded bytes, or so much time. Returns whether it was ended.
     fn interrupt(&self, child: &mut Child, moment: Moment) -> bool {
         let start = Instant::now();
         let due = || match moment {
@@ -166,8 +167,8 @@ impl Copies {
         !child.wait().unwrap().success()
     }
 
-    /// One copy, interrupted at these moments and resumed. Tells how often, and the most that was written and
-    /// not recorded.
+    /// One copy, interrupted at these moments and resumed. Returns the number of interruptions, and
+    /// the most bytes written and not recorded.
     fn round(&self, moments: &[Moment]) -> (u64, u64) {
         let (mut interrupted, mut most) = (0, 0);
         let mut more = vec![];
@@ -193,7 +194,7 @@ impl Copies {
             assert!(number(&report, "resumed") >= recorded, "{report}");
         }
         fs::remove_dir_all(&out).unwrap();
-        // What a program that is just ending had open takes its room for a moment longer.
+        // Files of a program that is just ending take space for a moment longer.
         let begin = Instant::now();
         while self.kind == Kind::Full && begin.elapsed() < Duration::from_secs(20) {
             if free_space(&self.folder).unwrap() > self.bytes + 300 * MIB {
@@ -202,7 +203,7 @@ impl Copies {
             std::thread::sleep(Duration::from_millis(20));
         }
         for device in &self.devices {
-            // Not with `-z`, which allocates all of the file behind the device.
+            // Not with `-z`, which allocates the whole file behind the device.
             tool("blkdiscard", &[text(&device.0)]);
         }
         (interrupted, most)

@@ -1,4 +1,4 @@
-//! Cost follows the data: counted in reads, not in seconds.
+//! The cost depends on the data: counted in reads, not in seconds.
 
 use std::io;
 use std::path::Path;
@@ -17,7 +17,7 @@ use hyper2kvm::inspect::{self, InspectOptions, OsFamily, SourceFacts};
 use super::support::{Lab, TOOLS, have, skip};
 use super::{path, writer};
 
-/// What was asked of a disk.
+/// The requests to a disk.
 #[derive(Debug, Default)]
 struct Cost {
     reads: AtomicU64,
@@ -180,7 +180,7 @@ fn files_that_nobody_asks_for_cost_nothing() {
             let folder = ["WinSxS", "System32", "System32\\drivers"][(i % 3) as usize];
             let folder = path(&format!("Windows\\{folder}"));
             if from == 0 && i < 3 {
-                // Some are there already.
+                // Some exist already.
                 let _ = writer.create_dir(volume, &folder);
             }
             let file = folder.join(&format!("file {i:07}.dat")).unwrap();

@@ -1,5 +1,5 @@
-//! `sync` and the last pass, on chains: with a VM that writes to the newest link, kills, merged links, and
-//! the trap of a file system whose map of free clusters is older than its data.
+//! `sync` and the last pass on chains: with a VM that writes to the newest link, kills, merged
+//! links, and a file system whose map of free clusters is older than its data.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -59,7 +59,7 @@ pub(super) fn last_pass(run: &Run) -> Value {
     passes.last().unwrap().clone()
 }
 
-/// A new link that reads as `now`, on what the VM wrote to before.
+/// A new link that reads as `now`, on the link that the VM wrote to before.
 pub(super) fn link(lab: &Lab, name: &str, below: &Path, format: &str, now: &Path) -> PathBuf {
     let link = lab.path(name);
     create_overlay(text(now), "raw", &link);
@@ -87,7 +87,7 @@ pub(super) fn write(lab: &Lab, disk: &Path, name: &str, bytes: &[u8]) {
     writer.close().unwrap();
 }
 
-/// Has the link open as a VM that writes to it.
+/// Has the link open like a VM that writes to it.
 struct Running(Child);
 
 impl Running {
@@ -118,7 +118,7 @@ impl Drop for Running {
     }
 }
 
-/// What a file of the converted guest holds.
+/// The contents of a file of the converted guest.
 pub(super) fn file_in(lab: &Lab, disk: &Path, name: &str) -> Vec<u8> {
     let raw = lab.raw_result(disk);
     lab.ntfscat(&lab.volume(&raw), name)
@@ -149,7 +149,7 @@ fn a_vm_is_synced_while_it_runs_and_the_rest_is_copied_when_it_is_off() {
     // Nothing has changed below the newest link: nothing is copied.
     let pass = last_pass(&run("sync", &one, &out, &[], "").expect(0));
     assert_eq!(pass["copied"], 0, "{pass}");
-    // A second snapshot: what is in the first is copied, and no more.
+    // A second snapshot: only the data of the first is copied.
     write(&lab, &now, "second.bin", &noise(12 * MIB as usize, 2));
     fs::remove_file(&one).unwrap();
     let one = link(&lab, "one.qcow2", &lab.raw, "raw", &now);
@@ -212,7 +212,7 @@ fn a_vm_is_synced_while_it_runs_and_the_rest_is_copied_when_it_is_off() {
     let copied = last["copied"].as_u64().unwrap();
     assert!((9 * MIB..25 * MIB).contains(&copied), "{copied}");
     assert!(number(&report, "resumed") > 10 * MIB);
-    // Told by a pass without the limit of this one.
+    // Measured by a pass without the limit of this one.
     let time = |name: &str| last[name].as_f64().unwrap();
     let (expected, met) = (time("projected_s"), time("seconds"));
     assert!(met > copied as f64 / (8 * MIB) as f64 - 0.2, "{met}");
@@ -241,8 +241,8 @@ fn a_vm_is_synced_while_it_runs_and_the_rest_is_copied_when_it_is_off() {
     super::support::h2k(["verify", text(&disk)]).expect(0);
 }
 
-/// In the frozen state the data of a file is there, and neither its record nor its bits in the map of
-/// clusters. These come later, in blocks of their own; its data does not change any more.
+/// The data of a file is in the frozen state, but neither its record nor its bits in the map of
+/// clusters. These come later, in separate blocks; its data does not change any more.
 #[test]
 fn the_late_bitmap_trap() {
     if !have(&TOOLS) {
@@ -272,7 +272,7 @@ fn the_late_bitmap_trap() {
     let top = link(&lab, "top.qcow2", &lab.raw, "raw", &now);
     let out = lab.path("out");
     run("sync", &top, &out, &["--name", "guest"], "").expect(0);
-    // The trap: the pass took it for free, and the newest link does not hold it.
+    // The trap: the pass considered it free, and the newest link does not have it.
     let map = tool(
         "qemu-img",
         &[
@@ -322,11 +322,11 @@ fn a_killed_pass_goes_on_and_a_killed_last_pass_leaves_nothing_of_its_fix() {
     run("sync", &two, &out, &[], "copy-recorded=kill").expect(-1);
     let pass = last_pass(&run("sync", &two, &out, &[], "").expect(0));
     assert!(pass["copied"].as_u64().unwrap() < 38 * MIB, "{pass}");
-    // The pass that was killed had found what changed.
+    // The killed pass had found the changes.
     assert!(pass["changed"].as_u64().unwrap() >= 40 * MIB, "{pass}");
     assert!(pass["change_rate"].as_f64().unwrap() > 0.0, "{pass}");
 
-    // Both links are merged into one, with what was written since in another.
+    // Both links are merged into one; later writes are in another.
     write(&lab, &now, "third.bin", &noise(12 * MIB as usize, 6));
     let before = lab.path("before.raw");
     fs::copy(&now, &before).unwrap();
@@ -338,7 +338,7 @@ fn a_killed_pass_goes_on_and_a_killed_last_pass_leaves_nothing_of_its_fix() {
         run("convert", &top, &out, from_sync, point).expect(-1);
         assert!(out.join("sync.json").exists(), "{point}");
     }
-    // After all that the VM is reverted to the snapshot, and other data is written.
+    // After that the VM is reverted to the snapshot, and other data is written.
     fs::remove_file(&top).unwrap();
     write(&lab, &before, "fifth.bin", &noise(2 * MIB as usize, 8));
     let top = link(&lab, "top.qcow2", &merged, "qcow2", &before);
@@ -351,7 +351,7 @@ fn a_killed_pass_goes_on_and_a_killed_last_pass_leaves_nothing_of_its_fix() {
     assert!(!lab.path(".out.partial").exists() && !out.join("sync.json").exists());
 }
 
-/// What `now` has otherwise than `before`: runs of whole blocks, and where they lie. Reads only data.
+/// The blocks in which `now` differs from `before`, with their offsets. Reads only data.
 pub(super) fn differences(before: &Path, now: &Path, block: usize) -> Vec<(u64, Vec<u8>)> {
     const CHUNK: usize = 1 << 20;
     let files = [before, now].map(|file| File::open(file).unwrap());
@@ -493,7 +493,7 @@ fn what_cannot_be_synced_is_refused() {
     run("sync", &top, &out, &[], "").expect(1);
     fs::remove_dir_all(&out).unwrap();
     run("sync", &top, &out, &[], "").expect(0);
-    // The base was written to: nobody knows where.
+    // The base was written to: the places are unknown.
     let disk = File::options().write(true).open(&lab.raw).unwrap();
     disk.write_all_at(b"changed", 100 * MIB).unwrap();
     drop(disk);

@@ -15,7 +15,7 @@ use super::sync_nbd::{Server, bitmap};
 use super::{MIB, noise};
 
 const FILES: usize = 6;
-/// With this one the short campaign meets every fault.
+/// With this seed the short campaign meets every fault.
 const SHORT_SEED: u64 = 1;
 
 struct Random(u64);
@@ -30,7 +30,7 @@ impl Random {
     }
 }
 
-/// What the VM has on its disk, and how `sync` sees it.
+/// The VM's disk, and its form for `sync`.
 struct Vm {
     lab: Lab,
     now: PathBuf,
@@ -43,7 +43,7 @@ struct Vm {
 enum Shown {
     /// The links of a chain, the newest last.
     Chain(Vec<PathBuf>),
-    /// An image that a server shows with the bitmap of the pass before.
+    /// An image that a server exports with the bitmap of the previous pass.
     Export {
         image: PathBuf,
         /// What the image reads as.
@@ -84,7 +84,7 @@ impl Vm {
         self.made
     }
 
-    /// Begins anew, as an export or a chain.
+    /// Starts over, as an export or a chain.
     fn show(&mut self, export: bool) {
         let n = self.next();
         let old = match &self.shown {
@@ -119,7 +119,7 @@ impl Vm {
         }
     }
 
-    /// The disk reads as `state` from now on: in a link over the first `keep` ones, or in place.
+    /// Changes the disk to `state`: in a link over the first `keep` ones, or in place.
     fn become_like(&mut self, keep: usize, state: &Path) {
         let n = self.next();
         match &mut self.shown {
@@ -146,7 +146,7 @@ impl Vm {
         }
     }
 
-    /// A snapshot in which the data of what is written next is there, and what shows it is not.
+    /// A snapshot with the data of the next writes, without the metadata that shows them.
     fn snapshot_that_is_behind(&mut self, random: &mut Random) {
         let frozen = self.lab.path("frozen.raw");
         copy(&self.now, &frozen);
@@ -181,7 +181,7 @@ impl Vm {
         self.become_like(keep, &state);
     }
 
-    /// What is given to the program, and the server behind it.
+    /// The source for the program, and the server behind it.
     fn source(&self) -> (PathBuf, Option<Server>) {
         match &self.shown {
             Shown::Chain(links) => (links.last().unwrap().clone(), None),
@@ -192,7 +192,7 @@ impl Vm {
         }
     }
 
-    /// What is written after this belongs to the next pass.
+    /// Later writes belong to the next pass.
     fn checkpoint(&self) {
         if let Shown::Export {
             image, bitmap: n, ..
@@ -202,7 +202,7 @@ impl Vm {
         }
     }
 
-    /// The pass is whole: its bitmap is of no use any more.
+    /// The pass is complete: its bitmap is no longer needed.
     fn passed(&mut self) {
         if let Shown::Export {
             image, bitmap: n, ..
@@ -214,7 +214,7 @@ impl Vm {
     }
 }
 
-/// The server goes away while the command runs, and comes back soon or after its end.
+/// Stops the server while the command runs, and starts it again soon or after its end.
 fn cut(vm: &Vm, random: &mut Random, verb: &str, out: &Path, more: &[&str]) -> Run {
     let (url, server) = vm.source();
     let (after, back) = (random.below(600), random.below(2) == 0);
@@ -241,7 +241,7 @@ fn name(i: usize) -> String {
     format!("file-{i}.bin")
 }
 
-/// Killed at a moment that nothing in the program chooses. Whether it was still running then.
+/// Kills a run at a moment independent of the program. Returns whether it was still running.
 fn killed_at(moment: u64, verb: &str, source: &Path, out: &Path, more: &[&str]) -> bool {
     let mut command = command(verb, source, out, more, "");
     let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -275,8 +275,8 @@ fn a_short_campaign_of_passes() {
     campaign(4, SHORT_SEED, 2, false);
 }
 
-/// Every `every` passes the VM is shut down: the result holds what it had then. Chains and exports in turns.
-/// `any_moment`: runs are also killed at moments that no seed brings back.
+/// Shuts the VM down every `every` passes: the result equals its contents. Chains and exports
+/// alternate. `any_moment` also kills runs at moments that no seed reproduces.
 fn campaign(passes: u64, seed: u64, every: u64, any_moment: bool) {
     let mut random = Random(seed);
     let mut vm = Vm::new();

@@ -1,4 +1,4 @@
-//! What the last pass of a sync is expected to take, and takes.
+//! The expected and the actual duration of the last pass of a sync.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

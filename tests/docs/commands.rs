@@ -1,4 +1,4 @@
-//! The commands that the documents show are run, and understood by the parser.
+//! Runs the commands in the documents, and checks them with the parser.
 
 use super::*;
 
@@ -7,10 +7,11 @@ fn script(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Programs that act on other hosts, or on this one's libvirt: they do nothing.
+/// Stand-ins for programs that act on other hosts, or on this one's libvirt: they do nothing.
 const ELSEWHERE: [&str; 5] = ["scp", "ssh", "virsh", "VBoxManage", "sudo"];
 
-/// Builds nothing; what it would run or build has to be there. `cargo run -- ...` is hyper2kvm.
+/// Builds nothing; the programs it would run or build have to exist. `cargo run -- ...` is
+/// hyper2kvm.
 const CARGO: &str = r#"
 case $1 in +*) shift ;; esac
 case $1 in
@@ -83,7 +84,8 @@ impl Desk {
         }
         fs::hard_link(desk.join("disk.vmdk"), desk.join("vm.vmdk")).unwrap();
         fs::hard_link(desk.join("disk.raw"), desk.join("copy.raw")).unwrap();
-        // These disks are not encrypted, so nothing asks for it; `tests/engines/` has such that are.
+        // These disks are not encrypted, so no key is requested; `tests/engines/` has encrypted
+        // ones.
         fs::write(desk.join("recovery-key"), "none\n").unwrap();
         fs::write(
             desk.join("vm.vmx"),
@@ -181,7 +183,7 @@ fn the_commands_of_the_documents_run() {
         if RUN_ELSEWHERE.iter().any(|d| document.ends_with(d)) || scripts.is_empty() {
             continue;
         }
-        // Where a document starts with what a conversion left.
+        // The documents that start with the result of a conversion.
         let left = ["engines.md", "machines.md"];
         if left.iter().any(|d| document.ends_with(d)) {
             let hive = "hyper2kvm convert vm.vmdk && cp vm-kvm/backup/DRIVERS .";
@@ -206,7 +208,7 @@ fn the_commands_of_the_documents_run() {
     assert!(ran >= 20, "only {ran} blocks were found");
 }
 
-/// A block is run, or is for another host, or is no command at all.
+/// A block is run, or is for another host, or is not a command.
 #[test]
 fn no_command_hides_in_a_block() {
     for document in documents() {
@@ -249,8 +251,8 @@ fn spans(text: &str) -> Vec<String> {
     odd.map(|part| part.trim().to_string()).collect()
 }
 
-/// What clap has against a command line. A document may leave out what is required, and writes `N` or
-/// `a|b` for values.
+/// clap's objection to a command line. A document may leave out required arguments, and writes `N`
+/// or `a|b` for values.
 fn objection(command: &str) -> Option<String> {
     use clap::error::ErrorKind as Clap;
     let words: Vec<String> = command

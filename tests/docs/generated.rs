@@ -1,4 +1,4 @@
-//! What is generated from the program is up to date.
+//! Generated documents are up to date.
 
 use super::*;
 
@@ -167,7 +167,7 @@ fn drawn(timeline: &[Value]) -> String {
     long.map(line).collect()
 }
 
-/// Without a date, since who measures anew replaces it as a whole.
+/// Without a date, because a new measurement replaces it as a whole.
 #[test]
 fn the_tables_of_performance_are_those_that_were_measured() {
     const BEGIN: &str = "<!-- from docs/bench.json -->\n";

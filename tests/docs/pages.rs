@@ -1,8 +1,9 @@
-//! The report pages, looked at by a browser.
+//! The report pages in a browser.
 
 use super::*;
 
-/// The report of a conversion and the summary of a batch in a real browser, on a desk and on a telephone.
+/// The report of a conversion and the summary of a batch in a real browser, with the widths of a
+/// desktop and a phone.
 #[test]
 fn the_reports_can_be_looked_at() {
     if !have(&TOOLS) || !have(&["chromium"]) {
@@ -75,7 +76,7 @@ fn the_reports_can_be_looked_at() {
     }
 }
 
-/// Has the browser open each page in a frame of each width and tell what it finds.
+/// Opens each page in a frame of each width, and returns the browser's measurements.
 fn look(lab: &Lab, pages: &[&str]) -> Vec<Value> {
     let harness = lab.path("harness.html");
     let wanted = serde_json::to_string(pages).unwrap();
@@ -111,7 +112,7 @@ fn look(lab: &Lab, pages: &[&str]) -> Vec<Value> {
     seen
 }
 
-/// Runs headless Chromium; what a page writes to the console is an error.
+/// Runs headless Chromium; a message of a page on the console is an error.
 fn browser(lab: &Lab, args: &[&str], page: &Path) -> String {
     let out = Command::new("timeout")
         .args([

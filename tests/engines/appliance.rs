@@ -1,5 +1,5 @@
-//! Appliances that do not start, by a guestfish that prints what the real one is known to print; and
-//! what is left of a real one when we are killed.
+//! Appliances that do not start, by a guestfish with the known output of the real one; and
+//! leftovers of a real one after a kill.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -91,7 +91,7 @@ supermin: error writing /var/tmp/.guestfs-0/appliance.d.x/root: No space left on
     },
 ];
 
-/// Directory with a `guestfish` that answers our `run` with `body`, a piece of shell.
+/// A directory with a `guestfish` that answers `run` with `body`, a piece of shell.
 fn fake(lab: &Lab, body: &str) -> PathBuf {
     let folder = lab.path("bin");
     fs::create_dir_all(&folder).unwrap();
@@ -127,7 +127,7 @@ fn command(lab: &Lab, bin: Option<&Path>) -> Command {
         .arg(virtio_win())
         .args(["--engine", "guestfish"])
         .env("TMPDIR", &temporary)
-        // Else the appliance is built anew.
+        // Otherwise the appliance is built again.
         .env("LIBGUESTFS_CACHEDIR", "/var/tmp");
     if let Some(bin) = bin {
         let path = std::env::var("PATH").unwrap();
@@ -186,7 +186,8 @@ fn reasons_why_it_does_not_start() {
     }
 }
 
-/// A host whose KVM does not work, by a QEMU that says so: the appliance is emulated, and it is said.
+/// A host whose KVM does not work, by a QEMU that reports that: the appliance is emulated, with a
+/// message.
 #[test]
 fn without_kvm_the_appliance_is_emulated() {
     if !have(&TOOLS) {
@@ -204,7 +205,7 @@ fn without_kvm_the_appliance_is_emulated() {
     fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
     for (backend, settings, expected, said) in [
         (None, None, ["direct", "force_tcg"], true),
-        // What the user has decided stays.
+        // Settings of the user take precedence.
         (None, Some("gdb"), ["direct", "gdb"], false),
         (Some("libvirt"), None, ["libvirt", ""], false),
     ] {
@@ -279,7 +280,7 @@ fn a_start_has_a_time_limit() {
     assert_eq!(processes_naming(lab.dir.path()), Vec::<String>::new());
 }
 
-/// Stopped and continued (^Z, fg) with its guestfish: the limit is for time in which both could work.
+/// Stopped and continued (^Z, fg) with its guestfish: only time in which both could work counts.
 #[test]
 fn time_stopped_does_not_count() {
     if !have(&TOOLS) {
@@ -307,7 +308,8 @@ fn time_stopped_does_not_count() {
     assert!(error.contains("does not see the disk"), "{error}");
 }
 
-/// The real one: its QEMU names our socket, and is gone when we are killed while it starts.
+/// The real one: its QEMU names the test's socket, and ends when the run is killed during its
+/// start.
 #[test]
 fn a_kill_ends_the_appliance() {
     if !have(&TOOLS) || !have(&["guestfish"]) {

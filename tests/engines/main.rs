@@ -1,7 +1,7 @@
-//! Both engines do the same, and libguestfs' own tools agree with the result.
+//! Both engines produce the same result, and libguestfs' own tools agree with it.
 //!
-//! Starts of the appliance are what takes the time here (software emulation): one for each guest
-//! converted and one for each judge.
+//! Starts of the appliance take most of the time here (software emulation): one for each converted
+//! guest and one for each tool that verifies it.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
@@ -81,7 +81,7 @@ fn counted(lab: &Lab) -> OsString {
     path
 }
 
-/// Starts since the last question.
+/// Starts since the last call.
 fn starts(lab: &Lab) -> usize {
     let log = fs::read(lab.path("starts")).unwrap_or_default();
     let _ = fs::remove_file(lab.path("starts"));
@@ -128,7 +128,7 @@ fn audit(volume: &Path) -> BTreeMap<String, String> {
     for block in text.split("\n\n").filter(|b| b.contains("Security key : ")) {
         let mut lines = block.trim_start().lines();
         let name = lines.next().unwrap().to_string();
-        // A descriptor is the file's own ("none"), or one that files share; then it is shown once.
+        // A descriptor is the file's own ("none"), or shared by files; then it is shown once.
         let key = lines.next().unwrap().split(' ').nth(3).unwrap().to_string();
         let (dump, facts): (Vec<&str>, Vec<&str>) = lines.partition(|l| l.starts_with("      "));
         let words = dump.iter().flat_map(|line| line.split_whitespace().skip(1));
@@ -273,7 +273,7 @@ fn lab(version: WinVersion, arch: Arch, firmware: Firmware) -> Lab {
     Lab::new(spec)
 }
 
-/// What `verify` says through the appliance, compared with what it says without. `inspect` is part of
+/// The verdict of `verify` through the appliance, compared with that without. `inspect` is part of
 /// every report, and in `dynamic.rs`.
 fn same_verdict(disk: &Path) {
     let seen = |engine: &str| {
@@ -291,7 +291,7 @@ fn same_verdict(disk: &Path) {
     assert_eq!(seen("embedded"), seen("guestfish"));
 }
 
-/// One guest after the other; `cargo test` runs two such lists side by side.
+/// The guests in sequence; `cargo test` runs two such lists in parallel.
 fn all_the_same(guests: &[(WinVersion, Arch, Firmware)]) {
     if !ready() {
         return;

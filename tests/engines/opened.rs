@@ -1,6 +1,7 @@
 //! Windows in an encrypted volume, and data in a logical one: only guestfish opens them.
 //!
-//! BitLocker, which takes the same way as LUKS (libguestfs' `cryptsetup-open`), is in `bitlocker.rs`.
+//! BitLocker, which uses the same path as LUKS (libguestfs' `cryptsetup-open`), is in
+//! `bitlocker.rs`.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -39,7 +40,7 @@ fn encrypted(lab: &Lab) -> Disk {
     File::create(&luks)
         .and_then(|file| file.set_len(part.size + PAYLOAD))
         .unwrap();
-    // Not by qemu-img: on a busy machine QEMU 7.2 fails to measure the processor time that a key may take.
+    // Not with qemu-img: on a busy host QEMU 7.2 fails to measure the CPU time for a key.
     let format = "luksFormat --type luks1 --pbkdf-force-iterations 1000 --batch-mode --key-file";
     let format: Vec<_> = format.split(' ').chain([&key[..], &to]).collect();
     tool("cryptsetup", &format);
@@ -199,7 +200,7 @@ fn windows_in_luks_and_data_in_lvm() {
     let disk = encrypted(&lab);
     let source = disk.path.to_str().unwrap();
 
-    // Without a key there is nothing to start an appliance for.
+    // Without a key, no appliance needs to start.
     let error = lab.convert(&disk.path, &["--engine", "embedded"]);
     let error = error.expect(3).json();
     assert!(codes(&error).contains(&"luks"), "{error}");
@@ -225,13 +226,13 @@ fn windows_in_luks_and_data_in_lvm() {
         .arg(lab.path("out"))
         .arg("--virtio-iso")
         .arg(virtio_win())
-        // One that does not fit comes first.
+        // A wrong one comes first.
         .args(["--key", "all:env:ANOTHER_KEY", "--key"])
         .arg(format!("2:file:{}", key_file.display()))
         .env("ANOTHER_KEY", "not this one")
         .env("TMPDIR", &temporary)
         .env("PATH", counted(&lab))
-        // Else the appliance is built anew.
+        // Otherwise the appliance is built again.
         .env("LIBGUESTFS_CACHEDIR", "/var/tmp");
     let run = support::finish(command).expect(0);
     let report = run.json();
@@ -250,7 +251,7 @@ fn windows_in_luks_and_data_in_lvm() {
     assert_eq!(logical["label"], "in a group");
     assert_eq!(logical["state"]["container"], "lvm");
 
-    // What was written is in the encrypted volume: QEMU's own LUKS opens it.
+    // The written data is in the encrypted volume: QEMU's own LUKS opens it.
     let converted = Path::new(report["outputs"]["disks"][0].as_str().unwrap());
     let secret = format!("secret,id=key,file={}", lab.path("key").display());
     let (start, size) = disk.windows;
@@ -287,7 +288,7 @@ fn windows_in_luks_and_data_in_lvm() {
     file.set_len(size).unwrap();
     tool("ntfsfix", &["--no-action", opened.to_str().unwrap()]);
 
-    // The keys are in nothing that is left.
+    // No leftover contains the keys.
     for key in [KEY, "not this one"] {
         assert!(!run.stdout.contains(key) && !run.stderr.contains(key));
         let left = |folder: &Path| {

@@ -1,5 +1,5 @@
-//! Small files that say they are large: hives, disks, tables of images, packages, descriptions. Each run ends
-//! inside 10 s and 512 MiB, in all its processes, and leaves nothing.
+//! Small files that declare large sizes: hives, disks, tables of images, packages, descriptions.
+//! Each run ends within 10 s and 512 MiB, in all its processes, and leaves nothing.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -139,7 +139,7 @@ fn disks_of_a_size_that_nobody_has() {
     }
     let run = converted(&empty, virtio_win(), &lab.path("out")).expect(1);
     assert!(run.stderr.contains("1024 TiB") && !lab.path("out").exists());
-    // The largest that is taken, with a Windows at its start.
+    // The largest supported one, with a Windows at its start.
     tool("qemu-img", &["resize", "-q", text(&guest), "64T"]);
     bounded(&["inspect", text(&guest)]).expect(0);
     // qemu-img takes a second or two for 16 TiB of nothing, and the host may be busy.
@@ -164,7 +164,7 @@ fn le(bytes: &mut [u8], at: usize, value: u64, width: usize) {
     bytes[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
 }
 
-/// Images whose tables QEMU reads whole before it says anything.
+/// Images whose tables QEMU reads as a whole before it answers.
 #[test]
 fn images_with_giant_tables() {
     if !have(&TOOLS) {
@@ -304,7 +304,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !crc
 }
 
-/// The embedded engine is what somebody asks for who wants no VM on this host.
+/// A user of the embedded engine wants no VM on this host.
 #[test]
 fn embedded_starts_no_appliance_for_a_linux() {
     if !have(&["qemu-img", "qemu-storage-daemon", "mke2fs"]) {
@@ -358,7 +358,7 @@ fn embedded_starts_no_appliance_for_a_linux() {
         "{}",
         fs::read_to_string(&started).unwrap()
     );
-    // The stand-ins are what would be started.
+    // The stand-ins are the programs that would be started.
     run("guestfish");
     assert!(started.exists());
 }
@@ -382,7 +382,8 @@ fn gzip_of_zeroes(mib: usize) -> Vec<u8> {
     gz.finish().unwrap()
 }
 
-/// A disk that unpacks to more than it says, one that fills what is there, and one whose unpacking is killed.
+/// A disk that unpacks to more than declared, one that fills the available space, and one that is
+/// killed while unpacking.
 #[test]
 fn packages_that_unpack_to_much() {
     if !have(&["qemu-img", "tar"]) {
@@ -486,7 +487,7 @@ fn descriptions_without_end() {
     }
 }
 
-/// A temporary directory without room: an error that says so, and nothing left.
+/// A temporary directory without space: an explicit error, and nothing left.
 #[test]
 fn without_room_for_temporary_files() {
     if !have(&TOOLS) || !have(&["tar", "mount"]) || !rustix::process::geteuid().is_root() {

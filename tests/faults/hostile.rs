@@ -1,5 +1,5 @@
-//! Input made to hurt: volumes, hives, packages, INF files and Linux guests. Each run ends in a clear error,
-//! or without harm, inside 10 s and 512 MiB.
+//! Hostile input: volumes, hives, packages, INF files and Linux guests. Each run ends with a clear
+//! error, or without harm, within 10 s and 512 MiB.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ use hyper2kvm::guest::ntfs3g::{MountOptions, Ntfs3g};
 use crate::support::{Lab, Run, TOOLS, binary, have, tool, virtio_win};
 use crate::{spec, text};
 
-/// What a run may cost, whatever it is given.
+/// The limit of a run with any input.
 const TIME: Duration = Duration::from_secs(10);
 const MEMORY: u64 = 512 << 20;
 
@@ -262,7 +262,7 @@ fn hostile_volumes() {
     }
 }
 
-/// Hives with cycles and sizes out of this world; a computer name that paints the terminal.
+/// Hives with cycles and impossible sizes; a computer name with terminal escapes.
 #[test]
 fn hostile_hives() {
     if !have(&TOOLS) {
@@ -329,7 +329,7 @@ pub fn envelope(href: &str, gzip: bool) -> String {
     )
 }
 
-/// An archive (cpio) whose only file says it has 4 GiB, and a GiB of zeroes follows: one MiB of gzip.
+/// An archive (cpio) whose only file declares 4 GiB, followed by a GiB of zeroes: one MiB of gzip.
 fn bomb() -> &'static [u8] {
     static BOMB: OnceLock<Vec<u8>> = OnceLock::new();
     BOMB.get_or_init(|| {
@@ -434,7 +434,7 @@ fn hostile_packages() {
     );
 }
 
-/// Text of an INF ends up in the guest's registry as a value and nowhere as a command.
+/// Text of an INF becomes a value in the guest's registry, and never a command.
 #[test]
 fn hostile_inf() {
     if !have(&TOOLS) {
@@ -485,7 +485,7 @@ fn hostile_inf() {
     }
 }
 
-/// A file of the host that must stay closed: whoever opens it waits for ever.
+/// A file of the host that must stay closed: opening it blocks for ever.
 pub fn trap(path: &Path) {
     tool("mkfifo", &[text(path)]);
 }

@@ -1,4 +1,4 @@
-//! Disk images that name other files and hosts: none of those is opened.
+//! Disk images that name other files and hosts, none of which is opened.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -30,7 +30,7 @@ fn images_that_name_others() {
     }
     let here = dir.path().join("image");
     let (made, secret) = (dir.path().join("other/made"), dir.path().join("other/trap"));
-    // Whoever opens it waits for ever.
+    // Opening it blocks for ever.
     trap(&secret);
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     server.set_nonblocking(true).unwrap();

@@ -1,5 +1,5 @@
-//! Many VMs: `convert --batch`, `inspect` of several, evidence for a support case, and what
-//! `docs/fleet` says.
+//! Many VMs: `convert --batch`, `inspect` of several, evidence for a support case, and the contents
+//! of `docs/fleet`.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // skips must be seen
@@ -28,7 +28,7 @@ use support::{
     Run, TOOLS, binary, blocks, finish, h2k, have, processes_naming, sha256, virtio_win,
 };
 
-/// What a running Windows would have written, and what must never leave it.
+/// Files that a running Windows would have written, and files that must never be collected.
 const LOGS: [(&str, usize); 7] = [
     (r"Windows\INF\setupapi.dev.log", 3000),
     (r"Windows\INF\setupapi.setup.log", 17 << 20),

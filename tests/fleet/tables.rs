@@ -1,4 +1,4 @@
-//! What people see of many VMs: tables, colours, progress.
+//! The display of many VMs: tables, colours, progress.
 
 use super::*;
 
@@ -40,7 +40,7 @@ fn a_table_of_machines() {
     );
     assert!(list["machines"][0]["error"].is_string());
 
-    // The same document as for one alone.
+    // The same document as for a single one.
     let one = h2k(["inspect", fleet.path("web.raw").to_str().unwrap(), "--json"])
         .expect(0)
         .json();
@@ -183,7 +183,7 @@ fn colours_on_a_terminal_only() {
     assert!(!on_terminal("1").contains('\u{1b}'));
 }
 
-/// What a person at a terminal of 80 columns sees of inspect, plan, convert and verify.
+/// The output of inspect, plan, convert and verify on a terminal of 80 columns.
 #[test]
 fn a_terminal_of_80_columns() {
     if !have(&TOOLS) || !have(&["script"]) {

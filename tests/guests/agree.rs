@@ -1,4 +1,4 @@
-//! One truth: `inspect`, `plan`, `convert` and `verify` say the same of a guest, by exit code too.
+//! `inspect`, `plan`, `convert` and `verify` agree about a guest, including their exit codes.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,17 +15,17 @@ use crate::{Guest, SET, find, spec};
 const MANAGER: &str = "EFI\\Microsoft\\Boot\\bootmgfw.efi";
 const LOADER: &str = "Objects\\{733b62e5-f608-11eb-825c-c112f60133ab}\\Elements";
 
-/// What one guest is refused for.
+/// A guest and the reason for its refusal.
 struct Case {
     /// The code of the blocker.
     code: &'static str,
-    /// `inspect` has it as a finding of severity "blocker".
+    /// Whether `inspect` has it as a finding of severity "blocker".
     finding: bool,
-    /// A check of `verify` that fails, of the source with the controllers of its first boot.
+    /// A check of `verify` that fails for the source with the controllers of its first boot.
     check: &'static str,
     /// Part of the remedy.
     remedy: &'static str,
-    /// Options the remedy names, with which the guest is converted.
+    /// Options in the remedy with which the guest is converted.
     helps: &'static [&'static str],
     guest: fn() -> Guest,
 }
@@ -159,7 +159,7 @@ const CASES: &[Case] = &[
     },
 ];
 
-/// Refused by both with this code, and nothing is written. The blocker.
+/// Both refuse with this code, and write nothing. Returns the blocker.
 #[track_caller]
 fn refused_alike(case: &str, code: &str, run: impl Fn(&str) -> Run) -> Value {
     let [plan, convert] = ["plan", "convert"].map(|verb| {
@@ -215,7 +215,7 @@ fn what_only_keeps_windows_from_starting_can_be_accepted() {
             }
             let accept = ["--accept", id, "--force"];
             if case.code == "default-control-set" {
-                // What was accepted hides nothing else that is in the way.
+                // Accepting one problem hides no other.
                 let more = ["--bootstrap", "ide", "--machine", "q35"];
                 let wrong = [&accept[..], &more].concat();
                 for verb in ["plan", "convert"] {
@@ -291,7 +291,7 @@ fn data_cannot_be_accepted_and_an_unknown_id_is_a_usage_error() {
         }
         assert!(!guest.path("out").exists());
     }
-    // A second fault beside the accepted one refuses all the same.
+    // A second fault beside the accepted one still refuses.
     let guest = without("volume");
     guest.remove(Place::Boot, MANAGER);
     let accept = ["--accept", "boot-driver-file"];
@@ -592,7 +592,7 @@ fn the_test_matrix_agrees() {
             assert_eq!(plan["ready"], true, "{what}: {:#}", plan["checks"]);
             let report = run("convert").expect(0).json();
             assert_eq!(report["ready"], true, "{what}");
-            // What was foreseen is what was read back.
+            // The prediction equals the result that was read back.
             for foreseen in plan["checks"].as_array().unwrap() {
                 let id = foreseen["id"].as_str().unwrap();
                 let read = find(&report["checks"], "id", id).unwrap();

@@ -1,4 +1,4 @@
-//! What comes before Windows: boot manager, BCD, partition table, boot sector.
+//! Everything before Windows: boot manager, BCD, partition table, boot sector.
 
 use std::fs;
 

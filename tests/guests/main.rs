@@ -1,8 +1,8 @@
-//! Guests that are not clean: each state of `docs/guests.md` is built, shown to `inspect`, and
-//! converted or refused. What it must say, word for word, is in `rows`; the document is checked
-//! against that table.
+//! Guests that are not clean: each state of `docs/guests.md` is built, inspected, and converted or
+//! refused. The exact texts are in `rows`, and the document is checked against that table.
 //!
-//! Every guest is a copy of one of a few built ones, changed with our writer or byte by byte.
+//! Every guest is a copy of one of a few built ones, changed with hyper2kvm's writer or byte by
+//! byte.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
@@ -55,7 +55,7 @@ fn spec(version: WinVersion) -> GuestSpec {
     }
 }
 
-/// A copy of a base to spoil.
+/// A copy of a base to damage.
 struct Guest {
     dir: tempfile::TempDir,
     disk: PathBuf,
@@ -205,8 +205,8 @@ impl Guest {
         found.clone()
     }
 
-    /// `inspect` says so, `plan` and `convert` end with exit code 3 and the same words, and nothing is
-    /// written.
+    /// `inspect` reports it, `plan` and `convert` end with exit code 3 and the same text, and
+    /// nothing is written.
     #[track_caller]
     fn refused(&self, id: &str) {
         let found = self.finding(id);
@@ -217,7 +217,8 @@ impl Guest {
         assert!(!self.path("out").exists(), "{id}");
     }
 
-    /// `inspect` says so, `plan` and `convert` continue, and `verify` calls the result ready.
+    /// `inspect` reports it, `plan` and `convert` continue, and `verify` reports the result as
+    /// ready.
     #[track_caller]
     fn accepted(&self, id: &str) {
         let found = self.finding(id);

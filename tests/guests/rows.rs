@@ -1,4 +1,5 @@
-//! What is shown of a state is what the table of findings says, and `docs/guests.md` names a test for each.
+//! The text for a state is that in the table of findings, and `docs/guests.md` names a test for
+//! each.
 
 use hyper2kvm::inspect::Severity;
 use hyper2kvm::inspect::findings::{FINDINGS, Text};

@@ -1,4 +1,4 @@
-//! VMs of several disks: what the rows of "Several disks" say.
+//! VMs of several disks: the rows of "Several disks".
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Volumes that must not be written, or not without a word.
+//! Volumes that must not be written, or only with a warning.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What Windows itself is in the middle of, and what it is used for.
+//! Unfinished operations of Windows, and special roles of a guest.
 
 use hyper2kvm::demo::{GuestSpec, Place, Role, WinVersion};
 use hyper2kvm::registry::RegData;

@@ -1,4 +1,4 @@
-//! Who may read and write a result, and what others planted in its place.
+//! Permissions for a result, and files that others planted in its place.
 
 use super::*;
 
@@ -85,7 +85,7 @@ fn a_directory_that_is_there_keeps_its_owner_and_mode() {
             assert_eq!(fs::metadata(&out).unwrap().uid(), 65534);
         }
     }
-    // What undoes a fix in place must not lie where others can write.
+    // The undo log of a fix in place must not be writable by others.
     fs::remove_dir_all(&out).unwrap();
     fs::create_dir(&out).unwrap();
     fs::set_permissions(&out, Permissions::from_mode(0o777)).unwrap();
@@ -212,7 +212,7 @@ fn a_planted_record_of_boot_is_not_followed() {
     );
 }
 
-/// Whoever can write the directory says what root's libvirt runs.
+/// Anybody who can write to the directory determines what root's libvirt runs.
 #[test]
 fn a_folder_of_somebody_else_is_not_booted() {
     if !have(&TOOLS) || !have(&["virsh"]) {
@@ -260,7 +260,7 @@ fn a_folder_of_somebody_else_is_not_booted() {
     refused("symbolic link");
     fs::remove_file(&xml).unwrap();
     fs::rename(&victim, &xml).unwrap();
-    // Where others could exchange the disks while they are moved.
+    // Others could exchange the disks while they are moved.
     mode(&images, 0o777);
     let run = finish(install(&out, &images, "")).expect(1);
     assert!(

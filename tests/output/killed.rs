@@ -48,7 +48,7 @@ fn killed_while_a_result_is_replaced() {
             if without.is_empty() {
                 assert!(out.join("report.json").exists(), "{step}: not in one step");
             }
-            // The next run of whatever verb has the result back under its name.
+            // The next run of any verb restores the result's name.
             let run = convert(&lab.raw, &out, &["--name", "new"]).expect(1);
             assert!(run.stderr.contains("out exists"), "{step}: {}", run.stderr);
             let name = match out.join("new.qcow2").exists() {
@@ -73,7 +73,7 @@ fn killed_while_a_result_is_replaced() {
     }
 }
 
-/// The result has its name: what fails after that undoes nothing.
+/// The result has its name: later failures undo nothing.
 #[test]
 fn a_fault_after_the_rename_is_a_warning() {
     if !have(&TOOLS) {

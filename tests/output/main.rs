@@ -1,5 +1,5 @@
-//! The output directory: what `--force` replaces and what it leaves alone, two runs at once, kills while a
-//! result is replaced, and who may read what is written.
+//! The output directory: the files that `--force` replaces or keeps, two runs at a time, kills
+//! while a result is replaced, and permissions.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running
@@ -50,7 +50,7 @@ impl Drop for Holder {
     }
 }
 
-/// Holds an image as a running VM does.
+/// Locks an image like a running VM.
 fn hold(disk: &Path) -> Holder {
     let start = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! What `--force` replaces, and what it leaves alone.
+//! The files that `--force` replaces, and those that it keeps.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Disks that are none, are cut off, hold no Windows or a damaged one.
+//! Files that are not disks, truncated disks, and disks without Windows or with a damaged one.
 
 use super::*;
 

@@ -53,7 +53,7 @@ fn listing(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The command must fail with `code` and say each of `says`, to people and as JSON alike.
+/// The command must fail with `code` and print each of `says`, for people and as JSON alike.
 #[track_caller]
 fn fails_with(lab: &Lab, args: &[&str], env: &[(&str, &OsStr)], code: i32, says: &[&str]) {
     let before = listing(lab.dir.path());
@@ -89,7 +89,7 @@ fn fails_with(lab: &Lab, args: &[&str], env: &[(&str, &OsStr)], code: i32, says:
     assert!(running.is_empty(), "{args:?} left {running:?}");
 }
 
-/// No `{:?}` of our types, no panic, no backtrace.
+/// No `{:?}` of internal types, no panic, no backtrace.
 #[track_caller]
 fn assert_plain(text: &str) {
     for debug in [

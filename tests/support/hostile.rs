@@ -1,4 +1,4 @@
-//! Web servers over TLS that a test answers for: they lie, break off and stall as they are told.
+//! Web servers over TLS with answers of a test: wrong data, disconnects and stalls.
 
 #![allow(dead_code)]
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// A request as a server sees it.
+/// A request from the view of a server.
 #[derive(Debug, Clone)]
 pub struct Asked {
     /// Counts from 1.
@@ -23,7 +23,7 @@ pub struct Asked {
     pub head: String,
 }
 
-/// What a server does after its bytes.
+/// The action of a server after its bytes.
 pub enum End {
     Keep,
     Close,
@@ -202,7 +202,7 @@ pub const FAULTS: [&str; 18] = [
     "endless head",
 ];
 
-/// The honest answer spoiled by one of [`FAULTS`].
+/// The honest answer corrupted by one of [`FAULTS`].
 pub fn spoil(fault: &str, head: &str, body: &[u8], size: u64) -> (Vec<u8>, End) {
     let length = format!("Content-Length: {}", body.len());
     let replaced = |from: &str, to: &str| (whole(&head.replace(from, to), body), End::Close);

@@ -1,5 +1,5 @@
-//! What holds of every VM that starts on its source: the source stays what it is, and once everything is pulled the
-//! guest sees what a plain conversion has.
+//! Properties of every VM that starts on its source: the source stays unchanged, and after
+//! everything is pulled the guest sees the same as after a plain conversion.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

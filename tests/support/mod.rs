@@ -1,5 +1,5 @@
-//! What the integration tests share: a laboratory with guests and drivers made by hyper2kvm, the
-//! program under test, and other programs as judges.
+//! Common code of the integration tests: a laboratory with generated guests and drivers, the
+//! program under test, and other programs that verify results.
 
 #![allow(dead_code)]
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
@@ -138,7 +138,7 @@ pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A run that stops at a fail point.
+/// A run that stops at a failpoint.
 pub struct Paused(Child);
 
 impl Paused {
@@ -178,7 +178,7 @@ pub fn said(child: &mut Child) -> String {
     text
 }
 
-/// Waits until a run under a `wait` fail point got there; gives its stderr and what it said so far.
+/// Waits until a run reaches a `wait` failpoint; returns its stderr and its output so far.
 #[track_caller]
 pub fn until_waiting(child: &mut Child) -> (BufReader<ChildStderr>, String) {
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
@@ -189,7 +189,7 @@ pub fn until_waiting(child: &mut Child) -> (BufReader<ChildStderr>, String) {
     (stderr, said)
 }
 
-/// A loop device over a file; detached when it goes.
+/// A loop device over a file; detached when it is dropped.
 pub struct LoopOver(pub PathBuf);
 
 impl LoopOver {
@@ -217,7 +217,7 @@ impl Drop for LoopOver {
     }
 }
 
-/// A mounted file system; unmounted when it goes.
+/// A mounted file system; unmounted when it is dropped.
 pub struct Mounted(pub PathBuf);
 
 impl Mounted {
@@ -436,13 +436,13 @@ pub fn export(hive: &Path, prefix: &str, key: &str) -> String {
     .unwrap()
 }
 
-/// What the guest sees of a converted disk, whatever the image is made of.
+/// The guest's view of a converted disk, whatever the image consists of.
 pub fn as_raw(disk: &Path, raw: &Path) {
     let fixed = ["convert", "-f", "qcow2", "-O", "raw"];
     tool("qemu-img", &[&fixed[..], &[text(disk), text(raw)]].concat());
 }
 
-/// What is in a directory, sorted.
+/// The names in a directory, sorted.
 pub fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let mut names: Vec<_> = entries

@@ -45,7 +45,7 @@ fn run(name: &str, args: &[&str]) {
     assert!(out.status.success(), "{name} {args:?}: {stderr}");
 }
 
-/// Killed, with all it started, when it goes.
+/// Killed with all its children when it is dropped.
 struct Guard(Child);
 
 impl Drop for Guard {
@@ -121,7 +121,7 @@ impl Sshd {
         self.server = Some(Guard(child));
     }
 
-    /// Ends the server and every connection it has.
+    /// Stops the server and every connection it has.
     pub fn stop(&mut self) {
         let Some(server) = self.server.take() else {
             return;
@@ -309,7 +309,7 @@ impl Nbdkit {
     }
 }
 
-/// A line to another port of this host that takes time in each direction, and can be cut.
+/// A line to another port of this host with a latency in each direction, which can be cut.
 pub struct Line {
     pub port: u16,
     /// No new connections, and the old ones are gone, while this is set.

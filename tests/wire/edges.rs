@@ -13,8 +13,8 @@ use crate::support::{self, Lab, Paused, text, tool};
 
 const SECRET: &str = "correct horse 9";
 
-/// What stands for `ssh` asks for the password as that does, tells a socket of the test all it was given, and
-/// becomes OpenSSH's SFTP server.
+/// A stand-in for `ssh` that asks for the password like it, reports its inputs to a socket of the
+/// test, and becomes OpenSSH's SFTP server.
 fn stand_in(folder: &Path, port: u16) {
     let script = format!(
         "#!/bin/bash\nexec 3<>/dev/tcp/127.0.0.1/{port}\n\

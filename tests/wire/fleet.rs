@@ -1,4 +1,4 @@
-//! Lists of VMs on other hosts, and what is told while they are copied.
+//! Lists of VMs on other hosts, and their progress.
 
 use std::fs;
 use std::time::{Duration, Instant};

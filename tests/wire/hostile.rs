@@ -1,5 +1,6 @@
-//! A web server over TLS that lies, breaks off, stalls and changes: conversions by the program itself end in the
-//! local conversion's result, or in exit 1 with what to do, and then in a resumed run with that result.
+//! A web server over TLS that returns wrong data, disconnects, stalls and changes. Conversions by
+//! the program itself end with the result of the local conversion, or with exit 1 and a remedy, and
+//! then a resumed run with that result.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -16,7 +17,7 @@ use crate::hostile_server::{
 use crate::support::wire::{Nginx, Sshd, free_port};
 use crate::support::{self, Lab, finish, names, text, tool};
 
-/// What goes wrong at a place of the disk.
+/// A fault at a place of the disk.
 struct Trap {
     at: u64,
     fault: &'static str,
@@ -24,7 +25,7 @@ struct Trap {
     lasts: bool,
 }
 
-/// A disk behind a server that announces nothing and answers ranges, as ESXi does.
+/// A disk behind a server that announces nothing and answers ranges, like ESXi.
 struct Site {
     disk: File,
     size: u64,

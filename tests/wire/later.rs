@@ -32,7 +32,7 @@ pub fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// What QEMU sees of a disk, whatever it is on.
+/// QEMU's view of a disk, whatever is below it.
 pub fn contents(lab: &Lab, disk: &Path, name: &str) -> PathBuf {
     let raw = lab.path(name);
     let args = ["convert", "-f", "qcow2", "-O", "raw"];
@@ -40,7 +40,7 @@ pub fn contents(lab: &Lab, disk: &Path, name: &str) -> PathBuf {
     raw
 }
 
-/// `hyper2kvm serve`, as systemd starts it: it says when it is ready.
+/// `hyper2kvm serve` as started by systemd: it notifies when it is ready.
 pub struct Serve(Option<Child>);
 
 impl Serve {
@@ -99,7 +99,7 @@ impl Drop for Serve {
     }
 }
 
-/// Kills the children of a process that have such a name. How many there were.
+/// Kills the children of a process with such a name. Returns their number.
 pub fn kill_children(parent: u32, name: &str) -> usize {
     let mut found = 0;
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -117,7 +117,7 @@ pub fn kill_children(parent: u32, name: &str) -> usize {
     found
 }
 
-/// Ends every connection that the server has, and not the server. How many there were.
+/// Ends every connection of the server, and not the server. Returns their number.
 fn cut(ssh: &Ssh) -> usize {
     kill_children(ssh.server.id(), "")
 }
@@ -156,7 +156,7 @@ fn a_vm_starts_on_another_host_and_ends_without_it() {
     let fetched = report["bytes"]["fetched"].as_u64().unwrap();
     assert!(fetched > 0 && fetched < 16 << 20, "{fetched}");
 
-    // Where it is, how it looked, and no secret.
+    // Its location, its facts, and no secret.
     let later = read_json(&out.join("later.json"));
     let wire = &later["disks"][0]["levels"][0]["wire"];
     assert_eq!(wire["url"], url);
@@ -216,7 +216,7 @@ fn a_vm_starts_on_another_host_and_ends_without_it() {
     let pulled = h2k(["pull", text(&out), "--json"]).expect(0).json();
     assert_eq!(pulled["by"], "offline");
     assert_eq!(pulled["bytes"], json!({"copied": left, "left": 0}));
-    // Nobody needs it any more.
+    // Nothing needs it any more.
     let served = serve.end().expect(0).json();
     assert_eq!(served["schema"], "hyper2kvm/serve/1");
     assert_eq!(
@@ -303,7 +303,7 @@ fn a_pull_over_a_line_that_breaks_and_a_source_that_changes() {
     untouched.check();
 }
 
-/// What reads through it meets the end of its connection, and the next one has everything again.
+/// A reader of it meets the end of its connection, and the next one gets everything again.
 #[test]
 fn a_serve_that_is_killed_anywhere_is_started_again() {
     if !ready(&SERVERS) {
@@ -342,7 +342,7 @@ fn a_serve_that_is_killed_anywhere_is_started_again() {
     untouched.check();
 }
 
-/// Pulls and servers killed at moments spread over their runs; `HYPER2KVM_PAIRS` says how many.
+/// Pulls and servers killed at moments spread over their runs; `HYPER2KVM_PAIRS` is their number.
 #[ignore = "minutes: cargo test --test wire -- --ignored over_ssh_killed; .ci/campaign lines has it"]
 #[test]
 fn pulls_over_ssh_killed_at_any_moment() {

@@ -43,7 +43,7 @@ fn run(verb: &str, source: &str, options: &[String], more: &[&str]) -> Run {
     h2k(args)
 }
 
-/// Without what tells where the source lies and when it was looked at.
+/// The document without the location of the source and the time of the inspection.
 fn facts(mut document: Value) -> Value {
     let Some(fields) = document.as_object_mut() else {
         return document;
@@ -68,7 +68,8 @@ fn assert_few(fetched: u64, live: u64) {
     assert!(fetched <= most, "{fetched} bytes of {live} live ones");
 }
 
-/// Two converted disks, by all that inspection and the checks read of them: NTFS dates what is written.
+/// Compares two converted disks by everything that inspection and the checks read: NTFS dates every
+/// write.
 #[track_caller]
 fn alike(a: &Path, b: &Path) {
     for verb in ["inspect", "verify"] {
@@ -307,7 +308,7 @@ fn nbd_exports_and_commands_are_raw_disks() {
     assert_eq!(done.json()["machines"].as_array().unwrap().len(), 2);
     let disk = |name: &str| out.join(format!("{name}-kvm/{name}.qcow2"));
     alike(&disk("wired"), &disk("local"));
-    // What is done is not done again: the source is known by its size and time.
+    // Finished VMs are not converted again: the source is identified by its size and time.
     let again = h2k([
         "convert",
         "--batch",

@@ -1,4 +1,4 @@
-//! What is promised of sources on the wire: how much is fetched, how much memory that takes, and that an
+//! Promises about sources on the wire: the amount fetched, the memory needed, and that an
 //! interrupted copy continues.
 
 use std::collections::BTreeMap;
@@ -127,7 +127,7 @@ fn number(report: &Value, name: &str) -> u64 {
     report["bytes"][name].as_u64().unwrap()
 }
 
-/// Every file of a converted disk, by name, without what dates the conversion.
+/// Every file of a converted disk, by name, without data that dates the conversion.
 fn files(disk: &Path, work: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
     let raw = work.join("as.raw");
     support::as_raw(disk, &raw);
@@ -136,7 +136,7 @@ fn files(disk: &Path, work: &Path) -> BTreeMap<(u32, String), Option<Vec<u8>>> {
     files
 }
 
-/// Both disks hold the same files; a hive differs by the times of its keys only.
+/// Fails unless both disks have the same files; a hive differs by the times of its keys only.
 #[track_caller]
 pub fn same_files(a: &Path, b: &Path, work: &Path) {
     let (a, b) = (files(a, work), files(b, work));

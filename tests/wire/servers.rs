@@ -1,4 +1,4 @@
-//! Servers on loopback that speak what sources on the wire are read by. Each ends with its guard.
+//! Servers on loopback for every protocol of sources on the wire. Each ends with its guard.
 
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
@@ -18,7 +18,7 @@ fn free_port() -> u16 {
         .port()
 }
 
-/// A program that is ended when this goes.
+/// A program that is ended when this is dropped.
 pub struct Server {
     child: Child,
     pub port: u16,

@@ -1,7 +1,9 @@
-//! BitLocker: volumes of every cipher and protector, read and written by us and by others, and whole conversions.
+//! BitLocker: volumes of every cipher and protector, read and written by hyper2kvm and by other
+//! programs, and whole conversions.
 //!
-//! The volumes are made by `hyper2kvm::demo::bitlocker`. Judges are dissect.fve and libbde (Python, in
-//! `target/bitlocker-judges`, which `.ci/run` makes), dislocker, and cryptsetup for the metadata.
+//! The volumes are made by `hyper2kvm::demo::bitlocker`. They are verified by dissect.fve and
+//! libbde (Python, in `target/bitlocker-judges`, which `.ci/run` makes), dislocker, and cryptsetup
+//! for the metadata.
 
 mod conversions;
 mod volumes;
@@ -31,7 +33,7 @@ use crate::support::{self, Lab, Run, TOOLS, h2k, have, sha256, skip, tool, virti
 use crate::{HIVES, equal_lines, hive_text, ready, security, tree};
 
 const RECOVERY: &str = "110000-220000-330000-440000-550000-660000-110011-220022";
-/// A key of that form which opens nothing.
+/// A key of that form that opens nothing.
 const OTHER_KEY: &str = "111111-222222-333333-444444-555555-666666-111111-222222";
 const PASSWORD: &str = "correct horse 42";
 const STARTUP: Lock = Lock::StartupKey {
@@ -112,7 +114,7 @@ fn open(path: &Path, credentials: &[Credential]) -> InClear<FileDisk> {
     Unlocked::new(vec![look.volume.unwrap()]).over(disk)
 }
 
-/// Numbers that look like chance and are the same at every run.
+/// Pseudo-random numbers, the same in every run.
 fn random(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -120,7 +122,8 @@ fn random(state: &mut u64) -> u64 {
     *state
 }
 
-/// Writes to sectors all over the volume; gives their numbers and the digest of what they are to hold.
+/// Writes to sectors all over the volume; returns their numbers and the digest of the expected
+/// contents.
 fn write_sectors(disk: &dyn BlockWrite, places: &Reserved, list: &Path) -> String {
     let own: Vec<u64> = places.copies.into_iter().chain([places.moved]).collect();
     let is_own = |at: u64| own.iter().any(|p| (*p..*p + (64 << 10)).contains(&at));
