@@ -158,7 +158,7 @@ fn show(name: &str, small: &[Away], large: &[Away]) -> Value {
     Value::Object(row)
 }
 
-/// A disk with a payload in the place of Windows' boot loader, and with these live data.
+/// A disk with a payload in place of Windows' boot loader, and with these live data.
 fn build(disk: &Path, size: u64, mib: u64) -> Result<()> {
     let mut spec = GuestSpec::new(WinVersion::Win10);
     spec.firmware = Firmware::Bios;

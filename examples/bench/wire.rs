@@ -17,7 +17,7 @@ use super::servers::{Line, Nginx, Sshd, installed};
 use super::{Disk, Lab, MIB, build, median, run, seconds};
 
 /// Memory that the copy is going to take. A VM returns unused memory to its host within seconds, and a
-/// file grows half as fast until it has that anew: a distant source, which is inspected for longer, would be copied
+/// file grows half as fast until it has that again: a distant source, which is inspected for longer, would be copied
 /// into other memory than a near one. So all of it is in use, and given back piece by piece as the copy grows.
 struct Warm {
     runs: Arc<AtomicBool>,

@@ -201,7 +201,7 @@ fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Re
 
 pub(crate) fn anchored(folder: &Path, ui: &Ui) -> Result<()> {
     if let Some(was) = anchor::anchor(folder)? {
-        let moved = format!("from {}: the files name each other anew", was.display());
+        let moved = format!("from {}: the paths in its files are updated", was.display());
         ui.status("Moved", &moved);
         if let Some(later) = later::Record::left(folder)? {
             let named = later.name_sockets(folder)?;
@@ -455,7 +455,7 @@ impl Run<'_> {
             }
             if asked.is_none_or(|t| t.elapsed() > ASK_AGAIN) {
                 self.ui.status("Stopping", &self.files.name);
-                // It may turn off by itself at this very moment.
+                // Windows may turn it off at this very moment.
                 if let Err(error) = self.virsh.shutdown(self.files.uuid) {
                     tracing::info!("asking for a shutdown: {error}");
                 }

@@ -644,7 +644,7 @@ fn a_report_that_others_can_write_replaces_nothing() {
     drop(create(&target, &FORCE).unwrap());
 }
 
-/// Between the exchange and the removal, another user has put a link in the place of the old
+/// Between the exchange and the removal, another user has put a link in place of the old
 /// result.
 #[test]
 fn nothing_is_removed_through_a_link() {

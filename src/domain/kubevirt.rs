@@ -101,7 +101,7 @@ pub fn yaml(
     text.push_str("---\n");
     if !machine.clock_utc {
         text.push_str(
-            "# Windows keeps its clock in local time: put `timezone: <name>` in the place of\n\
+            "# Windows keeps its clock in local time: put `timezone: <name>` in place of\n\
              # `utc: {}` below spec.template.spec.domain.clock.\n",
         );
     }

@@ -30,7 +30,7 @@ const GRAIN: u64 = 64 << 10;
 /// Holes smaller than this count as data, which limits the memory for the map of an image.
 const SMALL_HOLE: u64 = 1 << 20;
 
-/// Files at the root of an NTFS volume that Windows fills anew.
+/// Files at the root of an NTFS volume that Windows refills.
 const SCRATCH: [&str; 3] = ["pagefile.sys", "swapfile.sys", "hiberfil.sys"];
 
 /// The result for one volume, for the report.

@@ -240,7 +240,7 @@ impl EmbeddedReader {
         }
     }
 
-    /// The clusters of a file whose contents Windows creates anew at every start.
+    /// The clusters of a file whose contents Windows recreates at every start.
     pub fn scratch(&self, volume: VolumeId, path: &GuestPath) -> Result<Scratch> {
         match self.engine_of(volume)? {
             Engine::Ntfs(v) => v.scratch(path).map_err(|e| e.at(path)),

@@ -1,5 +1,5 @@
 //! Finds the bytes of a volume that Windows does not need: free clusters, and the clusters of files
-//! that it fills anew at every start.
+//! that it refills at every start.
 //!
 //! Ranges are in bytes of the disk. Free clusters are those in the file system's own map (NTFS
 //! `$Bitmap`, the FAT of FAT16 and FAT32). So a range never includes anything outside the clusters
@@ -184,7 +184,7 @@ impl NtfsVolume {
         Ok(())
     }
 
-    /// The clusters of a file whose contents Windows creates anew. One with a crash dump has to
+    /// The clusters of a file whose contents Windows recreates. One with a crash dump has to
     /// stay: the next start of Windows saves it from there.
     pub(super) fn scratch(&self, path: &GuestPath) -> Fallible<Scratch> {
         let Some(found) = self.find(path)? else {

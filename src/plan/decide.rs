@@ -288,7 +288,7 @@ fn too_large_values(actions: &[Action], hives: &Hives) -> Result<Vec<Blocker>> {
         blockers.push(Blocker::new(
             "hive-value-large",
             format!(
-                "{key} has to be edited, and its value {name:?} of {size} bytes cannot be written anew beside that (libhivex writes 16344 at most)"
+                "{key} has to be edited, and its value {name:?} of {size} bytes cannot be rewritten beside that (libhivex writes 16344 at most)"
             ),
             "start the guest once on its old hypervisor, so that Windows works off what is pending, and shut it down",
         ));

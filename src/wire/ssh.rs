@@ -332,7 +332,7 @@ fn explain(server: &Server, access: &Access, said: &str) -> WireError {
                 .into(),
             expected: offending(said).unwrap_or_else(|| "the one in known_hosts".into()),
             hint: format!(
-                "when the host was installed anew, compare the key on its own screen (or: {scan} | ssh-keygen -lf -) \
+                "if the host was reinstalled, compare the key on its own screen (or: {scan} | ssh-keygen -lf -) \
                  and correct known_hosts; otherwise somebody is in between"
             ),
         };

@@ -8,7 +8,7 @@
 //! those), and for sources on other hosts (`tests/wire/`): of these the arguments are checked. Commands and options named in the text go through the
 //! program's own parser. Blocks marked `text` are for other hosts, or output.
 //!
-//! `HYPER2KVM_UPDATE=1 cargo test --test docs` writes the generated documents anew.
+//! `HYPER2KVM_UPDATE=1 cargo test --test docs` updates the generated documents.
 
 #![allow(clippy::disallowed_methods)] // the tests drive other programs themselves
 #![allow(clippy::print_stderr)] // which case is running

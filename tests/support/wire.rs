@@ -107,7 +107,7 @@ impl Sshd {
         sshd
     }
 
-    /// Starts it, anew when it was stopped.
+    /// Starts it, or restarts it after a stop.
     pub fn again(&mut self) {
         let _ = fs::create_dir_all("/run/sshd");
         let child = Command::new(program("sshd"))

@@ -304,7 +304,7 @@ fn a_snapshot_of_vmware_by_https() {
     untouched.check();
 }
 
-/// One file by https: what it is compared by is told by the server.
+/// One file by https: the server provides the facts that are compared.
 #[test]
 fn a_raw_disk_by_https_that_changes() {
     if !ready(&["nginx", "openssl"]) {

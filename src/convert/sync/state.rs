@@ -23,7 +23,7 @@ const COPY: &str = ".sync.qcow2";
 const JOURNAL: &str = ".sync.journal";
 /// The next `sync.json` before it is renamed.
 const NEXT: &str = ".sync.json.new";
-const OVER: &str = "hyper2kvm release gives the synced directory up; then sync it anew";
+const OVER: &str = "hyper2kvm release deletes the synced directory; then sync again";
 
 /// The state of all synced disks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -202,7 +202,7 @@ impl State {
                         "byte {at} of {} has changed since the last pass, and the dirty bitmap does not show it: it began later, or was cleared",
                         disk.file
                     ),
-                    "export a bitmap that began at the last pass or earlier; or give the synced directory up (hyper2kvm release) and sync it anew",
+                    "export a bitmap that began at the last pass or earlier; or delete the synced directory (hyper2kvm release) and sync again",
                 );
                 let what = "the dirty bitmap does not show what has changed";
                 return Err(Error::refused(what, vec![blocker]));
@@ -294,7 +294,7 @@ impl SyncedDisk {
                     "the NBD server shows no dirty bitmap (qemu:dirty-bitmap:NAME) for {}",
                     self.file
                 ),
-                "export one that began at the pass before or earlier; or give the synced directory up (hyper2kvm release) and sync it anew",
+                "export one that began at the pass before or earlier; or delete the synced directory (hyper2kvm release) and sync again",
             ),
         };
         let what = "nothing shows what has changed";

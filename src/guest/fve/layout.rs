@@ -10,7 +10,7 @@ use crate::bytes::layout;
 /// The signature in the volume header, in its counterpart of BitLocker To Go, and in each copy of
 /// the metadata.
 pub const SIGNATURE: [u8; 8] = *b"-FVE-FS-";
-/// The file system name of NTFS in the place of [`SIGNATURE`].
+/// The file system name of NTFS in place of [`SIGNATURE`].
 pub const NTFS: [u8; 8] = *b"NTFS    ";
 /// The jump at the start of a Vista volume; later ones begin like FAT32 (libbde, "Volume header").
 pub const VISTA_JUMP: [u8; 3] = [0xeb, 0x52, 0x90];
@@ -41,7 +41,7 @@ layout! {
         13 => sectors_per_cluster: u8,
         /// Vista: the sectors of NTFS; its copy of this sector follows them.
         40 => total_sectors: u64,
-        /// Vista: the cluster of the first metadata copy, in the place of the MFT's mirror in NTFS.
+        /// Vista: the cluster of the first metadata copy, in place of the MFT's mirror in NTFS.
         56 => metadata_cluster: u64,
     }
 }
