@@ -111,12 +111,11 @@ enum Command {
     Boot(boot::BootArgs),
     /// Try both boots first, on a throw-away overlay without a network
     Rehearse(Box<rehearse::RehearseArgs>),
-    /// Copy the data that `convert --copy later` has left on the source, while the VM runs or is
-    /// off
+    /// Copy the rest of `convert --copy later` from the source; the VM may run or be off
     Pull(pull::PullArgs),
     /// Delete a VM whose disks are still on the source: domain, output directory
     Release(release::ReleaseArgs),
-    /// Keep a running VM connected to its source on another host, and resume it after an outage
+    /// Keep a running VM connected to a source on another host; resume it after an outage
     Serve(serve::ServeArgs),
     /// Undo a fix made with `convert --in-place`
     Rollback(rollback::RollbackArgs),

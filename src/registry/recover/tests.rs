@@ -308,7 +308,7 @@ fn bad_entries_end_the_replay() {
     }
     insta::assert_snapshot!(replay(&dirty, &[&log(1, 2, &[flip(12)])]), @r"
     -
-    LOG1 skipped: it holds no entry of its own: there are no more entries
+    LOG1 skipped: it has no entry of its own: there are no more entries
     ");
 }
 
