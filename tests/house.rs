@@ -624,7 +624,7 @@ fn words_that_the_glossary_replaces_are_not_used() {
         "as a rule",
         "hangs on",
         "way back",
-        "anew",
+        " anew",
         "by itself",
         "at this place",
         "has to say",

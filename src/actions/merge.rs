@@ -77,7 +77,7 @@ impl<'a> Merging<'a> {
         Ok(())
     }
 
-    /// Begins to back the hives up, side by side.
+    /// Starts to back up the hives, side by side.
     pub fn back_up(self, saver: &Saver) -> Backups {
         // Hives that are not edited need not stay in memory while others are merged.
         drop(self.loaded);
@@ -99,7 +99,7 @@ impl<'a> Merging<'a> {
     }
 }
 
-/// Hives that are being backed up. When this goes, nothing of it is left running.
+/// Hives that are being backed up. Dropping this stops everything that still runs.
 #[derive(Default)]
 pub struct Backups(Vec<Backup>);
 
@@ -110,7 +110,7 @@ struct Backup {
     thread: Option<JoinHandle<Result<BackedUp>>>,
 }
 
-/// A hive whose original is in the backup, and what of it must still be there after the edit.
+/// A hive whose original is in the backup, with the values that must still be there after the edit.
 type BackedUp = (MergeJob, Kept, FileFacts);
 
 impl Backups {
@@ -128,7 +128,7 @@ impl Backups {
                 let saved = saved.map(|thread| joined(thread.join()));
                 let saved = saved.unwrap_or(Err(ActionError::NoHive(name.file_name())));
                 let (job, kept, before) = saved?;
-                // Nobody waits for it any more where another backup has failed.
+                // The receiver is gone if another backup has failed.
                 let _ = done.send(());
                 merge(job, edit, &kept, before)
             });
@@ -146,7 +146,7 @@ impl Drop for Backup {
     }
 }
 
-/// Hives that are being merged. When this goes, nothing of it is left running.
+/// Hives that are being merged. Dropping this stops everything that still runs.
 #[derive(Default)]
 pub struct Merges(BTreeMap<HiveName, Merge>);
 

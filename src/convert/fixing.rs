@@ -38,7 +38,7 @@ pub(super) struct Fixing<'a> {
     pub(super) run: &'a Run<'a>,
     pub(super) prepared: &'a Prepared,
     pub(super) media: &'a dyn Media,
-    /// What was backed up while the plan was made.
+    /// The backups started while the plan was made.
     pub(super) backups: Option<Backups>,
 }
 

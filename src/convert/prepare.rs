@@ -23,9 +23,9 @@ pub struct Prepared {
     pub basis: Basis,
     /// The hives of the plan.
     pub edited: EditedHives,
-    /// Their originals on the way to the backup, where a conversion asked for that.
+    /// The running backups of their originals, if a conversion requested them.
     pub backups: Option<Backups>,
-    /// What it leaves where; `None` where the documents of the VM cannot be written.
+    /// The files it would leave; `None` if the documents of the VM cannot be rendered.
     pub outlook: Option<Outlook>,
 }
 

@@ -105,7 +105,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Where the originals of what the fix changes are kept; a run that is resumed has them.
+    /// The saver for the originals of the changed files; a resumed run already has them.
     pub(super) fn saver(&self) -> Option<Saver> {
         self.resumed.is_none().then(|| Saver {
             folder: self.folder.path().to_path_buf(),
@@ -113,7 +113,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Refuses what is blocked; else keeps the plan beside the result.
+    /// Refuses a blocked plan; otherwise saves the plan beside the result.
     pub(super) fn keep_plan(&self, prepared: &Prepared, inspection: &Inspection) -> Result<()> {
         let plan = &prepared.plan;
         if !plan.blockers.is_empty() {

@@ -103,7 +103,7 @@ pub fn records(plan: &Plan) -> Vec<ActionRecord> {
         .collect()
 }
 
-/// Begins to back up the hives that the actions edit.
+/// Starts to back up the hives of the actions.
 pub fn back_up(
     actions: &[Action],
     before: &dyn GuestRead,
@@ -117,7 +117,7 @@ pub fn back_up(
     Ok(merging.back_up(saver))
 }
 
-/// What the fix works on.
+/// The inputs of a fix.
 pub struct Fix<'a> {
     pub actions: &'a [Action],
     pub volume: VolumeId,
@@ -126,7 +126,7 @@ pub struct Fix<'a> {
     pub before: &'a dyn GuestRead,
     /// The hives, if they were already edited.
     pub edited: &'a EditedHives,
-    /// What was backed up while the plan was made.
+    /// The backups started while the plan was made.
     pub backups: Option<Backups>,
     pub journal: &'a mut Journal,
 }
@@ -149,7 +149,7 @@ impl Fix<'_> {
             Some(backups) => backups,
             None => back_up(self.actions, self.before, hives.clone(), &saver)?,
         };
-        // The merged hives take the place of these.
+        // The merged hives replace these.
         drop(hives);
         let mut hives = backups.merge(self.edited);
         // The volume is mounted while hives are backed up and edited.
