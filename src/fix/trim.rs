@@ -181,8 +181,8 @@ pub fn trim(
     Ok(done)
 }
 
-/// What of a disk that is still being written a trim would zero once it is off, in whole grains: what its
-/// file systems show as free, and page files. Only where there is data is it looked for.
+/// The ranges that a trim would zero after the VM is off, in whole grains: free space of its file
+/// systems, and page files. The disk is still in use. Only ranges with data are examined.
 pub(crate) fn unneeded(guest: &EmbeddedReader, data: &Extents) -> Extents {
     let mut unneeded = Extents::default();
     for volume in guest.volumes() {
