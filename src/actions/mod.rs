@@ -81,3 +81,6 @@ pub fn preview<'a>(
     }
     Ok(preview)
 }
+
+#[cfg(test)]
+mod tests;

@@ -426,6 +426,7 @@ pub fn firmware(machine: &Machine, portable: bool) -> (FirmwareChoice, Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::testing::machine_options;
     use crate::demo::{GuestSpec, WinVersion};
     use crate::domain::Stage;
     use crate::firstboot::network::{self, Binding, Policy};
@@ -433,43 +434,15 @@ mod tests {
     use crate::testing::MemoryGuest;
 
     fn options(nics: &[(&str, bool)]) -> MachineOptions {
+        let nic = |(mac, connected): &(&str, bool)| SourceNic {
+            mac: mac.parse().ok(),
+            model: None,
+            network: None,
+            connected: *connected,
+        };
         MachineOptions {
-            name: "vm".into(),
-            title: None,
-            memory_mib: 4096,
-            vcpus: 8,
-            storage: DiskBus::VirtioBlk,
-            domain_type: DomainType::Kvm,
-            cpu: CpuMode::default(),
-            graphics: Graphics::default(),
-            video: Video::default(),
-            machine_type: None,
-            macs: Vec::new(),
-            nics: nics
-                .iter()
-                .map(|(mac, connected)| SourceNic {
-                    mac: mac.parse().ok(),
-                    model: None,
-                    network: None,
-                    connected: *connected,
-                })
-                .collect(),
-            network: NicSource::User,
-            network_map: NetworkMap::default(),
-            keep_addresses: false,
-            probe: PathBuf::new(),
-            driver_iso: None,
-            drivers: Drivers::default(),
-            uuid: Some(Uuid::nil()),
-            serial: None,
-            genid: None,
-            tpm: false,
-            no_tpm: false,
-            secure_boot: false,
-            cores_per_socket: None,
-            threads_per_core: None,
-            nvram: PathBuf::new(),
-            portable: false,
+            nics: nics.iter().map(nic).collect(),
+            ..machine_options()
         }
     }
 

@@ -66,6 +66,18 @@ impl VmDisks {
         })
     }
 
+    /// With the roles told, for tests.
+    #[cfg(test)]
+    pub(crate) fn with_roles(list: Vec<Disk>, system: DiskId, boot: DiskId) -> Self {
+        Self {
+            list,
+            roles: Roles { system, boot },
+            options: InspectOptions::default(),
+            path: PathBuf::new(),
+            _unpacked: Unpacked::default(),
+        }
+    }
+
     /// Fails when a disk is used by the kernel, which may write to it and takes no lock.
     pub fn check_kernel(&self) -> Result<()> {
         for disk in &self.list {
