@@ -472,3 +472,7 @@ pub(super) fn save_report(run: &mut Run<'_>, report: &mut Report, plan: &Plan) -
         .and_then(|()| folder.complete())
         .inspect_err(|_| devices.give_up())
 }
+
+#[cfg(test)]
+#[path = "finish_tests.rs"]
+mod tests;

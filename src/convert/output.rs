@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::files::{entries, is_directory, open_directory, rename_new_at};
+use crate::files::{self, entries, is_directory, open_directory, order, rename_new_at};
 use crate::fix::journal::{self, Journal, JournalError};
 use crate::report::OutputFile;
 use crate::timeline;
@@ -166,7 +166,8 @@ impl OutputFolder {
         };
         if preference.undo {
             // Its saved blocks must be found after a loss of power.
-            fsync(&place.parent).map_err(|e| cannot_write(&place.target, e.into()))?;
+            files::sync(&place.parent, place.folder())
+                .map_err(|e| cannot_write(&place.target, e))?;
         }
         let folder = Self {
             partial: place.path(&place.partial),
@@ -213,8 +214,9 @@ impl OutputFolder {
 
     /// Makes everything in the partial directory durable, and its name.
     pub(super) fn sync(&self) -> io::Result<()> {
+        order::note("sync all of", &self.partial);
         sync_all(&self.fd)?;
-        Ok(fsync(&self.place.parent)?)
+        files::sync(&self.place.parent, self.place.folder())
     }
 
     /// Where the work happens.
@@ -294,6 +296,7 @@ impl OutputFolder {
         let failed = |e: io::Error| Error::failed(format!("completing {shown}")).because(e);
         self.check_name()?;
         // A name that survives a loss of power must not lead to empty files.
+        order::note("sync all of", &self.partial);
         sync_all(&self.fd).map_err(failed)?;
         for _ in 0..ROUNDS {
             let mut earlier = match self.look_again()? {
@@ -353,6 +356,7 @@ impl OutputFolder {
             place.keep_attributes(&self.fd)?;
         }
         failpoint::step("before", "rename of the output directory")?;
+        order::note("rename", &place.target);
         match over {
             false => rename_new_at(
                 &place.parent,

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::disk::copy::Record;
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::files;
 use crate::fix::journal;
 use crate::fix::trusted::TrustedFolder;
 use crate::report::DiskTrim;
@@ -311,9 +312,9 @@ pub(super) fn save(
     let beside = path.with_extension("new");
     let write = || -> std::io::Result<()> {
         std::fs::write(&beside, format!("{:#}\n", serde_json::json!(doc)))?;
-        std::fs::File::open(&beside)?.sync_all()?;
+        files::sync(std::fs::File::open(&beside)?, &beside)?;
         failpoint::step("before", "rename of resume.json")?;
-        std::fs::rename(&beside, &path)?;
+        files::rename(&beside, &path)?;
         failpoint::step("after", "rename of resume.json")?;
         // Of everything else that was done above.
         path.parent().map_or(Ok(()), journal::sync_folder)

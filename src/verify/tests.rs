@@ -532,3 +532,75 @@ fn without_hives_nothing_is_as_planned() {
         assert!(!is_ready(&checks));
     }
 }
+
+/// What inspection finds of booting fails a check, so that neither the report nor `verify` calls it fine.
+#[test]
+fn what_inspection_finds_fails_the_check_of_it() {
+    let rows: [(&str, &[&str]); 8] = [
+        ("boot-manager", &["no-boot-manager", "boot-manager-damaged"]),
+        ("uefi-fallback", &["uefi-fallback"]),
+        ("partition-table", &["active-partition", "gpt-blank-entry"]),
+        (
+            "boot-sector",
+            &[
+                "boot-sector-hidden",
+                "boot-sector-heads",
+                "boot-sector-geometry",
+            ],
+        ),
+        (
+            "bcd",
+            &[
+                "no-bcd",
+                "no-boot-ini",
+                "boot-ini-device",
+                "bcd-damaged",
+                "bcd-no-default",
+                "bcd-transient",
+                "bcd-device",
+                "bcd-loader",
+                "bcd-loader-firmware",
+                "bcd-text-mode",
+            ],
+        ),
+        ("volume-clean", &["volume-dirty", "volume-dirty-forced"]),
+        ("logs-harmless", &["hive-log-lost", "hive-stale"]),
+        ("control-sets", &["default-control-set"]),
+    ];
+    let sound = converted(Win10);
+    sound.look(&[], |guest, survey| {
+        for (check, findings) in rows {
+            for id in findings {
+                let mut survey = survey.clone();
+                survey.inspection.findings.push(Finding {
+                    id,
+                    severity: Severity::Warning,
+                    message: "m".into(),
+                    remedy: "r".into(),
+                    evidence: "e".into(),
+                });
+                let checks = verify(&survey, guest, &WANTED);
+                let bad: Vec<_> = checks.iter().filter(|c| !c.ok).map(|c| c.id).collect();
+                assert_eq!(bad, [check], "{id}");
+            }
+        }
+        // Whatever it is: a blocker is one of the disk too. What of the volume stops a conversion may be accepted.
+        for (id, bad) in [
+            ("pending-updates", &["no-blockers"][..]),
+            ("volume-dirty", &["volume-clean"]),
+        ] {
+            let mut survey = survey.clone();
+            survey.inspection.findings.push(Finding {
+                id,
+                severity: Severity::Blocker,
+                message: "m".into(),
+                remedy: "r".into(),
+                evidence: "e".into(),
+            });
+            let checks = verify(&survey, guest, &WANTED);
+            let found: Vec<_> = checks.iter().filter(|c| !c.ok).map(|c| c.id).collect();
+            assert_eq!(found, bad, "{id}");
+            assert_eq!(is_ready(&checks), id == "volume-dirty", "{id}");
+        }
+    });
+}

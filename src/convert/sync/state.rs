@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::disk::Image;
 use crate::error::{Blocker, Error, Result};
+use crate::files;
 use crate::fix::trusted::TrustedFolder;
 use crate::transfer::{ExtentJournal, Extents};
 
@@ -115,9 +116,9 @@ impl State {
         let beside = folder.join(NEXT);
         let write = || -> io::Result<()> {
             std::fs::write(&beside, format!("{:#}\n", json!(self)))?;
-            std::fs::File::open(&beside)?.sync_all()?;
-            std::fs::rename(&beside, &path)?;
-            std::fs::File::open(folder)?.sync_all()
+            files::sync(std::fs::File::open(&beside)?, &beside)?;
+            files::rename(&beside, &path)?;
+            files::sync(std::fs::File::open(folder)?, folder)
         };
         write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
     }
