@@ -315,3 +315,21 @@ fn a_packed_disk_is_copied_from_its_start() {
         assert_eq!(left.there(), [kept; 5]);
     }
 }
+
+/// From there on a copy is continued: what it needs must survive a loss of power.
+#[test]
+fn everything_is_durable_before_the_record_of_a_copy_has_its_name() {
+    let left = Left::new();
+    let (job, folder) = left.open();
+    crate::files::order::seen();
+    save(&job, &folder, &json!(DECIDED), Vec::new(), &[]).unwrap();
+    let above = left.dir.path().file_name().unwrap().to_string_lossy();
+    let steps = [
+        "sync all of .out.partial",
+        &format!("sync {above}"),
+        "sync resume.new",
+        "rename resume.json",
+        "sync .work",
+    ];
+    assert_eq!(crate::files::order::seen(), steps);
+}

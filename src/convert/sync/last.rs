@@ -255,3 +255,61 @@ fn own(overlay: &Image) -> Result<Extents, CopyError> {
     })?;
     Ok(own)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::job;
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn what_takes_longer_than_the_budget_is_refused_before_it_begins() {
+        for (budget, projected, fine) in [
+            (None, 1e9, true),
+            (Some(10), 9.9, true),
+            (Some(10), 10.0, true),
+            (Some(10), 10.1, false),
+            (Some(0), 0.5, false),
+        ] {
+            let checked = check_budget(budget, projected, 5);
+            assert_eq!(checked.is_ok(), fine, "{budget:?} {projected}");
+            if let Err(error) = checked {
+                assert_eq!(error.kind, ErrorKind::Refused);
+                assert_eq!(error.blockers[0].code, "sync-over-budget");
+            }
+        }
+    }
+
+    /// The copies have the order of the source, and a conversion that of the new VM.
+    #[test]
+    fn a_disk_is_known_by_its_place_in_the_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<_> = (1..4u64).map(|i| dir.path().join(format!("{i}"))).collect();
+        for (i, path) in paths.iter().enumerate() {
+            std::fs::write(path, vec![0; (i + 1) << 20]).unwrap();
+        }
+        let job = job(&paths, dir.path());
+        let mut disks = job.source.disks(dir.path()).unwrap().to_vec();
+        disks.rotate_left(1);
+        let sizes: Vec<_> = in_order(&job, &disks)
+            .iter()
+            .map(Image::virtual_size)
+            .collect();
+        assert_eq!(sizes, [1 << 20, 2 << 20, 3 << 20]);
+        assert_eq!(position(&job, &disks[0]), Some(1));
+        assert_eq!(position(&job, &disks[2]), Some(0));
+    }
+
+    #[test]
+    fn a_last_pass_needs_a_synced_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut job = job(&[dir.path().join("a")], dir.path());
+        let ui = super::super::super::testing::ui();
+        let look = |job: &Job| Last::look(job, &ui, dir.path(), &[]).map(|last| last.is_some());
+        assert!(!look(&job).unwrap());
+        job.output.from_sync = true;
+        let error = look(&job).unwrap_err();
+        assert!(error.message.contains("no synced VM"), "{error}");
+        assert!(error.hints[0].contains("hyper2kvm sync"), "{error:?}");
+    }
+}
