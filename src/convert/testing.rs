@@ -133,10 +133,7 @@ impl Lab {
         let lab = Self {
             dir: tempfile::tempdir().unwrap(),
         };
-        let mut spec = GuestSpec::new(WinVersion::Win10);
-        spec.disk_size = 512 << 20;
-        spec.recovery = false;
-        guest::build(&spec, &lab.windows()).unwrap();
+        guest::build(&spec(), &lab.windows()).unwrap();
         std::fs::write(lab.data(), data()).unwrap();
         let none = |arch| {
             pe::importing(
@@ -169,6 +166,17 @@ impl Lab {
         let mut job = job(&[self.data(), self.windows()], &self.path("out"));
         job.drivers.media = Some(self.path("drivers"));
         job
+    }
+}
+
+/// Of the disk with Windows.
+pub(super) const SIZE: u64 = 512 << 20;
+
+pub(super) fn spec() -> GuestSpec {
+    GuestSpec {
+        disk_size: SIZE,
+        recovery: false,
+        ..GuestSpec::new(WinVersion::Win10)
     }
 }
 
