@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::check::Check;
 use crate::disk::chain::Image;
 use crate::disk::detect::Format;
 use crate::disk::empty::create_qcow2;
@@ -401,7 +402,7 @@ fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks)
         name: name.clone(),
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
-        ready: crate::check::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
+        ready: is_ready(&fixed.checks, &prepared.plan.accepted),
         boots_from: prepared.basis.wanted(),
         accepted: prepared.plan.accepted.clone(),
         next_commands: next::commands(&name, folder.target(), &outputs),
@@ -420,6 +421,11 @@ fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks)
         request: job.request.clone(),
         inspection: fixed.before,
     })
+}
+
+/// What was accepted may keep Windows from starting.
+fn is_ready(checks: &[Check], accepted: &[String]) -> bool {
+    crate::check::is_ready(checks) && accepted.is_empty()
 }
 
 /// Small, blank, and large enough for Windows to take it for a disk.

@@ -284,3 +284,15 @@ fn firmware_is_of_the_host_unless_the_host_is_another() {
         assert_eq!((choice, warning), (domain::FirmwareChoice::Bios, None));
     }
 }
+
+#[test]
+fn what_was_accepted_is_not_called_ready() {
+    use crate::check::CheckState::{CouldNotRun, Fault, Ok};
+    use crate::inspect::Severity;
+    let check = |state| [Check::new("boot-path", Severity::Blocker, state, "")];
+    let accepted = ["bcd-device".to_owned()];
+    for (state, ready) in [(Ok, true), (Fault, false), (CouldNotRun, false)] {
+        assert_eq!(is_ready(&check(state), &[]), ready);
+        assert!(!is_ready(&check(state), &accepted));
+    }
+}

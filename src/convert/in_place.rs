@@ -348,4 +348,23 @@ mod tests {
             );
         }
     }
+
+    /// It would be a mixture of what was read and what is there.
+    #[test]
+    fn a_disk_that_is_another_than_was_read_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = disks(dir.path(), 1, 0);
+        let mut journal = journal(dir.path(), &disks);
+        let images = changed_images(&disks, &journal).unwrap();
+        for image in &images {
+            let bytes = std::fs::read(image.path()).unwrap();
+            std::fs::write(image.path(), vec![1; bytes.len()]).unwrap();
+            let error = write_to_sources(&images, &mut journal).unwrap_err();
+            let shown = image.path().display().to_string();
+            assert!(error.to_string().contains(&shown), "{error}");
+            assert!(error.to_string().contains("changed"), "{error}");
+            assert_eq!(journal.doc.state, State::Planned);
+            return;
+        }
+    }
 }

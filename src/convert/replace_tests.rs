@@ -410,3 +410,16 @@ fn a_result_is_durable_before_it_has_its_name_and_its_name_is_after() {
     let _folder = OutputFolder::create(&dir.path().join("other"), &undo).unwrap();
     assert_eq!(order(), [above]);
 }
+
+/// It tells the next run what to finish.
+#[test]
+fn a_lock_with_a_note_outlives_its_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::open(&dir.path().join("vm-kvm"), false).unwrap();
+    for (note, stays) in [("", false), ("what was begun", true), ("", false)] {
+        let lock = place.lock().unwrap();
+        lock.set_note(note).unwrap();
+        drop(lock);
+        assert_eq!(dir.path().join(".vm-kvm.lock").exists(), stays, "{note}");
+    }
+}

@@ -190,3 +190,14 @@ fn the_names_of_a_run_are_its_own_and_go_with_it() {
     drop(one);
     assert!(!there.exists());
 }
+
+#[test]
+fn a_key_that_names_a_disk_is_for_that_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut machine = machine(folder.path(), 2, &[]);
+    let (keys, _) = Keys::parse(&["2/1:key:secret".to_owned()]).unwrap();
+    machine.access.keys = keys;
+    let disks = machine.disks(folder.path()).unwrap();
+    let has = disks.iter().map(|disk| !disk.keys.is_empty());
+    assert_eq!(has.collect::<Vec<_>>(), [false, true]);
+}

@@ -296,6 +296,50 @@ const ROWS: &[Row] = &[
         faults: &["storage-rivals"],
         change: rival,
     },
+    // One that does not start at boot is none.
+    Row {
+        version: Win10,
+        faults: &["controller-service", "boot-path"],
+        change: |g| {
+            rival(g);
+            g.system.dword(&service("vioscsi"), "Start", 3);
+        },
+    },
+    // What a driver imports is as good as a part of it.
+    Row {
+        version: Win10,
+        faults: &["controller-image", "boot-path"],
+        change: |g| {
+            *g.file("viostor.sys") = pe::importing(Arch::Amd64, Subsystem::Native, &["gone.sys"]);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["kernel-files", "boot-path"],
+        change: |g| {
+            *g.file("ntfs.sys") = pe::importing(Arch::Amd64, Subsystem::Native, &["gone.sys"]);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["hives-clean"],
+        change: |g| {
+            g.survey = Some(|survey| {
+                let hives = survey.hives.as_mut().unwrap();
+                hives.drivers.as_mut().unwrap().replayed = true;
+            });
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["hives-clean"],
+        change: |g| {
+            g.survey = Some(|survey| {
+                let hives = survey.hives.as_mut().unwrap();
+                hives.bcd.as_mut().unwrap().replayed = true;
+            });
+        },
+    },
     Row {
         version: Win10,
         faults: &["firmware", "boot-manager", "no-blockers"],
@@ -603,4 +647,28 @@ fn what_inspection_finds_fails_the_check_of_it() {
             assert_eq!(is_ready(&checks), id == "volume-dirty", "{id}");
         }
     });
+}
+
+/// The one that boots is looked at, whichever that is.
+#[test]
+fn device_filters_and_boot_services_are_those_of_the_control_set_that_boots() {
+    for set in [1, 2] {
+        let mut guest = MemoryGuest::of(GuestSpec {
+            control_set: 2,
+            ..GuestSpec::new(Win10)
+        });
+        let key = |path: &str| format!("ControlSet00{set}\\{path}");
+        let names = RegData::MultiSz(vec!["nowhere".into()]);
+        let volume = key("Enum\\STORAGE\\Volume\\1");
+        guest.system.set(&volume, "LowerFilters", names);
+        let gone = key("Services\\gone");
+        for (name, number) in [("Start", 0), ("Type", 1), ("ErrorControl", 3)] {
+            guest.system.dword(&gone, name, number);
+        }
+        let checks = guest.verify(&[]);
+        for id in ["device-filters", "critical-boot-services"] {
+            let found = checks.iter().find(|c| c.id == id).unwrap();
+            assert_eq!(found.ok, set == 1, "{id} {set}: {found:?}");
+        }
+    }
 }

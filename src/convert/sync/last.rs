@@ -57,6 +57,21 @@ struct Rest {
     work: Work,
 }
 
+impl Rest {
+    /// Of a copy that is to hold `live`: what of it this run's overlay holds, what the journal says is done, and
+    /// what the copy has data for.
+    fn of(live: &Extents, own: &Extents, done: &Extents, there: &Extents) -> Self {
+        let done = done.within(live).minus(own);
+        let left = live.minus(&done);
+        let work = Work {
+            stale: there.minus(live),
+            recorded: left.minus(own),
+            unrecorded: left.within(own),
+        };
+        Self { done, work }
+    }
+}
+
 impl Last {
     /// Looks at what has changed since the last pass, and refuses what takes longer than the budget. Writes
     /// nothing. `disks` are those of the source, whole and held.
@@ -132,17 +147,12 @@ impl Last {
             true => own(image)?,
             false => Extents::default(),
         };
-        let done = disk.done(&self.folder)?.within(live).minus(&own);
-        let left = live.minus(&done);
-        let work = Work {
-            stale: Refill::data(&self.folder.join(&disk.file))?.minus(live),
-            recorded: left.minus(&own),
-            unrecorded: left.within(&own),
-        };
+        let there = Refill::data(&self.folder.join(&disk.file))?;
+        let rest = Rest::of(live, &own, &disk.done(&self.folder)?, &there);
         Ok(Some(Synced {
             disk: disk.clone(),
             folder: self.folder.clone(),
-            rest: Arc::new(Rest { done, work }),
+            rest: Arc::new(rest),
             copied: self.copied.clone(),
         }))
     }
@@ -298,6 +308,23 @@ mod tests {
         assert_eq!(sizes, [1 << 20, 2 << 20, 3 << 20]);
         assert_eq!(position(&job, &disks[0]), Some(1));
         assert_eq!(position(&job, &disks[2]), Some(0));
+    }
+
+    /// The result is the same as that of a conversion in one go.
+    #[test]
+    fn the_last_pass_copies_what_is_missing_and_zeroes_what_is_stale() {
+        let set = |ranges: &[[u64; 2]]| -> Extents { ranges.iter().map(|[a, b]| *a..*b).collect() };
+        let rest = Rest::of(
+            &set(&[[0, 40], [60, 70]]),
+            &set(&[[10, 20]]),
+            &set(&[[0, 30], [50, 55]]),
+            &set(&[[0, 30], [50, 58], [65, 80]]),
+        );
+        // What this run's overlay holds is copied again, and not recorded.
+        assert_eq!(rest.done, set(&[[0, 10], [20, 30]]));
+        assert_eq!(rest.work.unrecorded, set(&[[10, 20]]));
+        assert_eq!(rest.work.recorded, set(&[[30, 40], [60, 70]]));
+        assert_eq!(rest.work.stale, set(&[[50, 58], [70, 80]]));
     }
 
     #[test]

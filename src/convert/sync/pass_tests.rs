@@ -154,3 +154,22 @@ fn a_pass_that_failed_is_continued_by_the_same_command() {
         "{error:?}"
     );
 }
+
+/// What reads as zeroes now may be data in the copy.
+#[test]
+fn a_pass_copies_what_has_data_and_what_has_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[1; 1 << 20], 8 << 20).unwrap();
+    let image = Image::open_info(&path, Some("raw"), &[]).unwrap();
+    let changed: Extents = std::iter::once(40 << 20..41 << 20).collect();
+    for trimmed in [false, true] {
+        let used = used(&image, &changed, trimmed).unwrap();
+        assert_eq!(changed.minus(&used).bytes(), 0, "{trimmed}");
+        let data: Extents = std::iter::once(8 << 20..9 << 20).collect();
+        assert_eq!(data.minus(&used).bytes(), 0, "{trimmed}");
+        assert!(used.bytes() < 8 << 20, "{trimmed}");
+    }
+}

@@ -361,6 +361,7 @@ pub(super) fn comparison(state: &State, bytes: u64) -> f64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 

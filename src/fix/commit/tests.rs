@@ -348,14 +348,15 @@ fn what_was_written_is_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, old, _) = setup(dir.path());
     let open = || FileDisk::open_rw(&dir.path().join("disk")).unwrap();
-    let error = commit(&mut journal, &[&Forgetful(open(), 6000)]).unwrap_err();
-    assert!(
-        matches!(error, CommitError::ReadBack { offset: 0 }),
-        "{error}"
-    );
-    assert!(journal.needs_undo());
-    rollback(&mut journal, &[&open()], false).unwrap();
-    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    // In the first range, and in the second.
+    for (lost, range) in [(6000, 0), (2 << 20, (2 << 20) - 65536)] {
+        let error = commit(&mut journal, &[&Forgetful(open(), lost)]).unwrap_err();
+        let of = matches!(error, CommitError::ReadBack { offset } if offset == range);
+        assert!(of, "{error}");
+        assert!(journal.needs_undo());
+        rollback(&mut journal, &[&open()], false).unwrap();
+        assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    }
 }
 
 #[test]
