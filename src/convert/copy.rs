@@ -206,8 +206,7 @@ pub(super) fn copy_disks(run: &Run<'_>, mut fixed: Fixed, decided: &Value) -> Re
         } else {
             disk.image.clone()
         };
-        let sector_size = fixed.before.sector_size(disk.id);
-        arriving.push(Disk::new(disks, disk.id, image, sector_size));
+        arriving.push(Disk::new(disks, disk.id, image, &fixed.before));
     }
     let (targets, bytes) = to_targets(run, arriving, &fixed.trim, decided)?;
     if job.copy.verify {

@@ -83,8 +83,7 @@ pub(super) fn rehearse(
         };
         list.push(disk_outlook(job, path.clone(), image, more)?);
         let backing = later::backing(job, image, &path)?;
-        let sector_size = inspection.sector_size(disk.id);
-        let disk = Disk::new(disks, disk.id, image.clone(), sector_size);
+        let disk = Disk::new(disks, disk.id, image.clone(), inspection);
         targets.push(disk.at(path, job.copy.format, backing));
     }
     let domains = domains(job, target, basis, inspection, &targets)?;

@@ -40,8 +40,7 @@ pub(super) fn in_place(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
     // Those that stay as they are belong to the VM all the same.
     for disk in disks.iter() {
         let (path, format) = (absolute(disk.image.path())?, in_place_format(&disk.image)?);
-        let sector_size = fixed.before.sector_size(disk.id);
-        let disk = Disk::new(disks, disk.id, disk.image.clone(), sector_size);
+        let disk = Disk::new(disks, disk.id, disk.image.clone(), &fixed.before);
         targets.push(disk.at(path, format, Vec::new()));
     }
     let changed = save_undo_logs(disks, &mut fixed)?;

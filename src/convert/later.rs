@@ -109,8 +109,7 @@ pub(super) fn keep_fixed(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
             }
             None => disk.image.clone(),
         };
-        let sector_size = fixed.before.sector_size(disk.id);
-        kept.push(Disk::new(disks, disk.id, image, sector_size));
+        kept.push(Disk::new(disks, disk.id, image, &fixed.before));
     }
     let (targets, bytes) = keep(run, kept)?;
     Ok(Disks {
