@@ -155,6 +155,7 @@ impl MemoryGuest {
                 plan: plan::plan(draft, foreseen, &accepted).unwrap(),
                 basis,
                 edited: EditedHives::default(),
+                backups: None,
                 outlook: None,
             }
         })

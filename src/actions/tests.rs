@@ -171,7 +171,7 @@ fn apply(
     let prepared = action.prepare(&mut merging);
     let mut walked = Vec::new();
     let result = prepared.and_then(|()| {
-        let mut merges = merging.begin(&saver, &edited);
+        let mut merges = merging.back_up(&saver).merge(&edited);
         merges.backed_up()?;
         let mut work = Work {
             volume: WINDOWS,

@@ -406,6 +406,7 @@ mod tests {
                 media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
                 before: guest,
                 edited: &EditedHives::default(),
+                backups: None,
                 journal: &mut journal,
             };
             fix.apply(hives, || {
