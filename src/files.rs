@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, fchmod, flock,
-    fstat, linkat, mkdirat, openat, renameat, renameat_with, statat, unlinkat,
+    fstat, fsync, linkat, mkdirat, openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -152,6 +152,44 @@ pub fn rename_new_at(
         Err(Errno::NOENT) => Ok(renameat(from_folder, from, to_folder, to)?),
         Ok(_) => Err(Errno::EXIST.into()),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Makes the contents of a file, or the names in a directory, durable.
+pub(crate) fn sync(file: impl AsFd, path: &Path) -> io::Result<()> {
+    order::note("sync", path);
+    Ok(fsync(file)?)
+}
+
+/// Gives a file another name, also over what has that.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    order::note("rename", to);
+    fs::rename(from, to)
+}
+
+/// Tests ask in which order this thread made things durable and gave them names: what survives a loss of power.
+pub(crate) mod order {
+    use std::path::Path;
+
+    #[cfg(test)]
+    thread_local! {
+        static SEEN: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+
+    #[cfg(not(test))]
+    pub(crate) fn note(_: &str, _: &Path) {}
+
+    #[cfg(test)]
+    pub(crate) fn note(what: &str, path: &Path) {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let line = format!("{what} {}", name.to_string_lossy());
+        SEEN.with(|seen| seen.borrow_mut().push(line));
+    }
+
+    /// What was noted since this was asked last.
+    #[cfg(test)]
+    pub(crate) fn seen() -> Vec<String> {
+        SEEN.with(std::cell::RefCell::take)
     }
 }
 

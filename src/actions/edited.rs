@@ -73,6 +73,13 @@ impl EditedHives {
         Ok(())
     }
 
+    /// Hives that were edited elsewhere.
+    #[cfg(test)]
+    pub(super) fn done(edited: impl IntoIterator<Item = (HiveName, Edited)>) -> Self {
+        let done = |(hive, edited)| (hive, Edit::Done(edited));
+        Self(Mutex::new(edited.into_iter().map(done).collect()))
+    }
+
     fn all(&self) -> MutexGuard<'_, BTreeMap<HiveName, Edit>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

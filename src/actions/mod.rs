@@ -80,3 +80,6 @@ pub fn preview<'a>(
     }
     Ok(preview)
 }
+
+#[cfg(test)]
+mod tests;

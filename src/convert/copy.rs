@@ -207,8 +207,7 @@ pub(super) fn copy_disks(run: &Run<'_>, mut fixed: Fixed, decided: &Value) -> Re
         } else {
             disk.image.clone()
         };
-        let sector_size = fixed.before.sector_size(disk.id);
-        arriving.push(Disk::new(disks, disk.id, image, sector_size));
+        arriving.push(Disk::new(disks, disk.id, image, &fixed.before));
     }
     let (targets, bytes) = to_targets(run, arriving, &fixed.trim, decided)?;
     if job.copy.verify {
@@ -454,6 +453,7 @@ fn outcome(results: Vec<Option<Result<Copied, Failure>>>) -> Result<Vec<Copied>,
 
 #[cfg(test)]
 mod tests {
+    use super::super::{output, testing};
     use super::*;
 
     #[test]
@@ -484,5 +484,103 @@ mod tests {
             assert_eq!(failure.error.message, "full");
             assert!(failure.can_be_resumed);
         }
+    }
+
+    /// The files are of use to a later run where nothing is wrong with them, or the user stopped.
+    #[test]
+    fn an_interrupted_copy_is_kept_where_it_can_be_continued() {
+        let interrupted = || Error::new(ErrorKind::Interrupted, "stopped");
+        for (error, can, resume, from_sync, is_kept, hints) in [
+            (Error::failed("line is down"), true, false, false, true, 1),
+            (
+                Error::failed("disk is damaged"),
+                false,
+                true,
+                false,
+                false,
+                0,
+            ),
+            (interrupted(), false, false, false, false, 0),
+            (interrupted(), false, true, false, true, 1),
+            (Error::failed("line is down"), true, true, true, false, 1),
+        ] {
+            let at = format!("{error} {can} {resume} {from_sync}");
+            let dir = tempfile::tempdir().unwrap();
+            let target = dir.path().join("out");
+            let mut job = testing::job(&[dir.path().join("disk.raw")], &target);
+            (job.output.resume, job.output.from_sync) = (resume, from_sync);
+            let folder = OutputFolder::create(&target, &output::Preference::default()).unwrap();
+            let failure = Failure {
+                error,
+                can_be_resumed: can,
+            };
+            let kind = failure.error.kind;
+            let error = kept(&job, &folder, failure);
+            assert_eq!((error.kind, error.hints.len()), (kind, hints), "{at}");
+            assert_eq!(folder.is_kept(), is_kept, "{at}");
+            let said = error
+                .hints
+                .iter()
+                .any(|hint| hint.starts_with(resume::KEPT));
+            assert_eq!(said, is_kept, "{at}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_has_changed_is_no_copy_to_continue() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a", "b"].map(|name| dir.path().join(name));
+        for path in &paths {
+            std::fs::write(path, vec![0; 1 << 20]).unwrap();
+        }
+        let copies = paths.each_ref().map(|path| DiskCopy {
+            image: Image::open_info(path, Some("raw"), &[]).unwrap(),
+            target: Target::File(path.with_extension("out")),
+            live: 5,
+            left: 5,
+            size: 1 << 20,
+            ranges: Arc::default(),
+            record: Record {
+                path: path.with_extension("journal"),
+                what: Value::Null,
+            },
+        });
+        unchanged(&copies).map_err(|failure| failure.error).unwrap();
+        // What is there of a copy is not needed again.
+        assert_eq!(copies[0].size_left(), 1 << 20);
+        std::fs::write(dir.path().join("a.out"), vec![1; 512 << 10]).unwrap();
+        let file = std::fs::File::open(dir.path().join("a.out")).unwrap();
+        file.sync_all().unwrap();
+        assert!(copies[0].size_left() <= 512 << 10);
+        assert_eq!(copies[1].size_left(), 1 << 20);
+        std::fs::write(&paths[1], vec![1; 1 << 20]).unwrap();
+        let failure = unchanged(&copies).unwrap_err();
+        assert!(!failure.can_be_resumed);
+        assert!(
+            failure
+                .error
+                .to_string()
+                .contains(paths[1].to_str().unwrap())
+        );
+    }
+
+    #[test]
+    fn a_disk_goes_to_its_device_or_file_or_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.raw");
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let image = Image::open_info(&path, Some("raw"), &[]).unwrap();
+        let out = Path::new("/out");
+        let mut job = testing::job(std::slice::from_ref(&path), out);
+        let places = |job: &Job| [0, 1].map(|i| target_path(job, out, i, &image).unwrap());
+        let files = ["/out/vm.qcow2", "/out/vm-1.qcow2"].map(PathBuf::from);
+        assert_eq!(places(&job), files);
+        job.copy.devices = vec!["/dev/vg/windows".into(), "/dev/vg/data".into()];
+        assert_eq!(
+            places(&job),
+            ["/dev/vg/windows", "/dev/vg/data"].map(PathBuf::from)
+        );
+        job.copy.method = super::super::job::Copying::InPlace;
+        assert_eq!(places(&job), [path.clone(), path]);
     }
 }

@@ -71,3 +71,42 @@ impl Devices {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::testing::job;
+    use super::*;
+    use crate::error::ErrorKind;
+
+    /// One too few would leave a disk out, and another order would mix them up.
+    #[test]
+    fn there_is_a_device_for_each_disk_or_for_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a.raw", "b.raw"].map(|name| dir.path().join(name));
+        for path in &paths {
+            std::fs::write(path, vec![0; 1 << 20]).unwrap();
+        }
+        let mut job = job(&paths, Path::new("/out"));
+        let disks = job.source.disks(dir.path()).unwrap();
+        let claim = |job: &Job| Devices::claim(job, &disks, false);
+        let none = claim(&job).unwrap_or_else(|e| panic!("{e}"));
+        assert!(none.of_disk(0).is_none());
+        none.finish().unwrap();
+        for count in [1, 3] {
+            job.copy.devices = vec!["/dev/null".into(); count];
+            let error = claim(&job).map(drop).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Usage);
+            let said = format!("{count} devices are named for 2 disks");
+            assert_eq!(error.message, said);
+            for (i, path) in paths.iter().enumerate() {
+                let line = format!("disk {}: {}", i + 1, path.display());
+                assert_eq!(error.hints[i + 1], line);
+            }
+        }
+        // What is no block device is not written to.
+        job.copy.devices = paths.map(|path| path.with_extension("out")).to_vec();
+        assert!(claim(&job).map(drop).is_err());
+    }
+}

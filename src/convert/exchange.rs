@@ -4,13 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{RenameFlags, fsync, renameat_with};
+use rustix::fs::{RenameFlags, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::files::{rename_new, rename_new_at};
+use crate::files::{self, order, rename_new, rename_new_at};
 use crate::fix::trusted::TrustedFolder;
 
 use super::place::{Place, TargetLock, untrusted};
@@ -33,6 +33,7 @@ impl Place {
     pub(super) fn exchange(&self) -> io::Result<()> {
         let (parent, partial, name) = (&self.parent, &*self.partial, &*self.name);
         failpoint::step("before", "rename of the output directory")?;
+        order::note("exchange", &self.target);
         let exchanged = match failpoint::hit("exchange") {
             Ok(()) => renameat_with(parent, partial, parent, name, RenameFlags::EXCHANGE),
             Err(_) => Err(Errno::INVAL),
@@ -47,7 +48,7 @@ impl Place {
 
     /// Records that the result has its final name. Later failures no longer undo anything.
     pub(super) fn renamed(&self) {
-        let synced = fsync(&self.parent).map_err(io::Error::from);
+        let synced = files::sync(&self.parent, self.folder());
         let after = || failpoint::step("after", "rename of the output directory");
         if let Err(error) = synced.and_then(|()| after()) {
             tracing::warn!(
@@ -63,7 +64,7 @@ impl Place {
             rename_new_at(parent, Path::new(from), parent, Path::new(to))
         };
         rename(&self.name, &self.replaced)?;
-        let synced = fsync(parent).map_err(io::Error::from);
+        let synced = files::sync(parent, self.folder());
         let second = synced
             .and_then(|()| failpoint::step("between", "renames of the output directory"))
             .and_then(|()| rename(&self.partial, &self.name));
@@ -88,8 +89,7 @@ impl Place {
             return Ok(());
         };
         earlier.clear(&path, old, &self.target)?;
-        fsync(&self.parent)?;
-        Ok(())
+        files::sync(&self.parent, self.folder())
     }
 
     /// Renames leftovers to a visible name that no run removes.
@@ -164,7 +164,7 @@ pub(super) fn repair_locked(place: &Place, lock: &TargetLock) -> Result<()> {
     let rename = |from: &OsStr, to: &OsStr| {
         let parent = &place.parent;
         rename_new_at(parent, Path::new(from), parent, Path::new(to))
-            .and_then(|()| Ok(fsync(parent)?))
+            .and_then(|()| files::sync(parent, place.folder()))
     };
     if let Some(Intent { new, old, .. }) = intent {
         for name in [&place.partial, &place.replaced] {

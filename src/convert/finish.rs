@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::check::Check;
 use crate::disk::chain::Image;
 use crate::disk::detect::Format;
 use crate::disk::empty::create_qcow2;
@@ -82,8 +83,7 @@ pub(super) fn render_domains(
         };
         list.push(disk_outlook(job, path.clone(), image, more)?);
         let backing = later::backing(job, image, &path)?;
-        let sector_size = inspection.sector_size(disk.id);
-        let disk = Disk::new(disks, disk.id, image.clone(), sector_size);
+        let disk = Disk::new(disks, disk.id, image.clone(), inspection);
         targets.push(disk.at(path, job.copy.format, backing));
     }
     let domains = domains(job, target, basis, inspection, &targets)?;
@@ -401,7 +401,7 @@ fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks)
         name: name.clone(),
         engine: fixed.engine.name(),
         engine_why: fixed.engine.why,
-        ready: crate::check::is_ready(&fixed.checks) && prepared.plan.accepted.is_empty(),
+        ready: is_ready(&fixed.checks, &prepared.plan.accepted),
         boots_from: prepared.basis.wanted(),
         accepted: prepared.plan.accepted.clone(),
         next_commands: next::commands(&name, folder.target(), &outputs),
@@ -420,6 +420,11 @@ fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks)
         request: job.request.clone(),
         inspection: fixed.before,
     })
+}
+
+/// What was accepted may keep Windows from starting.
+fn is_ready(checks: &[Check], accepted: &[String]) -> bool {
+    crate::check::is_ready(checks) && accepted.is_empty()
 }
 
 /// Blank, and large enough for Windows to recognise it as a disk.
@@ -472,3 +477,7 @@ pub(super) fn save_report(run: &mut Run<'_>, report: &mut Report, plan: &Plan) -
         .and_then(|()| folder.complete())
         .inspect_err(|_| devices.give_up())
 }
+
+#[cfg(test)]
+#[path = "finish_tests.rs"]
+mod tests;

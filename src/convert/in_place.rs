@@ -40,8 +40,7 @@ pub(super) fn in_place(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
     // Disks that are not changed are still disks of the VM.
     for disk in disks.iter() {
         let (path, format) = (absolute(disk.image.path())?, in_place_format(&disk.image)?);
-        let sector_size = fixed.before.sector_size(disk.id);
-        let disk = Disk::new(disks, disk.id, disk.image.clone(), sector_size);
+        let disk = Disk::new(disks, disk.id, disk.image.clone(), &fixed.before);
         targets.push(disk.at(path, format, Vec::new()));
     }
     let changed = save_undo_logs(disks, &mut fixed)?;
@@ -223,5 +222,147 @@ pub(super) fn roll_back_after(disks: &VmDisks, journal: &mut Journal, error: Err
             journal.folder().display(),
             journal.path().display()
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convert::testing::job;
+    use crate::fix::journal::{UndoLog, UndoRange};
+    use crate::guest::DiskId;
+
+    /// Three raw disks; `system` and `boot` are their numbers in the source.
+    fn disks(folder: &Path, system: usize, boot: usize) -> VmDisks {
+        let paths: Vec<_> = (0..3u64).map(|i| folder.join(format!("{i}.raw"))).collect();
+        for (i, path) in paths.iter().enumerate() {
+            std::fs::write(path, vec![0; (i + 1) << 20]).unwrap();
+        }
+        let disks = job(&paths, folder).source.disks(folder).unwrap();
+        let id = |i| DiskId::nth(i, 3);
+        let mut list = disks.to_vec();
+        list.sort_by_key(|disk| disk.id != id(system));
+        VmDisks::with_roles(list, id(system), id(boot))
+    }
+
+    #[test]
+    fn the_journal_names_the_disk_with_windows_and_in_place_that_with_its_boot_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |i: u64| dir.path().join(format!("{i}.raw"));
+        for (system, boot, in_place, others) in [
+            (0, 0, true, &[][..]),
+            (1, 0, true, &[0]),
+            (1, 2, true, &[2]),
+            (1, 0, false, &[]),
+        ] {
+            let disks = disks(dir.path(), system, boot);
+            let (first, more) = journal_disks(&disks, in_place).unwrap();
+            let at = format!("{system} {boot} {in_place}");
+            assert_eq!(first.path, name(system as u64), "{at}");
+            assert_eq!(
+                (first.size_bytes, first.format.as_str()),
+                ((system as u64 + 1) << 20, "raw")
+            );
+            assert!(
+                more.iter()
+                    .chain([&first])
+                    .all(|disk| disk.in_place == in_place),
+                "{at}"
+            );
+            let more: Vec<_> = more.into_iter().map(|disk| disk.path).collect();
+            assert_eq!(
+                more,
+                others.iter().map(|i| name(*i)).collect::<Vec<_>>(),
+                "{at}"
+            );
+        }
+    }
+
+    fn journal(folder: &Path, disks: &VmDisks) -> Journal {
+        let (first, more) = journal_disks(disks, true).unwrap();
+        let mut journal = Journal::create(folder, first, more, vec![]).unwrap();
+        let log = UndoLog {
+            before: commit::BEFORE_FILE.into(),
+            after: commit::AFTER_FILE.into(),
+            ranges: vec![UndoRange {
+                offset: 0,
+                len: 512,
+                before_sha256: String::new(),
+                after_sha256: String::new(),
+            }],
+        };
+        journal.doc.set_undo(vec![Some(log.clone()), Some(log)]);
+        journal
+    }
+
+    #[test]
+    fn the_disks_that_are_written_are_those_of_the_journal_in_its_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = disks(dir.path(), 1, 0);
+        let mut journal = journal(dir.path(), &disks);
+        let paths = |journal: &Journal| {
+            let images = changed_images(&disks, journal)?;
+            Ok::<_, Error>(
+                images
+                    .iter()
+                    .map(|i| i.path().to_path_buf())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let names = |list: [u64; 2]| list.map(|i| dir.path().join(format!("{i}.raw")));
+        assert_eq!(paths(&journal).unwrap(), names([1, 0]));
+        // One of them did not change.
+        journal.doc.undo = None;
+        assert_eq!(paths(&journal).unwrap(), names([0, 0])[..1]);
+        journal.doc.others[0].disk.path = "/elsewhere.raw".into();
+        let error = paths(&journal).unwrap_err();
+        assert!(error.message.contains("/elsewhere.raw"), "{error}");
+    }
+
+    #[test]
+    fn a_commit_that_failed_is_undone_or_it_is_said_how() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = disks(dir.path(), 1, 0);
+        let mut journal = journal(dir.path(), &disks);
+        // Nothing was written yet.
+        journal.doc.state = State::Verified;
+        let error = roll_back_after(&disks, &mut journal, Error::usage("why"));
+        assert_eq!(
+            (error.kind, error.message.as_str()),
+            (ErrorKind::Usage, "why")
+        );
+        // The saved blocks are gone.
+        for state in [State::Committing, State::Committed] {
+            journal.doc.state = state;
+            let error = roll_back_after(&disks, &mut journal, Error::failed("why"));
+            assert_eq!(error.kind, ErrorKind::NotRolledBack, "{state:?}");
+            assert!(error.message.contains("disks were NOT restored"), "{error}");
+            let path = journal.path().display().to_string();
+            let hint = &error.hints[0];
+            assert!(
+                hint.contains("rollback --journal") && hint.contains(&path),
+                "{hint}"
+            );
+            assert!(
+                error.causes().iter().any(|cause| cause.contains("why")),
+                "{error:?}"
+            );
+        }
+    }
+
+    /// It would be a mixture of what was read and what is there.
+    #[test]
+    fn a_disk_that_is_another_than_was_read_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = disks(dir.path(), 1, 0);
+        let mut journal = journal(dir.path(), &disks);
+        let images = changed_images(&disks, &journal).unwrap();
+        let path = images[0].path().to_path_buf();
+        std::fs::write(&path, vec![1; std::fs::read(&path).unwrap().len()]).unwrap();
+        let error = write_to_sources(&images, &mut journal).unwrap_err();
+        let said = error.to_string();
+        let named = said.contains(path.to_str().unwrap());
+        assert!(named && said.contains("changed"), "{said}");
+        assert_eq!(journal.doc.state, State::Planned);
     }
 }

@@ -177,3 +177,56 @@ impl DriverOptions {
         origin::open(path, &self.catalogue()?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::job;
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn files_are_named_after_the_vm_and_numbered_from_its_second_disk() {
+        let mut job = job(&["/a.raw".into(), "/b.raw".into()], Path::new("/out"));
+        job.vm.machine.name = "my vm".into();
+        let names = |job: &Job| [0, 1, 10].map(|i| job.file_name(i));
+        assert_eq!(
+            names(&job),
+            ["my-vm.qcow2", "my-vm-1.qcow2", "my-vm-10.qcow2"]
+        );
+        job.copy.format = DiskFormat::Raw;
+        assert_eq!(names(&job)[1], "my-vm-1.raw");
+        assert_eq!(job.target_folder(), Path::new("/out"));
+        job.output.folder = None;
+        assert_eq!(job.target_folder(), Path::new("my-vm-kvm"));
+    }
+
+    /// None of them is replaced by the result.
+    #[test]
+    fn the_files_of_the_source_are_its_description_its_disks_and_what_they_stand_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a.raw", "b.raw"].map(|name| dir.path().join(name));
+        std::fs::write(&a, vec![0; 1 << 20]).unwrap();
+        let mut job = job(&[a.clone(), b.clone()], dir.path());
+        job.source.path = dir.path().join("vm.vmx");
+        let files = job.source_files();
+        // One that cannot be opened is the source's all the same.
+        for file in [&job.source.path, &a, &b] {
+            assert!(files.contains(file), "{file:?} {files:?}");
+        }
+    }
+
+    #[test]
+    fn drivers_are_asked_for_where_none_were_named() {
+        let mut job = job(&["/a.raw".into()], Path::new("/out"));
+        assert!(job.drivers.media_if_named().unwrap().is_none());
+        let error = job.drivers.media().map(drop).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Usage);
+        assert!(!error.hints.is_empty());
+        job.drivers.media = Some("/no/such.iso".into());
+        assert!(job.drivers.media_if_named().is_err());
+        job.drivers.config = vec!["/no/such.yaml".into()];
+        let error = job.drivers.catalogue().map(drop).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Usage);
+        assert!(error.message.contains("/no/such.yaml"), "{error}");
+    }
+}

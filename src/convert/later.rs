@@ -110,8 +110,7 @@ pub(super) fn keep_fixed(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
             }
             None => disk.image.clone(),
         };
-        let sector_size = fixed.before.sector_size(disk.id);
-        kept.push(Disk::new(disks, disk.id, image, sector_size));
+        kept.push(Disk::new(disks, disk.id, image, &fixed.before));
     }
     let (targets, bytes) = keep(run, kept)?;
     Ok(Disks {
@@ -214,4 +213,39 @@ fn allocated(path: &Path) -> Result<u64> {
 /// The images of the disks in the source.
 pub(super) fn images(disks: &VmDisks) -> Vec<Image> {
     disks.iter().map(|disk| disk.image.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::job;
+    use super::*;
+
+    #[test]
+    fn a_disk_stands_on_its_source_only_with_copy_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.raw");
+        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+        let image = Image::open_info(&path, Some("raw"), &[]).unwrap();
+        let mut job = job(std::slice::from_ref(&path), dir.path());
+        let overlay = dir.path().join("out/vm.qcow2");
+        for method in [Copying::Now, Copying::InPlace, Copying::Later] {
+            job.copy.method = method;
+            let later = method == Copying::Later;
+            let on = backing(&job, &image, &overlay).unwrap();
+            let on: Vec<_> = on
+                .into_iter()
+                .map(|b| (b.path, b.format, b.socket))
+                .collect();
+            let wanted = [(path.clone(), "raw".to_owned(), false)];
+            assert_eq!(on, wanted[..usize::from(later)], "{method:?}");
+            assert_eq!(blockers(&job, std::slice::from_ref(&image)), []);
+            let said = warnings(&job, std::slice::from_ref(&image));
+            assert_eq!(
+                said.iter().any(|warning| warning == WARNING),
+                later,
+                "{method:?}"
+            );
+            assert!(later || said.is_empty());
+        }
+    }
 }

@@ -574,3 +574,7 @@ fn copy_disks(
         Copying::Now | Copying::InPlace => copy::to_targets(run, disks, &[], decided),
     }
 }
+
+#[cfg(test)]
+#[path = "linux_tests.rs"]
+mod tests;

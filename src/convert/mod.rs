@@ -208,3 +208,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
 
 #[cfg(test)]
 mod loader_tests;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod whole_tests;

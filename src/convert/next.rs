@@ -133,4 +133,60 @@ mod tests {
         );
         assert_eq!(commands(true, &["report.json"]), [""; 0]);
     }
+
+    #[test]
+    fn a_finished_vm_is_booted_and_one_on_its_source_is_pulled_too() {
+        let folder = Path::new("/vm");
+        let outputs = |complete: bool, first_boot: bool| Outputs {
+            bootstrap_xml: first_boot.then(|| "/vm/vm-bootstrap.xml".into()),
+            final_xml: Some("/vm/vm-final.xml".into()),
+            emitted: vec!["/vm/vm-proxmox.sh".into()],
+            complete,
+            ..Outputs::default()
+        };
+        let lines = |list: Vec<String>| -> Vec<String> {
+            let plain = |line: &String| !line.starts_with('#');
+            list.into_iter().filter(plain).collect()
+        };
+        let (first, last) = (
+            "virsh define /vm/vm-bootstrap.xml",
+            "virsh define /vm/vm-final.xml",
+        );
+        let boot = "hyper2kvm boot /vm";
+        for (first_boot, defines) in [(true, &[first, last][..]), (false, &[last])] {
+            let wanted: Vec<_> = defines
+                .iter()
+                .flat_map(|line| [*line, "virsh start vm"])
+                .collect();
+            let steps = lines(with_libvirt("vm", folder, &outputs(true, first_boot)));
+            assert_eq!(steps[0], boot);
+            assert_eq!(steps[1..], wanted);
+            let proxmox = if first_boot { "bootstrap" } else { "final" };
+            let proxmox = format!("sh /vm/vm-proxmox.sh {proxmox} next STORAGE");
+            // What takes the disks elsewhere comes after the last byte is here.
+            let left = lines(later("vm", folder, &outputs(false, first_boot), true));
+            let mut all = vec![boot.to_owned()];
+            all.extend(wanted.iter().map(ToString::to_string));
+            all.extend([
+                "hyper2kvm pull /vm".into(),
+                "hyper2kvm release /vm".into(),
+                proxmox,
+            ]);
+            assert_eq!(left, all);
+            let without = lines(later("vm", folder, &outputs(false, first_boot), false));
+            assert_eq!(without[..2], [boot, "hyper2kvm pull /vm"]);
+        }
+        let complete = lines(commands("vm", folder, &outputs(true, true)));
+        assert_eq!(complete[0], "sh /vm/vm-proxmox.sh bootstrap next STORAGE");
+        assert!(complete.contains(&boot.to_owned()));
+        assert!(
+            !complete.iter().any(|line| line.contains("pull")),
+            "{complete:?}"
+        );
+        let left = lines(commands("vm", folder, &outputs(false, true)));
+        assert!(
+            left.iter().any(|line| line == "hyper2kvm pull /vm"),
+            "{left:?}"
+        );
+    }
 }

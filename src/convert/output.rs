@@ -24,7 +24,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::files::{entries, is_directory, open_directory, rename_new_at};
+use crate::files::{self, entries, is_directory, open_directory, order, rename_new_at};
 use crate::fix::journal::{self, Journal, JournalError};
 use crate::report::OutputFile;
 use crate::timeline;
@@ -171,7 +171,8 @@ impl OutputFolder {
         };
         if preference.undo {
             // Its saved blocks must survive a loss of power.
-            fsync(&place.parent).map_err(|e| cannot_write(&place.target, e.into()))?;
+            files::sync(&place.parent, place.folder())
+                .map_err(|e| cannot_write(&place.target, e))?;
         }
         let folder = Self {
             partial: place.path(&place.partial),
@@ -219,8 +220,9 @@ impl OutputFolder {
 
     /// Makes the partial directory, its contents and its name durable.
     pub(super) fn sync(&self) -> io::Result<()> {
+        order::note("sync all of", &self.partial);
         sync_all(&self.fd)?;
-        Ok(fsync(&self.place.parent)?)
+        files::sync(&self.place.parent, self.place.folder())
     }
 
     /// The directory to work in.
@@ -302,6 +304,7 @@ impl OutputFolder {
         let failed = |e: io::Error| Error::failed(format!("completing {shown}")).because(e);
         self.check_name()?;
         // A name that survives a loss of power must not lead to empty files.
+        order::note("sync all of", &self.partial);
         sync_all(&self.fd).map_err(failed)?;
         for _ in 0..ROUNDS {
             let mut earlier = match self.look_again()? {
@@ -361,6 +364,7 @@ impl OutputFolder {
             place.keep_attributes(&self.fd)?;
         }
         failpoint::step("before", "rename of the output directory")?;
+        order::note("rename", &place.target);
         match over {
             false => rename_new_at(
                 &place.parent,

@@ -88,6 +88,11 @@ impl Place {
         })
     }
 
+    /// What the target lies in.
+    pub(super) fn folder(&self) -> &Path {
+        self.target.parent().unwrap_or(Path::new("/"))
+    }
+
     pub(super) fn path(&self, name: &OsStr) -> PathBuf {
         self.target.with_file_name(name)
     }
@@ -116,7 +121,7 @@ impl Place {
         let mut name = OsString::from(".");
         name.push(&self.name);
         name.push(".lock");
-        let shown = self.target.parent().unwrap_or(Path::new("/"));
+        let shown = self.folder();
         match FileLock::take_patiently(&self.parent, &name, shown, create) {
             Ok(lock) => Ok(lock),
             Err(LockError::Held { .. }) => Err(self.taken()),

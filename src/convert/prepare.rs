@@ -355,4 +355,40 @@ mod tests {
         let said = |w: &String| w.starts_with("netkvm is left out");
         assert!(draft.warnings.iter().any(said), "{:?}", draft.warnings);
     }
+
+    /// What the guest has under that name is compared byte for byte.
+    #[test]
+    fn a_file_of_the_guest_is_the_drivers_only_where_its_contents_are() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let media = media();
+        let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+        let to = "\\Windows\\System32\\drivers\\viostor.sys";
+        let options = testing::options(Some(DiskBus::Sata));
+        let planned = |there: Option<Vec<u8>>| {
+            let more: Vec<_> = there
+                .into_iter()
+                .map(|bytes| (to.to_owned(), bytes))
+                .collect();
+            guest.look(&more, |fake, survey| {
+                let made = draft(survey, fake, &media, &catalogue, (options, &wishes));
+                let (draft, _) = made.unwrap();
+                let wanted = GuestPath::parse(to).unwrap();
+                draft.actions.iter().find_map(|action| match action {
+                    crate::actions::Action::CopyFiles(copy) => {
+                        let copied = copy.files.iter().find(|file| file.to == wanted)?;
+                        Some((copied.from.clone(), copied.replaces))
+                    }
+                    _ => None,
+                })
+            })
+        };
+        let (from, replaces) = planned(None).unwrap();
+        assert!(!replaces);
+        let driver = media.read(&from).unwrap();
+        let mut other = driver.clone();
+        *other.last_mut().unwrap() ^= 1;
+        assert_eq!(planned(Some(other)), Some((from.clone(), true)));
+        assert_eq!(planned(Some(driver[1..].to_vec())), Some((from, true)));
+        assert_eq!(planned(Some(driver)), None);
+    }
 }

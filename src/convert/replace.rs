@@ -647,3 +647,7 @@ fn difference(was: &OutputFile, found: &fs::Metadata) -> Option<String> {
 fn plain(path: &Path) -> bool {
     !path.as_os_str().is_empty() && path.components().all(|c| matches!(c, Component::Normal(_)))
 }
+
+#[cfg(test)]
+#[path = "replace_tests.rs"]
+mod tests;

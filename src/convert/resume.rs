@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::disk::copy::Record;
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::files;
 use crate::fix::journal;
 use crate::fix::trusted::TrustedFolder;
 use crate::report::DiskTrim;
@@ -311,9 +312,9 @@ pub(super) fn save(
     let beside = path.with_extension("new");
     let write = || -> std::io::Result<()> {
         std::fs::write(&beside, format!("{:#}\n", serde_json::json!(doc)))?;
-        std::fs::File::open(&beside)?.sync_all()?;
+        files::sync(std::fs::File::open(&beside)?, &beside)?;
         failpoint::step("before", "rename of resume.json")?;
-        std::fs::rename(&beside, &path)?;
+        files::rename(&beside, &path)?;
         failpoint::step("after", "rename of resume.json")?;
         // Makes every name created above durable.
         path.parent().map_or(Ok(()), journal::sync_folder)
@@ -322,109 +323,5 @@ pub(super) fn save(
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn document(options: &[(&str, &str)]) -> Document {
-        Document {
-            schema: SCHEMA.to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            options: named(options),
-            plan: digest(&json!([{"kind": "edit-hive"}])),
-            disks: Vec::new(),
-            trim: Vec::new(),
-        }
-    }
-
-    fn named(options: &[(&str, &str)]) -> BTreeMap<String, Vec<String>> {
-        let owned = |(name, value): &(&str, &str)| (name.to_string(), vec![value.to_string()]);
-        options.iter().map(owned).collect()
-    }
-
-    #[test]
-    fn another_plan_than_that_of_the_interrupted_run_is_refused() {
-        let resumed = Resumed {
-            plan: document(&[]).plan,
-            disks: Vec::new(),
-            changed: BTreeSet::new(),
-            trim: Vec::new(),
-        };
-        resumed
-            .check_plan(&json!([{"kind": "edit-hive"}]))
-            .expect("the same plan");
-        for other in [
-            json!([]),
-            json!([{"kind": "copy-files"}]),
-            json!([{"kind": "edit-hive"}, {"kind": "edit-hive"}]),
-        ] {
-            let error = resumed.check_plan(&other).unwrap_err();
-            assert!(error.message.contains("decided otherwise"), "{error:?}");
-            assert!(error.hints[0].contains("without --resume"), "{error:?}");
-        }
-    }
-
-    #[test]
-    fn options_that_were_added_left_out_or_changed_are_refused_by_name() {
-        let begun = document(&[("memory", "4096"), ("keep-tools", "true")]);
-        begun
-            .refuse_other_options(&begun.options)
-            .expect("the same options");
-        for (now, says) in [
-            (
-                &[("memory", "2048"), ("keep-tools", "true")][..],
-                "--memory: 4096 then, 2048 now",
-            ),
-            (
-                &[("memory", "4096")],
-                "--keep-tools: given then, not given now",
-            ),
-            (
-                &[
-                    ("memory", "4096"),
-                    ("keep-tools", "true"),
-                    ("compress", "true"),
-                ],
-                "--compress: not given then, given now",
-            ),
-        ] {
-            let error = begun.refuse_other_options(&named(now)).unwrap_err();
-            assert_eq!(error.kind, crate::error::ErrorKind::Usage);
-            assert_eq!(error.hints[0], says);
-            assert_eq!(error.hints.len(), 2, "{error:?}");
-        }
-    }
-
-    #[test]
-    fn files_are_the_same_by_what_they_hold() {
-        let file =
-            |size: u64, writes: Value| json!([{"path": "/a", "size": size, "writes": writes}]);
-        let cases = [
-            (file(1, Value::Null), file(1, Value::Null), true),
-            (file(1, Value::Null), file(2, Value::Null), false),
-            (
-                file(1, json!(["boot", 5])),
-                file(1, json!(["boot", 5])),
-                true,
-            ),
-            (
-                file(1, json!(["boot", 5])),
-                file(1, json!(["boot", 6])),
-                false,
-            ),
-            // Not comparable: the host was restarted.
-            (
-                file(1, json!(["boot", 5])),
-                file(1, json!(["other", 6])),
-                true,
-            ),
-            (json!([]), json!([]), false),
-            (file(1, Value::Null), json!([]), false),
-            (Value::Null, Value::Null, false),
-        ];
-        for (was, now, same) in cases {
-            assert_eq!(is_same(&was, &now), same, "{was} {now}");
-        }
-    }
-}
+#[path = "resume_tests.rs"]
+mod tests;

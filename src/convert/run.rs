@@ -234,3 +234,34 @@ fn save_generated(folder: &Path, prepared: &Prepared) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::job;
+    use super::*;
+    use crate::disk::chain::Image;
+    use crate::guest::DiskId;
+
+    /// Who reads a disk that is going to be changed would read a mixture.
+    #[test]
+    fn every_disk_that_is_changed_in_place_is_held_from_the_start() {
+        for (in_place, held) in [(false, [false; 3]), (true, [true, false, true])] {
+            let dir = tempfile::tempdir().unwrap();
+            let paths = [0, 1, 2].map(|i| dir.path().join(format!("{i}.raw")));
+            for path in &paths {
+                std::fs::write(path, vec![0; 1 << 20]).unwrap();
+            }
+            let mut job = job(&paths, dir.path());
+            if in_place {
+                job.copy.method = Copying::InPlace;
+            }
+            let list = job.source.disks(dir.path()).unwrap().to_vec();
+            let disks = VmDisks::with_roles(list, DiskId::nth(2, 3), DiskId::nth(0, 3));
+            check_in_place(&job, &disks).unwrap();
+            let refused = paths
+                .each_ref()
+                .map(|path| Image::open_info(path, Some("raw"), &[]).is_err());
+            assert_eq!(refused, held, "in place: {in_place}");
+        }
+    }
+}

@@ -59,3 +59,100 @@ fn a_file_takes_the_clusters_that_it_does_not_have_yet() {
         assert_eq!(needed("packed.sys", 4097), 2 * CLUSTER);
     });
 }
+
+#[test]
+fn every_part_of_a_plan_counts() {
+    planned(|guest, volume, needs| {
+        let volumes: Vec<_> = needs.volumes.keys().collect();
+        assert_eq!(volumes, [&volume]);
+        assert_eq!(needs.written(), needs.volumes[&volume]);
+        assert!(needs.backup > 1000, "the hives are saved: {}", needs.backup);
+        // More directories and files take more.
+        let path = |name: &str| GuestPath::parse(name).unwrap();
+        let copy = |folders: &[&str], files: &[(&str, u64)]| {
+            Action::CopyFiles(crate::actions::CopyFiles {
+                id: "files".into(),
+                title: "copy".into(),
+                folders: folders.iter().map(|name| path(name)).collect(),
+                files: (files.iter())
+                    .map(|(to, size)| crate::actions::FileCopy {
+                        to: path(to),
+                        from: "x".into(),
+                        size: *size,
+                        replaces: false,
+                    })
+                    .collect(),
+            })
+        };
+        let hives = crate::testing::MemoryGuest::new(WinVersion::Win10)
+            .look(&[], |_, survey| survey.hives.clone().unwrap());
+        let needed = |actions: &[Action]| {
+            let needs = Needs::of(actions, &hives, volume, guest).unwrap();
+            needs.volumes[&volume]
+        };
+        let one = needed(&[copy(&[], &[(r"\a.sys", 5000)])]);
+        assert_eq!(one, STEPS + 8192 + RECORD);
+        let two = needed(&[copy(
+            &[r"\a", r"\a\b"],
+            &[(r"\a\b\a.sys", 1), (r"\a\b\b.sys", 1)],
+        )]);
+        assert_eq!(two, 2 * (CLUSTER + RECORD) + STEPS + 2 * (CLUSTER + RECORD));
+        // Nobody asks about a volume that is not there.
+        let elsewhere = VolumeId::new(99);
+        let needs = Needs::of(&[copy(&[], &[(r"\a.sys", 1)])], &hives, elsewhere, guest).unwrap();
+        assert_eq!(needs.volumes, BTreeMap::new());
+        assert_eq!(added(&[copy(&[r"\a"], &[(r"\a\b.sys", 1)])]), 4 << 16);
+    });
+}
+
+/// The undo log has the old and the new blocks, beside what the overlays have.
+#[test]
+fn the_output_directory_has_room_for_what_is_written_beside_the_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = copy::free_space(dir.path()).unwrap();
+    let path = dir.path().join("disk.raw");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let mut job = super::super::testing::job(&[path], &dir.path().join("out"));
+    let disks = job.source.disks(dir.path()).unwrap();
+    let fits = |job: &Job, written: u64, backup: u64| {
+        let needs = Needs {
+            volumes: [(VolumeId::new(1), written)].into(),
+            backup,
+        };
+        in_folder(job, &needs, &disks, &dir.path().join("a/b/out")).is_ok()
+    };
+    assert!(fits(&job, 0, 0));
+    assert!(fits(&job, free / 3, 0));
+    assert!(!fits(&job, free / 3 * 2, 0));
+    assert!(!fits(&job, free / 3, free / 2));
+    job.copy.method = Copying::InPlace;
+    assert!(fits(&job, free / 6, 0));
+    assert!(!fits(&job, free / 3, 0), "what undoes it is written too");
+}
+
+#[test]
+fn a_sparse_disk_needs_what_it_holds_and_a_resumed_copy_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let file = std::fs::File::create(&path).unwrap();
+    // More than there is room for.
+    file.set_len(8 << 40).unwrap();
+    let target = dir.path().join("out");
+    let mut job = super::super::testing::job(&[path], &target);
+    job.copy.trim = false;
+    let disks = job.source.disks(dir.path()).unwrap();
+    in_folder(&job, &Needs::default(), &disks, &target).unwrap();
+    assert_eq!(tables(&disks), (8 << 40) / (64 << 10) * 8);
+    let partial = dir.path().join(".out.partial");
+    std::fs::create_dir(&partial).unwrap();
+    std::fs::write(partial.join("vm.qcow2"), vec![1; 1 << 20]).unwrap();
+    std::fs::File::open(partial.join("vm.qcow2"))
+        .unwrap()
+        .sync_all()
+        .unwrap();
+    assert_eq!(taken(&job, &target, 0), 0, "it is removed");
+    job.output.resume = true;
+    assert!(taken(&job, &target, 0) >= 1 << 20);
+    assert_eq!(taken(&job, &target, 1), 0);
+}

@@ -347,4 +347,126 @@ mod tests {
             assert!(!error.blockers[0].remedy.is_empty(), "{code}");
         }
     }
+
+    /// Takes nothing that is written to it; its volume can be closed or not.
+    struct Closing(bool, std::sync::Arc<std::sync::Mutex<Vec<&'static str>>>);
+
+    impl Closing {
+        fn note(&self, what: &'static str) -> Written<()> {
+            self.1.lock().unwrap().push(what);
+            Ok(())
+        }
+    }
+
+    impl GuestWrite for Closing {
+        fn create_dir(&mut self, _: VolumeId, _: &GuestPath) -> Written<()> {
+            self.note("write")
+        }
+
+        fn write_file(&mut self, _: VolumeId, _: &GuestPath, _: &[u8]) -> Written<()> {
+            self.note("write")
+        }
+
+        fn patch_file(&mut self, _: VolumeId, _: &GuestPath, _: u64, _: &[Extent]) -> Written<()> {
+            self.note("write")
+        }
+
+        fn patch_boot_sector(&mut self, _: VolumeId, _: &[Extent]) -> Written<()> {
+            self.note("write")
+        }
+
+        fn remove_file(&mut self, _: VolumeId, _: &GuestPath) -> Written<()> {
+            unreachable!()
+        }
+
+        fn remove_dir(&mut self, _: VolumeId, _: &GuestPath) -> Written<()> {
+            unreachable!()
+        }
+
+        fn close(self: Box<Self>) -> Written<()> {
+            self.note("close")?;
+            match self.0 {
+                true => Ok(()),
+                false => Err(GuestError::NoSpace { path: "\\".into() }),
+            }
+        }
+    }
+
+    /// What was written, whether the originals can be saved and the volume closed, and what came of it.
+    fn fixed(plan: &Plan, save: bool, close: bool) -> (Vec<&'static str>, Result<()>, Journal) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = journal(dir.path(), records(plan));
+        if !save {
+            std::fs::write(dir.path().join("backup"), "in the way").unwrap();
+        }
+        let seen = std::sync::Arc::default();
+        let done = MemoryGuest::new(crate::demo::WinVersion::Win10).look(&[], |guest, survey| {
+            let hives = survey.hives.clone().unwrap();
+            let fix = Fix {
+                actions: &plan.actions,
+                volume: survey.inspection.windows.as_ref().unwrap().system_volume,
+                media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
+                before: guest,
+                edited: &EditedHives::default(),
+                backups: None,
+                journal: &mut journal,
+            };
+            fix.apply(hives, || {
+                Ok(Box::new(Closing(close, std::sync::Arc::clone(&seen))))
+            })
+            .map(drop)
+        });
+        let seen = seen.lock().unwrap().clone();
+        (seen, done, journal)
+    }
+
+    #[test]
+    fn the_volume_is_closed_at_the_end_and_what_cannot_be_closed_is_no_success() {
+        let plan = plan();
+        let (seen, done, _) = fixed(&plan, true, true);
+        assert_eq!(seen, ["write", "write", "close"]);
+        done.unwrap();
+        let (_, done, journal) = fixed(&plan, true, false);
+        let error = Error::from(done.unwrap_err());
+        assert_eq!(error.blockers[0].code, "guest-space");
+        assert_eq!(journal.doc.state, State::Fixing);
+    }
+
+    #[test]
+    fn nothing_is_written_where_the_originals_of_the_hives_cannot_be_saved() {
+        let version = crate::demo::WinVersion::Win10;
+        let prepared = MemoryGuest::new(version).prepare(&media(), Some(bootstrap(version)));
+        assert!(
+            prepared
+                .plan
+                .actions
+                .iter()
+                .any(|a| matches!(a, Action::EditHive(_)))
+        );
+        let (seen, done, _) = fixed(&prepared.plan, false, true);
+        assert!(done.is_err());
+        assert_eq!(seen, [""; 0]);
+    }
+
+    #[test]
+    fn a_missing_library_and_an_interruption_are_told_apart_from_a_failure() {
+        let edit = |source| {
+            let hive = "SYSTEM";
+            Error::from(FixError::Action(ActionError::Edit { hive, source }))
+        };
+        let missing = edit(HiveEditError::Missing);
+        assert_eq!(missing.kind, ErrorKind::MissingTool);
+        assert!(!missing.hints.is_empty());
+        let stopped = edit(HiveEditError::Interrupted(crate::stop::Interrupted));
+        assert_eq!(stopped.kind, ErrorKind::Interrupted);
+        let tool = GuestError::MissingTool {
+            what: "libntfs-3g".into(),
+            hint: "apt install it".into(),
+        };
+        let error = Error::from(FixError::from(tool));
+        assert_eq!((error.kind, error.hints.len()), (ErrorKind::MissingTool, 1));
+        let failed = edit(HiveEditError::Library("full".into()));
+        assert_eq!(failed.kind, ErrorKind::Failed);
+        assert!(failed.message.contains("the disk itself was not changed"));
+    }
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::block::{BlockRead, BlockWrite};
 use crate::failpoint;
+use crate::files;
 
 use super::journal::{Journal, JournalError, State, UndoLog, UndoRange, sync_folder};
 use super::trusted::TrustError;
@@ -454,8 +455,7 @@ impl Sink {
     }
 
     fn close(self) -> Result<()> {
-        self.file
-            .sync_all()
+        files::sync(&self.file, &self.path)
             .map_err(io_error(format!("syncing {}", self.path.display())))
     }
 }

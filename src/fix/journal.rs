@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::trusted::{TrustError, TrustedFolder};
 use crate::actions::Change;
 use crate::failpoint;
+use crate::files::{self, order};
 
 pub const FILE_NAME: &str = "journal.json";
 pub const SCHEMA: &str = "hyper2kvm/journal/1";
@@ -316,7 +317,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
     temporary.write_all(bytes)?;
-    temporary.as_file().sync_all()?;
+    files::sync(temporary.as_file(), path)?;
     persist(temporary, path)?;
     sync_folder(folder)
 }
@@ -334,13 +335,14 @@ fn persist(temporary: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let step = format!("rename of {name}");
     failpoint::step("before", &step)?;
+    order::note("rename", path);
     temporary.persist(path).map_err(|e| e.error)?;
     failpoint::step("after", &step)
 }
 
 /// Makes the names in a directory durable.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    files::sync(File::open(folder)?, folder)
 }
 
 #[cfg(test)]
@@ -378,5 +380,97 @@ mod tests {
             Journal::load(&other),
             Err(JournalError::Invalid { .. })
         ));
+    }
+
+    fn disk(path: &str, in_place: bool) -> DiskRef {
+        DiskRef {
+            path: path.into(),
+            format: "raw".into(),
+            size_bytes: 1,
+            in_place,
+        }
+    }
+
+    #[test]
+    fn a_journal_in_place_is_durable_before_it_has_its_name_and_every_step_is_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = format!("sync {}", dir.path().file_name().unwrap().to_string_lossy());
+        for in_place in [true, false] {
+            order::seen();
+            let action = ActionRecord {
+                id: "one".into(),
+                description: "d".into(),
+                state: ActionState::Planned,
+                changes: vec![],
+            };
+            let disk = disk("/x", in_place);
+            let mut journal = Journal::create(dir.path(), disk, vec![], vec![action]).unwrap();
+            let saved = |step: &str| {
+                let wanted: &[&str] = match in_place {
+                    true => &["sync journal.json", "rename journal.json", &folder],
+                    false => &["rename journal.json"],
+                };
+                assert_eq!(order::seen(), wanted, "{step}");
+                Journal::load(&dir.path().join(FILE_NAME)).unwrap().doc
+            };
+            assert_eq!(saved("create").state, State::Planned);
+            journal.mark("one", ActionState::InProgress).unwrap();
+            assert_eq!(saved("mark").actions[0].state, ActionState::InProgress);
+            journal.set_state(State::Fixing).unwrap();
+            assert_eq!(saved("state").state, State::Fixing);
+        }
+    }
+
+    #[test]
+    fn undo_logs_belong_to_their_disks() {
+        let dir = tempfile::tempdir().unwrap();
+        let others = vec![disk("/boot", true), disk("/third", true)];
+        let mut journal =
+            Journal::create(dir.path(), disk("/windows", true), others, vec![]).unwrap();
+        assert_eq!(journal.doc.schema, SCHEMA_SEVERAL);
+        assert_eq!(journal.doc.names(), "/windows and /boot and /third");
+        let log = |name: &str| UndoLog {
+            before: name.into(),
+            after: String::new(),
+            ranges: vec![],
+        };
+        journal
+            .doc
+            .set_undo(vec![None, Some(log("boot")), Some(log("third"))]);
+        journal.save().unwrap();
+        let read = Journal::load(journal.path()).unwrap();
+        let changed: Vec<_> = (read.doc.changed().into_iter())
+            .map(|(disk, log)| (disk.path.display().to_string(), log.before))
+            .collect();
+        let wanted = [("/boot", "boot"), ("/third", "third")];
+        assert_eq!(changed, wanted.map(|(a, b)| (a.to_owned(), b.to_owned())));
+        let alone = Journal::create(dir.path(), disk("/windows", true), vec![], vec![]).unwrap();
+        assert_eq!(alone.doc.schema, SCHEMA);
+    }
+
+    #[test]
+    fn a_journal_that_is_missing_is_told_from_one_that_cannot_be_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        assert!(Journal::load(&path).unwrap_err().is_missing());
+        assert!(Journal::load(Path::new("/")).is_err());
+        Journal::create(dir.path(), disk("/x", true), vec![], vec![]).unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        fs::set_permissions(&path, open).unwrap();
+        let error = Journal::load(&path).unwrap_err();
+        assert!(matches!(error, JournalError::Untrusted(_)) && !error.is_missing());
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(&path, closed).unwrap();
+        let mut text: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for (schema, fine) in [
+            (SCHEMA, true),
+            (SCHEMA_SEVERAL, true),
+            ("hyper2kvm/journal/3", false),
+        ] {
+            text["schema"] = schema.into();
+            fs::write(&path, text.to_string()).unwrap();
+            assert_eq!(Journal::load(&path).is_ok(), fine, "{schema}");
+        }
     }
 }

@@ -447,4 +447,69 @@ mod tests {
         assert_eq!(left(&[hole(5, 15), hole(18, 35), hole(50, 99)]), (18, 18));
         assert_eq!(left(&[hole(0, 99)]), (0, 0));
     }
+
+    /// A FAT volume as a whole disk: a file that is there, and one that was deleted.
+    fn fat() -> (tempfile::TempDir, std::sync::Arc<crate::block::FileDisk>) {
+        use crate::block::{FileDisk, Window};
+        use std::io::Write as _;
+        const SIZE: u64 = 64 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let disk = std::sync::Arc::new(FileDisk::open_rw(&path).unwrap());
+        let window = || Window::new(disk.clone(), 0, SIZE);
+        let options = fatfs::FormatVolumeOptions::new()
+            .fat_type(fatfs::FatType::Fat32)
+            .bytes_per_cluster(512);
+        fatfs::format_volume(window(), options).unwrap();
+        let fs = fatfs::FileSystem::new(window(), fatfs::FsOptions::new()).unwrap();
+        for (name, mib, byte) in [("gone.bin", 4, 7), ("kept.bin", 2, 9), ("gone2.bin", 4, 7)] {
+            let mut file = fs.root_dir().create_file(name).unwrap();
+            file.write_all(&vec![byte; mib << 20]).unwrap();
+        }
+        fs.root_dir().remove("gone.bin").unwrap();
+        fs.root_dir().remove("gone2.bin").unwrap();
+        fs.unmount().unwrap();
+        (dir, disk)
+    }
+
+    fn open(disk: &std::sync::Arc<crate::block::FileDisk>) -> EmbeddedReader {
+        let layout = crate::disk::partition::read_layout(disk.as_ref()).unwrap();
+        crate::guest::embedded::open(disk.clone(), &layout).unwrap()
+    }
+
+    #[test]
+    #[expect(clippy::single_range_in_vec_init)]
+    fn what_a_deleted_file_held_is_zeroed_and_what_is_in_use_is_not() {
+        let (dir, disk) = fat();
+        let before = std::fs::read(dir.path().join("disk")).unwrap();
+        let data = map(&[0..64 << 20]);
+        let unneeded = unneeded(&open(&disk));
+        let done = trim(disk.as_ref(), &open(&disk), &data).unwrap();
+        let [volume] = &done[..] else {
+            panic!("{done:?}")
+        };
+        assert_eq!(
+            (volume.partition, volume.filesystem, &volume.kept),
+            (0, FsKind::Fat, &None)
+        );
+        // Most of the volume is free; both deleted files are, but for grains that are shared with others.
+        assert!(volume.freed_bytes > 50 << 20, "{volume:?}");
+        let after = std::fs::read(dir.path().join("disk")).unwrap();
+        let count = |bytes: &[u8], byte: u8| bytes.iter().filter(|b| **b == byte).count() as u64;
+        assert!(count(&after, 7) < 3 * GRAIN, "{}", count(&after, 7));
+        assert_eq!(count(&after, 9), count(&before, 9));
+        let guest = open(&disk);
+        let (id, kept) = (guest.volumes()[0].id, GuestPath::parse("kept.bin").unwrap());
+        assert!(guest.read(id, &kept, 4 << 20).unwrap() == vec![9; 2 << 20]);
+        // What is not zeroed is as it was; what a sync leaves out is what a trim zeroes.
+        for (i, (was, is)) in before.iter().zip(&after).enumerate() {
+            assert!(was == is || *is == 0, "byte {i}");
+        }
+        assert_eq!(unneeded.bytes(), volume.freed_bytes);
+        // Where there is no data nothing is zeroed, and nothing counts.
+        let (_dir, disk) = fat();
+        let done = trim(disk.as_ref(), &open(&disk), &map(&[0..GRAIN])).unwrap();
+        assert_eq!(done[0].freed_bytes, 0);
+    }
 }

@@ -267,4 +267,98 @@ mod tests {
             assert!(why.unwrap_or_default().contains(says.unwrap_or_default()));
         }
     }
+
+    #[test]
+    fn what_each_engine_is_and_does() {
+        let of = |kind| Engine::choose(Some(kind)).ok();
+        let embedded = of(Kind::Embedded).unwrap();
+        assert_eq!((embedded.kind, embedded.auto), (Kind::Embedded, false));
+        let all = [Engine::EMBEDDED, Engine::OPENED].into_iter();
+        for engine in all.chain(of(Kind::Guestfish)) {
+            let guestfish = engine.kind == Kind::Guestfish;
+            let plain = engine.kind == Kind::Embedded;
+            assert_eq!(engine.name() == "guestfish", guestfish);
+            // What it writes is seen through another connection alone.
+            assert_eq!(engine.writes_past_us(), guestfish);
+            assert_eq!(engine.starts_slowly(), !plain);
+            assert_eq!(engine.reach() == Reach::Private, plain);
+        }
+        let reader = Engine::choose_reader(None).unwrap();
+        assert_eq!((reader.kind, reader.auto), (Kind::Embedded, true));
+        assert!(!Engine::choose_reader(Some(Kind::Embedded)).unwrap().auto);
+        assert!(Engine::choose(None).unwrap().auto);
+    }
+
+    /// What the user asked for is not replaced, nor what has found Windows.
+    #[test]
+    fn another_engine_is_tried_only_where_none_was_asked_for_and_no_windows_was_seen() {
+        use crate::demo::WinVersion;
+        use crate::testing::MemoryGuest;
+        let guest = MemoryGuest::new(WinVersion::Win10);
+        let seen = guest.look(&[], |_, survey| survey.inspection.clone());
+        let mut nothing = seen.clone();
+        nothing.windows = None;
+        let auto = Engine::choose_reader(None).unwrap();
+        let kinds = [FsKind::Luks];
+        let tried = |engine: Engine, seen, key| engine.instead(seen, &kinds, key).is_some();
+        assert_eq!(tried(auto, &nothing, true), guestfish());
+        assert!(!tried(auto, &nothing, false));
+        assert!(!tried(auto, &seen, true));
+        assert!(!tried(Engine::EMBEDDED, &nothing, true));
+        let other = Engine {
+            kind: Kind::Opened,
+            ..auto
+        };
+        assert!(!tried(other, &nothing, true));
+    }
+
+    #[test]
+    fn an_engine_that_is_not_there_is_a_missing_tool_with_a_way_out() {
+        let hint = || "apt install it".to_owned();
+        let missing = GuestError::MissingTool {
+            what: "guestfish".into(),
+            hint: hint(),
+        };
+        let appliance = GuestError::Appliance {
+            reason: "no kernel".into(),
+            hint: hint(),
+        };
+        for (error, hints) in [(missing, 1), (appliance, 2)] {
+            let error = open_error(error, "/vm");
+            assert_eq!(error.kind, ErrorKind::MissingTool, "{error}");
+            assert_eq!(error.hints.len(), hints, "{error:?}");
+        }
+        let broken = GuestError::Unreadable {
+            path: "\\".into(),
+            reason: "damaged".into(),
+        };
+        let error = open_error(broken, "/vm");
+        assert_eq!(error.kind, ErrorKind::Failed);
+        assert!(error.message.contains("/vm"), "{error}");
+    }
+
+    #[test]
+    fn bitlocker_that_was_opened_here_is_the_reason_where_the_engine_was_chosen() {
+        use crate::demo::WinVersion;
+        use crate::testing::MemoryGuest;
+        let auto = Engine::choose_reader(None).unwrap();
+        for (container, says) in [
+            (Some(FsKind::Bitlocker), true),
+            (Some(FsKind::Luks), false),
+            (None, false),
+        ] {
+            MemoryGuest::new(WinVersion::Win10).look(&[], |guest, survey| {
+                let mut guest = guest.clone();
+                let windows = survey.inspection.windows.as_ref().unwrap();
+                let volume = guest.volume_mut(windows.system_volume.partition);
+                volume.state.container = container;
+                let why = auto.because_of(&guest).why;
+                assert_eq!(why.contains("BitLocker"), says, "{container:?}");
+                assert_eq!(
+                    Engine::EMBEDDED.because_of(&guest).why,
+                    Engine::EMBEDDED.why
+                );
+            });
+        }
+    }
 }

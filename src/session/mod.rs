@@ -370,22 +370,4 @@ pub(crate) fn refusal(error: InspectError, path: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_image_is_opened_and_checked_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk.img");
-        std::fs::write(&path, vec![0; 1 << 20]).unwrap();
-        let access = Access::default();
-        access.image(&path, Some("raw")).unwrap();
-        let first = access.disk(DiskId::ONLY, &path, Some("raw")).unwrap();
-        // A second opening would notice that the name is gone.
-        std::fs::remove_file(&path).unwrap();
-        let again = access.disk(DiskId::ONLY, &path, Some("raw")).unwrap();
-        assert_eq!(first.image.virtual_size(), again.image.virtual_size());
-        let opened = access.opened.0.lock().unwrap();
-        assert_eq!((opened.len(), opened[0].checked), (1, true));
-    }
-}
+mod tests;

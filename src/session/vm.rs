@@ -67,6 +67,18 @@ impl VmDisks {
         })
     }
 
+    /// With the roles told, for tests.
+    #[cfg(test)]
+    pub(crate) fn with_roles(list: Vec<Disk>, system: DiskId, boot: DiskId) -> Self {
+        Self {
+            list,
+            roles: Roles { system, boot },
+            options: InspectOptions::default(),
+            path: PathBuf::new(),
+            _unpacked: Unpacked::default(),
+        }
+    }
+
     /// Fails if the kernel uses a disk: it may write to the disk and takes no lock.
     pub fn check_kernel(&self) -> Result<()> {
         for disk in &self.list {

@@ -296,6 +296,50 @@ const ROWS: &[Row] = &[
         faults: &["storage-rivals"],
         change: rival,
     },
+    // One that does not start at boot is none.
+    Row {
+        version: Win10,
+        faults: &["controller-service", "boot-path"],
+        change: |g| {
+            rival(g);
+            g.system.dword(&service("vioscsi"), "Start", 3);
+        },
+    },
+    // What a driver imports is as good as a part of it.
+    Row {
+        version: Win10,
+        faults: &["controller-image", "boot-path"],
+        change: |g| {
+            *g.file("viostor.sys") = pe::importing(Arch::Amd64, Subsystem::Native, &["gone.sys"]);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["kernel-files", "boot-path"],
+        change: |g| {
+            *g.file("ntfs.sys") = pe::importing(Arch::Amd64, Subsystem::Native, &["gone.sys"]);
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["hives-clean"],
+        change: |g| {
+            g.survey = Some(|survey| {
+                let hives = survey.hives.as_mut().unwrap();
+                hives.drivers.as_mut().unwrap().replayed = true;
+            });
+        },
+    },
+    Row {
+        version: Win10,
+        faults: &["hives-clean"],
+        change: |g| {
+            g.survey = Some(|survey| {
+                let hives = survey.hives.as_mut().unwrap();
+                hives.bcd.as_mut().unwrap().replayed = true;
+            });
+        },
+    },
     Row {
         version: Win10,
         faults: &["firmware", "boot-manager", "no-blockers"],
@@ -530,5 +574,101 @@ fn without_hives_nothing_is_as_planned() {
         let bad = checks.iter().all(|c| c.state == CheckState::Fault);
         assert!(checks.len() == 2 && bad, "{checks:?}");
         assert!(!is_ready(&checks));
+    }
+}
+
+/// What inspection finds of booting fails a check, so that neither the report nor `verify` calls it fine.
+#[test]
+fn what_inspection_finds_fails_the_check_of_it() {
+    let rows: [(&str, &[&str]); 8] = [
+        ("boot-manager", &["no-boot-manager", "boot-manager-damaged"]),
+        ("uefi-fallback", &["uefi-fallback"]),
+        ("partition-table", &["active-partition", "gpt-blank-entry"]),
+        (
+            "boot-sector",
+            &[
+                "boot-sector-hidden",
+                "boot-sector-heads",
+                "boot-sector-geometry",
+            ],
+        ),
+        (
+            "bcd",
+            &[
+                "no-bcd",
+                "no-boot-ini",
+                "boot-ini-device",
+                "bcd-damaged",
+                "bcd-no-default",
+                "bcd-transient",
+                "bcd-device",
+                "bcd-loader",
+                "bcd-loader-firmware",
+                "bcd-text-mode",
+            ],
+        ),
+        ("volume-clean", &["volume-dirty", "volume-dirty-forced"]),
+        ("logs-harmless", &["hive-log-lost", "hive-stale"]),
+        ("control-sets", &["default-control-set"]),
+    ];
+    let sound = converted(Win10);
+    sound.look(&[], |guest, survey| {
+        for (check, findings) in rows {
+            for id in findings {
+                let mut survey = survey.clone();
+                survey.inspection.findings.push(Finding {
+                    id,
+                    severity: Severity::Warning,
+                    message: "m".into(),
+                    remedy: "r".into(),
+                    evidence: "e".into(),
+                });
+                let checks = verify(&survey, guest, &WANTED);
+                let bad: Vec<_> = checks.iter().filter(|c| !c.ok).map(|c| c.id).collect();
+                assert_eq!(bad, [check], "{id}");
+            }
+        }
+        // Whatever it is: a blocker is one of the disk too. What of the volume stops a conversion may be accepted.
+        for (id, bad) in [
+            ("pending-updates", &["no-blockers"][..]),
+            ("volume-dirty", &["volume-clean"]),
+        ] {
+            let mut survey = survey.clone();
+            survey.inspection.findings.push(Finding {
+                id,
+                severity: Severity::Blocker,
+                message: "m".into(),
+                remedy: "r".into(),
+                evidence: "e".into(),
+            });
+            let checks = verify(&survey, guest, &WANTED);
+            let found: Vec<_> = checks.iter().filter(|c| !c.ok).map(|c| c.id).collect();
+            assert_eq!(found, bad, "{id}");
+            assert_eq!(is_ready(&checks), id == "volume-dirty", "{id}");
+        }
+    });
+}
+
+/// The one that boots is looked at, whichever that is.
+#[test]
+fn device_filters_and_boot_services_are_those_of_the_control_set_that_boots() {
+    for set in [1, 2] {
+        let mut guest = MemoryGuest::of(GuestSpec {
+            control_set: 2,
+            ..GuestSpec::new(Win10)
+        });
+        let key = |path: &str| format!("ControlSet00{set}\\{path}");
+        let names = RegData::MultiSz(vec!["nowhere".into()]);
+        let volume = key("Enum\\STORAGE\\Volume\\1");
+        guest.system.set(&volume, "LowerFilters", names);
+        let gone = key("Services\\gone");
+        for (name, number) in [("Start", 0), ("Type", 1), ("ErrorControl", 3)] {
+            guest.system.dword(&gone, name, number);
+        }
+        let checks = guest.verify(&[]);
+        for id in ["device-filters", "critical-boot-services"] {
+            let found = checks.iter().find(|c| c.id == id).unwrap();
+            assert_eq!(found.ok, set == 1, "{id} {set}: {found:?}");
+        }
     }
 }

@@ -57,6 +57,21 @@ struct Rest {
     work: Work,
 }
 
+impl Rest {
+    /// Of a copy that is to hold `live`: what of it this run's overlay holds, what the journal says is done, and
+    /// what the copy has data for.
+    fn of(live: &Extents, own: &Extents, done: &Extents, there: &Extents) -> Self {
+        let done = done.within(live).minus(own);
+        let left = live.minus(&done);
+        let work = Work {
+            stale: there.minus(live),
+            recorded: left.minus(own),
+            unrecorded: left.within(own),
+        };
+        Self { done, work }
+    }
+}
+
 impl Last {
     /// Determines the changes since the last pass, and refuses if copying them takes longer than
     /// the budget. Writes nothing. `disks` are those of the source, whole and locked.
@@ -132,17 +147,12 @@ impl Last {
             true => own(image)?,
             false => Extents::default(),
         };
-        let done = disk.done(&self.folder)?.within(live).minus(&own);
-        let left = live.minus(&done);
-        let work = Work {
-            stale: Refill::data(&self.folder.join(&disk.file))?.minus(live),
-            recorded: left.minus(&own),
-            unrecorded: left.within(&own),
-        };
+        let there = Refill::data(&self.folder.join(&disk.file))?;
+        let rest = Rest::of(live, &own, &disk.done(&self.folder)?, &there);
         Ok(Some(Synced {
             disk: disk.clone(),
             folder: self.folder.clone(),
-            rest: Arc::new(Rest { done, work }),
+            rest: Arc::new(rest),
             copied: self.copied.clone(),
         }))
     }
@@ -254,4 +264,79 @@ fn own(overlay: &Image) -> Result<Extents, CopyError> {
         }
     })?;
     Ok(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::testing::job;
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn what_takes_longer_than_the_budget_is_refused_before_it_begins() {
+        for (budget, projected, fine) in [
+            (None, 1e9, true),
+            (Some(10), 9.9, true),
+            (Some(10), 10.0, true),
+            (Some(10), 10.1, false),
+            (Some(0), 0.5, false),
+        ] {
+            let checked = check_budget(budget, projected, 5);
+            assert_eq!(checked.is_ok(), fine, "{budget:?} {projected}");
+            if let Err(error) = checked {
+                assert_eq!(error.kind, ErrorKind::Refused);
+                assert_eq!(error.blockers[0].code, "sync-over-budget");
+            }
+        }
+    }
+
+    /// The copies have the order of the source, and a conversion that of the new VM.
+    #[test]
+    fn a_disk_is_known_by_its_place_in_the_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<_> = (1..4u64).map(|i| dir.path().join(format!("{i}"))).collect();
+        for (i, path) in paths.iter().enumerate() {
+            std::fs::write(path, vec![0; (i + 1) << 20]).unwrap();
+        }
+        let job = job(&paths, dir.path());
+        let mut disks = job.source.disks(dir.path()).unwrap().to_vec();
+        disks.rotate_left(1);
+        let sizes: Vec<_> = in_order(&job, &disks)
+            .iter()
+            .map(Image::virtual_size)
+            .collect();
+        assert_eq!(sizes, [1 << 20, 2 << 20, 3 << 20]);
+        assert_eq!(position(&job, &disks[0]), Some(1));
+        assert_eq!(position(&job, &disks[2]), Some(0));
+    }
+
+    /// The result is the same as that of a conversion in one go.
+    #[test]
+    fn the_last_pass_copies_what_is_missing_and_zeroes_what_is_stale() {
+        let set = |ranges: &[[u64; 2]]| -> Extents { ranges.iter().map(|[a, b]| *a..*b).collect() };
+        let rest = Rest::of(
+            &set(&[[0, 40], [60, 70]]),
+            &set(&[[10, 20]]),
+            &set(&[[0, 30], [50, 55]]),
+            &set(&[[0, 30], [50, 58], [65, 80]]),
+        );
+        // What this run's overlay holds is copied again, and not recorded.
+        assert_eq!(rest.done, set(&[[0, 10], [20, 30]]));
+        assert_eq!(rest.work.unrecorded, set(&[[10, 20]]));
+        assert_eq!(rest.work.recorded, set(&[[30, 40], [60, 70]]));
+        assert_eq!(rest.work.stale, set(&[[50, 58], [70, 80]]));
+    }
+
+    #[test]
+    fn a_last_pass_needs_a_synced_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut job = job(&[dir.path().join("a")], dir.path());
+        let ui = super::super::super::testing::ui();
+        let look = |job: &Job| Last::look(job, &ui, dir.path(), &[]).map(|last| last.is_some());
+        assert!(!look(&job).unwrap());
+        job.output.from_sync = true;
+        let error = look(&job).unwrap_err();
+        assert!(error.message.contains("no synced VM"), "{error}");
+        assert!(error.hints[0].contains("hyper2kvm sync"), "{error:?}");
+    }
 }

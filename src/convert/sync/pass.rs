@@ -311,3 +311,7 @@ fn kept(error: CopyError) -> Error {
         false => error.hint("what is copied is kept: the same command continues"),
     }
 }
+
+#[cfg(test)]
+#[path = "pass_tests.rs"]
+mod tests;

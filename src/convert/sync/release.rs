@@ -39,3 +39,68 @@ pub(crate) fn release(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     Ok(kept)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_syncs_wrote_is_removed_and_what_the_user_put_there_stays() {
+        let own = [
+            "vm.sync.qcow2",
+            "vm-1.sync.qcow2",
+            "vm.sync.journal",
+            "vm.sync.journal.new",
+        ];
+        for mine in [&[][..], &["notes.txt", "vm.qcow2"]] {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("vm-kvm");
+            fs::create_dir(&folder).unwrap();
+            State::new("vm", Path::new("/vm.vmx"))
+                .save(&folder)
+                .unwrap();
+            for name in own.iter().chain(mine) {
+                fs::write(folder.join(name), "x").unwrap();
+            }
+            let partial = dir.path().join(".vm-kvm.partial");
+            fs::create_dir(&partial).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            fs::set_permissions(&partial, mode).unwrap();
+            let kept = release(&folder).unwrap();
+            assert_eq!(kept.len(), mine.len());
+            assert!(!partial.exists());
+            assert_eq!(folder.exists(), !mine.is_empty());
+            if !mine.is_empty() {
+                assert_eq!(names(&folder), mine);
+            }
+            assert!(!dir.path().join(".vm-kvm.lock").exists());
+        }
+    }
+
+    /// A conversion at work has the copies under a second name.
+    #[test]
+    fn nothing_is_removed_while_a_conversion_is_at_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("vm-kvm");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("vm.sync.qcow2"), "x").unwrap();
+        let place = Place::open(&folder, false).unwrap();
+        let lock = place.lock().unwrap();
+        let error = release(&folder).unwrap_err();
+        assert!(error.message.contains("another conversion"), "{error}");
+        assert_eq!(names(&folder), ["vm.sync.qcow2"]);
+        drop(lock);
+        release(&folder).unwrap();
+        assert!(!folder.exists());
+    }
+}

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::disk::Image;
 use crate::error::{Blocker, Error, Result};
+use crate::files;
 use crate::fix::trusted::TrustedFolder;
 use crate::transfer::{ExtentJournal, Extents};
 
@@ -116,9 +117,9 @@ impl State {
         let beside = folder.join(NEXT);
         let write = || -> io::Result<()> {
             std::fs::write(&beside, format!("{:#}\n", json!(self)))?;
-            std::fs::File::open(&beside)?.sync_all()?;
-            std::fs::rename(&beside, &path)?;
-            std::fs::File::open(folder)?.sync_all()
+            files::sync(std::fs::File::open(&beside)?, &beside)?;
+            files::rename(&beside, &path)?;
+            files::sync(std::fs::File::open(folder)?, folder)
         };
         write().map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
     }
@@ -362,6 +363,7 @@ pub(super) fn comparison(state: &State, bytes: u64) -> f64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 
@@ -432,5 +434,155 @@ mod tests {
         assert_eq!(state.rate(Some(10 * MIB)), Some(10.0 * MIB as f64));
         let expected = FIX + READINGS * 2.0 + 50.0;
         assert!((projection(&state, 500 * MIB, Some(10 * MIB)) - expected).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_state_is_durable_before_it_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::files::order::seen();
+        state().save(dir.path()).unwrap();
+        let folder = dir.path().file_name().unwrap().to_string_lossy();
+        let steps = [
+            "sync .sync.json.new",
+            "rename sync.json",
+            &format!("sync {folder}"),
+        ];
+        assert_eq!(crate::files::order::seen(), steps);
+    }
+
+    fn set(ranges: &[std::ops::Range<u64>]) -> Extents {
+        ranges.iter().cloned().collect()
+    }
+
+    fn now(links: &[(&str, &[[u64; 2]])]) -> Now {
+        let link = |(name, ranges): &(&str, &[[u64; 2]])| Link {
+            files: json!(name),
+            ranges: ranges.to_vec(),
+        };
+        Now {
+            links: links.iter().map(link).collect(),
+            dirty: None,
+        }
+    }
+
+    /// A run that is killed in between finds the same changes again.
+    #[test]
+    fn what_has_changed_leaves_the_journal_of_its_disk() {
+        const G: u64 = 64 << 10;
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = state();
+        state.disks.push(SyncedDisk {
+            file: copy_name("vm", 1),
+            ..state.disks[0].clone()
+        });
+        let base = now(&[("base", &[])]);
+        for disk in &mut state.disks {
+            std::fs::write(dir.path().join(&disk.file), "copy").unwrap();
+            disk.links.clone_from(&base.links);
+            disk.restart(dir.path(), set(&[0..10 * G])).unwrap();
+        }
+        let newer = now(&[("snapshot", &[[2 * G, G]]), ("base", &[])]);
+        let sizes = [1 << 30, 1 << 30];
+        let all = [newer.clone(), base.clone()];
+        let changed = state.changes(&sizes, &all).unwrap();
+        assert_eq!(changed, [set(&[2 * G..3 * G]), set(&[])]);
+        // Nothing was written yet.
+        assert_eq!(state.disks[0].done(dir.path()).unwrap(), set(&[0..10 * G]));
+        state.follow(dir.path(), &changed, &all).unwrap();
+        assert_eq!(
+            state.disks[0].done(dir.path()).unwrap(),
+            set(&[0..2 * G, 3 * G..10 * G])
+        );
+        assert_eq!(state.disks[1].done(dir.path()).unwrap(), set(&[0..10 * G]));
+        assert_eq!(state.changed, G);
+        let read = State::load(dir.path()).unwrap().unwrap();
+        assert_eq!(read.disks[0].links, newer.links);
+        assert_eq!(read.disks[1].links, base.links);
+        // Found before a pass that was killed: both count.
+        let changed = [set(&[0..G]), set(&[G..3 * G])];
+        state.follow(dir.path(), &changed, &all).unwrap();
+        assert_eq!(state.changed, 4 * G);
+    }
+
+    #[test]
+    fn other_disks_than_those_that_were_synced_are_refused() {
+        let mut state = state();
+        let base = now(&[("base", &[])]);
+        state.disks[0].links.clone_from(&base.links);
+        let refused = |sizes: &[u64], now: &[Now]| {
+            let error = state.changes(sizes, now).unwrap_err();
+            assert_eq!(error.kind, crate::error::ErrorKind::Refused);
+            error.blockers[0].code.clone()
+        };
+        for sizes in [&[1 << 20][..], &[1 << 30, 1 << 30], &[]] {
+            let code = refused(sizes, std::slice::from_ref(&base));
+            assert_eq!(code, "sync-disks-changed", "{sizes:?}");
+        }
+        assert_eq!(
+            refused(&[1 << 30], &[now(&[("other", &[])])]),
+            "sync-base-changed"
+        );
+        let export = Now {
+            links: Vec::new(),
+            dirty: None,
+        };
+        let mut exported = state.clone();
+        exported.disks[0].links.clear();
+        let error = exported.changes(&[1 << 30], &[export]).unwrap_err();
+        assert_eq!(error.blockers[0].code, "sync-no-bitmap");
+    }
+
+    /// A copy that somebody exchanged holds nothing that the journal says.
+    #[test]
+    fn a_journal_is_of_the_file_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = state();
+        let disk = &state.disks[0];
+        assert!(disk.done(dir.path()).is_err(), "the copy is gone");
+        let copy = dir.path().join(&disk.file);
+        std::fs::write(&copy, "copy").unwrap();
+        assert_eq!(disk.done(dir.path()).unwrap(), set(&[]));
+        disk.restart(dir.path(), set(&[0..1 << 20])).unwrap();
+        assert_eq!(disk.done(dir.path()).unwrap(), set(&[0..1 << 20]));
+        let beside = dir.path().join("beside");
+        std::fs::write(&beside, "another").unwrap();
+        std::fs::rename(&beside, &copy).unwrap();
+        assert_eq!(disk.done(dir.path()).unwrap(), set(&[]));
+        let larger = SyncedDisk {
+            size: 2 << 30,
+            ..disk.clone()
+        };
+        disk.restart(dir.path(), set(&[0..1 << 20])).unwrap();
+        assert_eq!(larger.done(dir.path()).unwrap(), set(&[]));
+    }
+
+    #[test]
+    fn files_of_a_sync_are_told_from_those_of_the_user() {
+        for (name, own) in [
+            ("vm.sync.qcow2", true),
+            ("vm-1.sync.journal", true),
+            ("vm-1.sync.journal.new", true),
+            (".sync.json.new", true),
+            ("vm.qcow2", false),
+            ("sync.json", false),
+            ("notes.txt", false),
+        ] {
+            assert_eq!(is_copy(name), own, "{name}");
+        }
+        let mut state = state();
+        state.disks.push(state.disks[0].clone());
+        let files = state.files();
+        for name in [
+            "vm.sync.qcow2",
+            "vm-1.sync.qcow2",
+            "vm-1.sync.journal",
+            FILE,
+            NEXT,
+        ] {
+            assert!(files.contains(&name.into()), "{name}");
+        }
+        // Of a directory that was just begun the first copy may be there.
+        state.disks.clear();
+        assert!(state.files().contains(&"vm.sync.qcow2".into()));
     }
 }

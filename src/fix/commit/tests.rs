@@ -348,14 +348,15 @@ fn what_was_written_is_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, old, _) = setup(dir.path());
     let open = || FileDisk::open_rw(&dir.path().join("disk")).unwrap();
-    let error = commit(&mut journal, &[&Forgetful(open(), 6000)]).unwrap_err();
-    assert!(
-        matches!(error, CommitError::ReadBack { offset: 0 }),
-        "{error}"
-    );
-    assert!(journal.needs_undo());
-    rollback(&mut journal, &[&open()], false).unwrap();
-    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    // In the first range, and in the second.
+    for (lost, range) in [(6000, 0), (2 << 20, (2 << 20) - 65536)] {
+        let error = commit(&mut journal, &[&Forgetful(open(), lost)]).unwrap_err();
+        let of = matches!(error, CommitError::ReadBack { offset } if offset == range);
+        assert!(of, "{error}");
+        assert!(journal.needs_undo());
+        rollback(&mut journal, &[&open()], false).unwrap();
+        assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
+    }
 }
 
 #[test]
@@ -377,4 +378,188 @@ fn every_state_from_the_first_write_on_needs_an_undo() {
     journal.doc.disk.in_place = false;
     journal.doc.state = State::Committed;
     assert!(!journal.needs_undo(), "only an overlay was written");
+}
+
+/// Looks at the journal whenever it is to do something, and notes it.
+struct Watching<'j> {
+    disk: FileDisk,
+    folder: &'j Path,
+    seen: std::sync::Mutex<Vec<(&'static str, State)>>,
+}
+
+impl Watching<'_> {
+    fn note(&self, what: &'static str) {
+        let journal = Journal::load(&self.folder.join("journal.json")).unwrap();
+        assert_eq!(
+            journal.doc.changed().len(),
+            1,
+            "what undoes it is in the journal"
+        );
+        let mut seen = self.seen.lock().unwrap();
+        if seen.last() != Some(&(what, journal.doc.state)) {
+            seen.push((what, journal.doc.state));
+        }
+    }
+}
+
+impl BlockRead for Watching<'_> {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.note("read");
+        self.disk.read_at(offset, buf)
+    }
+}
+
+impl BlockWrite for Watching<'_> {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.note("write");
+        self.disk.write_at(offset, data)
+    }
+
+    fn zero_at(&self, _: u64, _: u64) -> io::Result<()> {
+        unreachable!()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.note("flush");
+        self.disk.flush()
+    }
+}
+
+/// A loss of power at any of these steps leaves a journal that tells what to do.
+#[test]
+fn a_disk_is_looked_at_announced_written_made_durable_and_read_back_in_this_order() {
+    use State::{Committed, Committing, Planned, RollingBack};
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, ..) = setup(dir.path());
+    let watched = || Watching {
+        disk: FileDisk::open_rw(&dir.path().join("disk")).unwrap(),
+        folder: dir.path(),
+        seen: Default::default(),
+    };
+    let seen = |disk: Watching<'_>| disk.seen.into_inner().unwrap();
+    let disk = watched();
+    commit(&mut journal, &[&disk]).unwrap();
+    let during = [
+        ("write", Committing),
+        ("flush", Committing),
+        ("read", Committing),
+    ];
+    assert_eq!(seen(disk)[..1], [("read", Planned)]);
+    let disk = watched();
+    rollback(&mut journal, &[&disk], false).unwrap();
+    let mut wanted = vec![("read", Committed)];
+    wanted.extend(during.map(|(what, _)| (what, RollingBack)));
+    assert_eq!(seen(disk), wanted);
+    let disk = watched();
+    commit(&mut journal, &[&disk]).unwrap();
+    assert_eq!(seen(disk)[1..], during);
+}
+
+#[test]
+fn the_old_and_the_new_bytes_are_durable_before_the_journal_names_them() {
+    let dir = tempfile::tempdir().unwrap();
+    crate::files::order::seen();
+    let (journal, old, new) = setup(dir.path());
+    let folder = dir
+        .path()
+        .file_name()
+        .unwrap()
+        .to_string_lossy()
+        .into_owned();
+    let mut seen = crate::files::order::seen();
+    // The journal of a plan comes first.
+    let save = [
+        "sync journal.json".into(),
+        "rename journal.json".into(),
+        format!("sync {folder}"),
+    ];
+    assert_eq!(seen.drain(..3).collect::<Vec<_>>(), save);
+    let logs = ["sync blocks.before", "sync blocks.after", "sync backup"].map(String::from);
+    assert_eq!(seen, [&logs[..], &save].concat());
+    let read = Journal::load(journal.path()).unwrap();
+    let (_, log) = read.doc.changed().remove(0);
+    assert_eq!(log.ranges.len(), 2);
+    for range in &log.ranges {
+        let at = range.offset as usize..(range.offset + range.len) as usize;
+        assert_eq!(range.before_sha256, sha256_hex(&old[at.clone()]));
+        assert_eq!(range.after_sha256, sha256_hex(&new[at]));
+    }
+}
+
+/// A range of 1 MiB and a half is handled in two parts.
+#[test]
+fn long_ranges_are_saved_to_their_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = image(&dir.path().join("disk"), 0);
+    let new: Vec<u8> = old.iter().map(|byte| byte ^ 0xff).collect();
+    fs::write(dir.path().join("overlay"), &new).unwrap();
+    let disk = DiskRef {
+        path: dir.path().join("disk"),
+        format: "raw".into(),
+        size_bytes: old.len() as u64,
+        in_place: true,
+    };
+    let mut journal = Journal::create(dir.path(), disk, vec![], vec![]).unwrap();
+    let [before, after] = ["disk", "overlay"].map(|n| FileDisk::open(&dir.path().join(n)).unwrap());
+    let ranges = [(512, (1 << 20) + (1 << 19)), ((2 << 20) + 512, 1024)];
+    let changing = Changing {
+        before: &before,
+        after: &after,
+        ranges: &ranges,
+    };
+    let total = prepare(&mut journal, &[changing]).unwrap();
+    assert_eq!(total, (1 << 20) + (1 << 19) + 1024);
+    let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+    commit(&mut journal, &[&disk]).unwrap();
+    let now = fs::read(dir.path().join("disk")).unwrap();
+    for (i, (now, (old, new))) in now.iter().zip(old.iter().zip(&new)).enumerate() {
+        let changed = ranges
+            .iter()
+            .any(|(at, len)| (*at..at + len).contains(&(i as u64)));
+        assert_eq!(now, if changed { new } else { old }, "byte {i}");
+    }
+    assert_eq!(rollback(&mut journal, &[&disk], false).unwrap(), total);
+    assert!(fs::read(dir.path().join("disk")).unwrap() == old);
+}
+
+#[test]
+fn a_journal_without_an_undo_log_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, old, _) = setup(dir.path());
+    journal.doc.undo = None;
+    let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+    for disks in [&[&disk as &dyn BlockWrite][..], &[]] {
+        let error = commit(&mut journal, disks).unwrap_err();
+        assert!(matches!(error, CommitError::NothingToUndo), "{error}");
+        let error = rollback(&mut journal, disks, true).unwrap_err();
+        assert!(matches!(error, CommitError::NothingToUndo), "{error}");
+    }
+    assert!(fs::read(dir.path().join("disk")).unwrap() == old);
+}
+
+#[test]
+fn saved_blocks_are_seen_whatever_else_lies_beside_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("backup");
+    assert!(!holds_saved_blocks(dir.path()));
+    fs::write(&backup, "a file").unwrap();
+    assert!(!holds_saved_blocks(dir.path()));
+    fs::remove_file(&backup).unwrap();
+    fs::create_dir(&backup).unwrap();
+    for (name, holds) in [
+        ("SYSTEM", false),
+        ("blocks.after", false),
+        ("other.before", false),
+        ("blocks.before", true),
+        ("blocks-2.before", true),
+        ("blocks-10.before", true),
+    ] {
+        fs::write(backup.join(name), "").unwrap();
+        assert_eq!(holds_saved_blocks(dir.path()), holds, "{name}");
+        fs::remove_file(backup.join(name)).unwrap();
+    }
 }

@@ -1,0 +1,298 @@
+//! The documents of a VM, and what a guest or a user is told when one of them cannot be written.
+
+use super::super::testing::job;
+use super::*;
+use crate::domain::model::Bridge;
+use crate::domain::tests::machine;
+use crate::domain::{DiskFormat, Firmware};
+use crate::types::{Arch, DiskBus};
+
+fn portable(folder: &Path) -> Job {
+    let mut job = job(&["/source.raw".into()], folder);
+    // Whatever firmware this host has.
+    job.vm.machine.portable = true;
+    job
+}
+
+/// The final form of a VM that needs its first boot would stop with 0x7B.
+#[test]
+fn each_stage_has_its_documents_and_the_first_boot_comes_first() {
+    let folder = Path::new("/out");
+    let mut job = portable(folder);
+    job.vm.emit = vec![Emit::Kubevirt, Emit::Qemu, Emit::Proxmox];
+    for (first_boot, wanted) in [
+        (
+            true,
+            &[
+                "win10-bootstrap.xml",
+                "win10-final.xml",
+                "win10-kubevirt-bootstrap.yaml",
+                "win10-kubevirt-final.yaml",
+                "win10-qemu-bootstrap.sh",
+                "win10-qemu-final.sh",
+                "win10-proxmox.sh",
+            ][..],
+        ),
+        (
+            false,
+            &[
+                "win10-final.xml",
+                "win10-kubevirt-final.yaml",
+                "win10-qemu-final.sh",
+                "win10-proxmox.sh",
+            ],
+        ),
+    ] {
+        let mut machine = machine();
+        machine.bootstrap = first_boot.then_some(DiskBus::Sata);
+        let domains = written(&job, folder, &machine).unwrap();
+        let files: Vec<_> = domains.documents.iter().map(|d| d.file.as_str()).collect();
+        assert_eq!(files, wanted);
+        let emitted: Vec<_> = wanted.iter().filter(|f| !f.ends_with(".xml")).collect();
+        assert_eq!(domains.emitted.iter().collect::<Vec<_>>(), emitted);
+        for document in &domains.documents {
+            assert_eq!(document.script, document.file.ends_with(".sh"));
+            let sata = document.text.contains("bus=\"sata\"");
+            let xml = document.file.ends_with(".xml");
+            assert!(
+                !xml || sata == document.file.contains("bootstrap"),
+                "{}",
+                document.file
+            );
+        }
+        let outputs = domains.outputs(folder, &machine.disks);
+        let bootstrap = first_boot.then(|| folder.join("win10-bootstrap.xml"));
+        assert_eq!(outputs.bootstrap_xml, bootstrap);
+        assert_eq!(outputs.final_xml, Some(folder.join("win10-final.xml")));
+        assert_eq!(outputs.emitted.len(), emitted.len());
+        assert_eq!(outputs.disks, ["/vm/win10.qcow2"].map(PathBuf::from));
+        assert_eq!(outputs.report, Some(folder.join("report.json")));
+    }
+}
+
+#[test]
+fn what_others_cannot_take_over_is_a_warning() {
+    let folder = Path::new("/out");
+    let mut job = portable(folder);
+    let mut machine = machine();
+    let warnings = |job: &Job, machine: &Machine| written(job, folder, machine).unwrap().warnings;
+    assert_eq!(warnings(&job, &machine), [""; 0]);
+    let mut bridge = Bridge::named("br0");
+    bridge.vlan = Some(7);
+    machine.nics[0].source = NicSource::Bridge(bridge);
+    assert_eq!(warnings(&job, &machine).len(), 1);
+    assert!(warnings(&job, &machine)[0].contains("VLAN"));
+    machine.nics[0].source = NicSource::Bridge(Bridge::named("br0"));
+    assert_eq!(warnings(&job, &machine), [""; 0]);
+    // An overlay is of no use to who copies one file.
+    machine.disks[0].backing = vec![domain::Backing {
+        path: "/source.raw".into(),
+        format: "raw".into(),
+        socket: false,
+    }];
+    assert!(
+        !written(&job, folder, &machine)
+            .unwrap()
+            .outputs(folder, &machine.disks)
+            .complete
+    );
+    job.vm.emit = vec![Emit::Proxmox];
+    let said = warnings(&job, &machine);
+    assert!(
+        said.iter().any(|w| w.contains("hyper2kvm pull")),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn a_patch_of_the_user_is_in_both_stages_and_a_wrong_one_is_the_users() {
+    let folder = Path::new("/out");
+    let mut job = portable(folder);
+    let patch = |text: &str| Some(Patch::parse(text.as_bytes()).unwrap());
+    job.vm.xml_patch = patch("<domain><vcpu>3</vcpu></domain>");
+    let domains = written(&job, folder, &machine()).unwrap();
+    let xml = domains
+        .documents
+        .iter()
+        .filter(|d| d.file.ends_with(".xml"));
+    let said: Vec<_> = xml.map(|d| d.text.contains(">3</vcpu>")).collect();
+    assert_eq!(said, [true, true]);
+    job.vm.xml_patch = patch("<domain><name>another</name></domain>");
+    let error = written(&job, folder, &machine()).map(|_| ()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Usage, "{error}");
+    assert!(
+        error.hints.iter().any(|hint| hint.contains("--xml-patch")),
+        "{error:?}"
+    );
+}
+
+/// What the guest is the reason of is refused with a remedy; what an option is the reason of is a mistake of the
+/// user.
+#[test]
+fn a_domain_that_cannot_be_written_is_told_with_what_helps() {
+    let path = || PathBuf::from("/vm/a.qcow2");
+    let sector_size = || DomainError::SectorSize {
+        path: path(),
+        sector_size: 4096,
+        bus: "SATA",
+    };
+    let bios = DomainError::BiosSectorSize {
+        path: path(),
+        sector_size: 4096,
+    };
+    let odd = DomainError::BadSectorSize {
+        path: path(),
+        sector_size: 520,
+    };
+    let many = DomainError::TooManyDisks {
+        bus: "SATA",
+        disks: 9,
+        max: 6,
+    };
+    let slots = DomainError::TooManyDevices {
+        chipset: "q35",
+        needed: 40,
+        max: 30,
+    };
+    let arm = DomainError::Arch { arch: Arch::Arm64 };
+    let (first, last) = (Stage::Bootstrap, Stage::Final);
+    for (error, stage, code, remedy) in [
+        (sector_size(), first, "sector-size", "--bootstrap none"),
+        (sector_size(), last, "sector-size", "--storage"),
+        (bios, last, "sector-size", "512-byte"),
+        (odd, last, "sector-size", "512-byte"),
+        (many, first, "too-many-disks", "virtio-scsi"),
+        (slots, last, "too-many-disks", "virtio-scsi"),
+        (arm, last, "guest-arch", "its own architecture"),
+    ] {
+        let reason = error.to_string();
+        let told = no_domain(error, stage);
+        assert_eq!(told.kind, ErrorKind::Refused, "{reason}");
+        let blocker = &told.blockers[0];
+        assert_eq!((blocker.code.as_str(), &blocker.reason), (code, &reason));
+        assert!(blocker.remedy.contains(remedy), "{}", blocker.remedy);
+    }
+    let ide = DomainError::NoIde {
+        machine: "q35".into(),
+    };
+    let kind = DomainError::MachineType {
+        machine: "z".into(),
+    };
+    let unwritable = DomainError::UnwritablePath { path: path() };
+    for (error, remedy) in [
+        (ide, "--machine"),
+        (kind, "--machine"),
+        (unwritable, "--output-dir"),
+    ] {
+        let told = no_domain(error, last);
+        assert_eq!(told.kind, ErrorKind::Usage, "{told}");
+        assert!(told.hints[0].contains(remedy), "{told:?}");
+    }
+    let told = no_domain(DomainError::NoBootstrap, first);
+    assert_eq!(told.kind, ErrorKind::Failed);
+    assert!(told.message.contains("bootstrap"), "{told}");
+}
+
+#[test]
+fn scripts_are_programs_of_their_owner_and_the_rest_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    for (file, script, mode) in [("a.sh", true, 0o100), ("a.xml", false, 0)] {
+        let document = Document {
+            file: file.into(),
+            text: "text".into(),
+            script,
+        };
+        write(dir.path(), &document).unwrap();
+        let path = dir.path().join(file);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "text");
+        let found = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(found & 0o111, mode, "{file} {found:o}");
+    }
+    let nowhere = dir.path().join("nowhere");
+    let document = Document {
+        file: "a.xml".into(),
+        text: String::new(),
+        script: false,
+    };
+    assert!(write(&nowhere, &document).is_err());
+}
+
+#[test]
+fn what_is_to_be_copied_is_foreseen_from_what_the_source_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[1; 1 << 20], 8 << 20).unwrap();
+    file.sync_all().unwrap();
+    let image = Image::open_info(&path, Some("raw"), &[]).unwrap();
+    let mut job = job(std::slice::from_ref(&path), dir.path());
+    job.copy.format = DiskFormat::Raw;
+    let at = |job: &Job, more| disk_outlook(job, "/out/a".into(), &image, more).unwrap();
+    let now = at(&job, 0);
+    assert_eq!(
+        (now.virtual_size, now.format, now.later),
+        (64 << 20, DiskFormat::Raw, false)
+    );
+    assert!((1 << 20..3 << 20).contains(&now.copied_at_most), "{now:?}");
+    assert_eq!(
+        at(&job, 5 << 20).copied_at_most,
+        now.copied_at_most + (5 << 20)
+    );
+    assert_eq!(at(&job, u64::MAX).copied_at_most, 64 << 20);
+    job.copy.method = Copying::InPlace;
+    assert_eq!((at(&job, 9).copied_at_most, at(&job, 9).later), (0, false));
+    job.copy.method = Copying::Later;
+    assert_eq!((at(&job, 9).copied_at_most, at(&job, 9).later), (0, true));
+}
+
+#[test]
+fn only_a_file_can_be_shown_as_a_cd() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("virtio-win.iso");
+    std::fs::write(&file, "").unwrap();
+    assert_eq!(iso(&file), Some(file));
+    assert_eq!(iso(dir.path()), None);
+    assert_eq!(iso(&dir.path().join("none")), None);
+}
+
+#[test]
+fn a_form_that_has_no_room_is_refused_by_its_name() {
+    let many = EmitError::TooManyDisks {
+        bus: "SATA",
+        disks: 9,
+        max: 6,
+    };
+    let told = not_emitted(many, Emit::Proxmox);
+    assert_eq!(
+        (told.kind, told.blockers[0].code.as_str()),
+        (ErrorKind::Refused, "emit-limit")
+    );
+    let remedy = &told.blockers[0].remedy;
+    assert!(
+        remedy.contains("--emit proxmox") && remedy.contains("virtio-scsi"),
+        "{remedy}"
+    );
+}
+
+#[test]
+fn firmware_is_of_the_host_unless_the_host_is_another() {
+    let mut vm = machine();
+    vm.firmware = Firmware::Bios;
+    for portable in [false, true] {
+        let (choice, warning) = machine::firmware(&vm, portable);
+        assert_eq!((choice, warning), (domain::FirmwareChoice::Bios, None));
+    }
+}
+
+#[test]
+fn what_was_accepted_is_not_called_ready() {
+    use crate::check::CheckState::{CouldNotRun, Fault, Ok};
+    use crate::inspect::Severity;
+    let check = |state| [Check::new("boot-path", Severity::Blocker, state, "")];
+    let accepted = ["bcd-device".to_owned()];
+    for (state, ready) in [(Ok, true), (Fault, false), (CouldNotRun, false)] {
+        assert_eq!(is_ready(&check(state), &[]), ready);
+        assert!(!is_ready(&check(state), &accepted));
+    }
+}

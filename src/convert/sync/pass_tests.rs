@@ -1,0 +1,175 @@
+//! What a pass takes for new, what it says is left, and where it may write.
+
+use super::*;
+use crate::error::ErrorKind;
+
+fn order(folder: &Path) -> Order {
+    let source = folder.join("vm.raw");
+    Order {
+        vm: crate::source::export(&source),
+        source,
+        format: None,
+        allow_backing: Vec::new(),
+        folder: folder.join("out"),
+        name: None,
+        pace: None,
+    }
+}
+
+#[test]
+fn a_pass_writes_into_a_new_or_empty_directory_or_into_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let order = order(dir.path());
+    let folder = &order.folder;
+    let state = load(&order, folder).unwrap();
+    assert_eq!((state.name.as_str(), state.disks.len()), ("vm", 0));
+    assert!(super::super::is_synced(folder));
+    // Its own, with copies in it.
+    std::fs::write(folder.join("vm.sync.qcow2"), "x").unwrap();
+    load(&order, folder).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    // One that a killed run began.
+    std::fs::create_dir(folder).unwrap();
+    std::fs::write(folder.join(".sync.json.new"), "{").unwrap();
+    load(&order, folder).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    for name in ["notes.txt", "vm.sync.qcow2"] {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::write(folder.join(name), "mine").unwrap();
+        let error = load(&order, folder).unwrap_err();
+        assert!(
+            error.message.contains("holds no synced VM"),
+            "{name}: {error}"
+        );
+        assert!(!super::super::is_synced(folder));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+    let named = Order {
+        name: Some("my vm".into()),
+        ..order
+    };
+    assert_eq!(load(&named, &named.folder).unwrap().name, "my-vm");
+}
+
+#[test]
+fn the_newest_link_takes_what_its_files_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, kib: usize| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, vec![1; kib << 10]).unwrap();
+        std::fs::File::open(&path).unwrap().sync_all().unwrap();
+    };
+    let size = || size_of_newest(&dir.path().join("vm-000001.vmdk")) >> 10;
+    assert_eq!(size(), 0);
+    write("vm-000001.vmdk", 4);
+    assert_eq!(size(), 4);
+    write("vm-000001-delta.vmdk", 256);
+    assert_eq!(size(), 260);
+    write("vm-000001-sesparse.vmdk", 512);
+    assert_eq!(size(), 772);
+    write("vm-000002-delta.vmdk", 512);
+    assert_eq!(size(), 772);
+}
+
+#[test]
+fn what_is_left_is_what_the_vm_writes_to_or_of_an_export_what_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+    let frozen = |growing| Frozen {
+        image: Image::open_info(&path, Some("raw"), &[]).unwrap(),
+        now: Now {
+            links: Vec::new(),
+            dirty: None,
+        },
+        growing,
+    };
+    let left = |growing: &[Option<u64>]| {
+        let all: Vec<_> = growing.iter().map(|growing| frozen(*growing)).collect();
+        left(&all, 1000)
+    };
+    assert_eq!(left(&[Some(5), Some(7)]), 12);
+    assert_eq!(left(&[None]), 1000);
+    assert_eq!(left(&[None, Some(7)]), 1007);
+    assert_eq!(left(&[None, None]), 1000);
+    assert_eq!(left(&[]), 0);
+}
+
+#[test]
+fn a_rate_of_change_is_over_the_time_since_the_pass_before() {
+    let mut state = State::new("vm", Path::new("/vm"));
+    assert_eq!(state.change_rate(100, 5000), 0.0);
+    state.project();
+    let pass = |at| Pass {
+        at,
+        seconds: 2.0,
+        overhead_s: 1.0,
+        changed: 0,
+        copied: 1 << 30,
+        left: 1 << 30,
+        change_rate: 0.0,
+        projected_s: 0.0,
+        bandwidth: None,
+    };
+    state.passes.push(pass(10));
+    state.passes.push(pass(50));
+    assert_eq!(state.change_rate(100, 5000), 100.0);
+    // A clock that was set back.
+    assert_eq!(state.change_rate(20, 5000), 5000.0);
+    state.project();
+    assert!(state.passes[1].projected_s > 1.0 && state.passes[0].projected_s == 0.0);
+}
+
+#[test]
+fn a_disk_that_is_packed_or_has_nothing_frozen_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut order = order(dir.path());
+    let mut disk = order.vm.disks.remove(0);
+    std::fs::write(&disk.path, vec![0; 1 << 20]).unwrap();
+    disk.packed = Some(crate::source::Packed {
+        name: "disk".into(),
+        member: None,
+        gzip: true,
+        capacity: None,
+    });
+    let error = open(&order, &disk).map(drop).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Usage);
+    assert!(error.message.contains("packed"), "{error}");
+    // A running VM writes to all of it.
+    disk.packed = None;
+    let error = open(&order, &disk).map(drop).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Refused);
+    assert_eq!(error.blockers[0].code, "sync-nothing-frozen");
+}
+
+#[test]
+fn a_pass_that_failed_is_continued_by_the_same_command() {
+    let io = |kind: std::io::ErrorKind| CopyError::Io {
+        path: "/x".into(),
+        source: kind.into(),
+    };
+    let error = kept(io(std::io::ErrorKind::StorageFull));
+    assert!(
+        error.hints.iter().any(|hint| hint.contains("continues")),
+        "{error:?}"
+    );
+}
+
+/// What reads as zeroes now may be data in the copy.
+#[test]
+fn a_pass_copies_what_has_data_and_what_has_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[1; 1 << 20], 8 << 20).unwrap();
+    let image = Image::open_info(&path, Some("raw"), &[]).unwrap();
+    let changed: Extents = std::iter::once(40 << 20..41 << 20).collect();
+    for trimmed in [false, true] {
+        let used = used(&image, &changed, trimmed).unwrap();
+        assert_eq!(changed.minus(&used).bytes(), 0, "{trimmed}");
+        let data: Extents = std::iter::once(8 << 20..9 << 20).collect();
+        assert_eq!(data.minus(&used).bytes(), 0, "{trimmed}");
+        assert!(used.bytes() < 8 << 20, "{trimmed}");
+    }
+}

@@ -1,0 +1,190 @@
+//! Conversions in this process, for tests: what the command line would decide, on disks of the demo.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use uuid::Uuid;
+
+use crate::demo::virtio_win::{self, Layout};
+use crate::demo::{GuestSpec, WinVersion, guest, pe};
+use crate::domain::{
+    CpuMode, DiskFormat, DomainType, Drivers, Graphics, NetworkMap, NicSource, Video, kubevirt,
+};
+use crate::ids::Accepted;
+use crate::plan::firstboot::Wishes;
+use crate::plan::linux::Preference;
+use crate::report::Request;
+use crate::session::engine::Engine;
+use crate::session::{Access, SourceMachine};
+use crate::skip::have;
+use crate::source;
+use crate::types::DiskBus;
+use crate::ui::{ProgressMode, Ui};
+
+use super::job::{
+    Copying, DiskOptions, DriverOptions, GuestOptions, Job, OutputOptions, VmOptions,
+};
+use super::machine::MachineOptions;
+
+pub(super) fn ui() -> Ui {
+    Ui::new(false, 0, ProgressMode::None)
+}
+
+pub(super) fn machine_options() -> MachineOptions {
+    MachineOptions {
+        name: "vm".into(),
+        title: None,
+        memory_mib: 4096,
+        vcpus: 8,
+        storage: DiskBus::VirtioBlk,
+        domain_type: DomainType::Kvm,
+        cpu: CpuMode::default(),
+        graphics: Graphics::default(),
+        video: Video::default(),
+        machine_type: None,
+        macs: Vec::new(),
+        nics: Vec::new(),
+        network: NicSource::User,
+        network_map: NetworkMap::default(),
+        keep_addresses: false,
+        probe: PathBuf::new(),
+        driver_iso: None,
+        drivers: Drivers::default(),
+        uuid: Some(Uuid::nil()),
+        serial: None,
+        genid: None,
+        tpm: false,
+        no_tpm: false,
+        secure_boot: false,
+        cores_per_socket: None,
+        threads_per_core: None,
+        nvram: PathBuf::new(),
+        portable: false,
+    }
+}
+
+/// What `convert` decides when no option is given: the raw `disks` go to `folder`.
+pub(super) fn job(disks: &[PathBuf], folder: &Path) -> Job {
+    let mut vm = source::export(&disks[0]);
+    for disk in &disks[1..] {
+        vm.disks.extend(source::export(disk).disks);
+    }
+    Job {
+        source: SourceMachine {
+            max_unpacked: None,
+            no_appliance: true,
+            vm,
+            path: disks[0].clone(),
+            access: Access::default(),
+        },
+        engine: Engine::EMBEDDED,
+        drivers: DriverOptions {
+            media: None,
+            config: Vec::new(),
+            require_signed: false,
+        },
+        guest: GuestOptions {
+            bootstrap: None,
+            repair_bcd: false,
+            keep_tools: true,
+            firstboot: Wishes::default(),
+            linux: Preference::Auto,
+            accept: Accepted::default(),
+        },
+        copy: DiskOptions {
+            method: Copying::Now,
+            format: DiskFormat::Qcow2,
+            compress: false,
+            trim: true,
+            verify: false,
+            pace: None,
+            devices: Vec::new(),
+            target_is_zero: false,
+        },
+        output: OutputOptions {
+            folder: Some(folder.to_path_buf()),
+            force: false,
+            resume: false,
+            from_sync: false,
+            budget: None,
+        },
+        vm: VmOptions {
+            machine: machine_options(),
+            emit: Vec::new(),
+            kubevirt: kubevirt::Options::default(),
+            xml_patch: None,
+        },
+        request: Request::default(),
+    }
+}
+
+/// A Windows on one disk and data on another, which the source names first; and the drivers.
+pub(super) struct Lab {
+    dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// `None` where a program that a conversion needs is missing: the test is skipped.
+    #[track_caller]
+    pub(super) fn new() -> Option<Self> {
+        if !have(&["mkntfs", "qemu-img", "qemu-storage-daemon"]) {
+            return None;
+        }
+        let lab = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        guest::build(&spec(), &lab.windows()).unwrap();
+        std::fs::write(lab.data(), data()).unwrap();
+        let none = |arch| {
+            pe::importing(
+                arch,
+                pe::Subsystem::Native,
+                &["storport.sys", "ntoskrnl.exe"],
+            )
+        };
+        for (path, bytes) in virtio_win::files(Layout::Iso, &none) {
+            let path = lab.path("drivers").join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        Some(lab)
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(super) fn windows(&self) -> PathBuf {
+        self.path("windows.raw")
+    }
+
+    pub(super) fn data(&self) -> PathBuf {
+        self.path("data.raw")
+    }
+
+    pub(super) fn job(&self) -> Job {
+        let mut job = job(&[self.data(), self.windows()], &self.path("out"));
+        job.drivers.media = Some(self.path("drivers"));
+        job
+    }
+}
+
+/// Of the disk with Windows.
+pub(super) const SIZE: u64 = 512 << 20;
+
+pub(super) fn spec() -> GuestSpec {
+    GuestSpec {
+        disk_size: SIZE,
+        recovery: false,
+        ..GuestSpec::new(WinVersion::Win10)
+    }
+}
+
+/// What is on the data disk: no file system that a trim knows.
+pub(super) fn data() -> &'static [u8] {
+    static DATA: OnceLock<Vec<u8>> = OnceLock::new();
+    DATA.get_or_init(|| {
+        let byte = |i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8;
+        (0..3 << 20).map(byte).collect()
+    })
+}
