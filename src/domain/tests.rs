@@ -1,6 +1,7 @@
 //! The matrix: every VM we may write, read back as XML and judged by libvirt's own tools.
 
 mod judges;
+mod variants;
 
 use std::path::{Path, PathBuf};
 

@@ -437,3 +437,7 @@ fn without_dead_filters(
     }
     Ok(ops)
 }
+
+#[cfg(test)]
+#[path = "repair_tests.rs"]
+mod tests;
