@@ -193,7 +193,7 @@ fn what_is_said_of_the_vm_stands_in_its_xml() {
         (linux, "devices/panic", "model", "isa", Some("hyperv")),
         (
             linux,
-            "metadata/libosinfo:libosinfo/libosinfo:os",
+            "metadata/libosinfo/os",
             "id",
             "http://debian.org/debian/12",
             Some("http://microsoft.com/win/10"),
