@@ -295,6 +295,35 @@ fn every_fault_that_an_edit_repairs_is_repaired_in_both_control_sets() {
     }
 }
 
+/// A disk without its partition manager has no volumes.
+#[test]
+fn a_filter_whose_service_is_repaired_stays_in_its_list() {
+    for change in [
+        (|set| {
+            set.dword("Services\\partmgr", "Start", 4);
+        }) as fn(&mut KeyTree),
+        |set| {
+            set.dword("Services\\partmgr", "DeleteFlag", 1);
+        },
+        |set| {
+            set.sz("Services\\partmgr", "Type", "1");
+        },
+    ] {
+        let mut guest = guest(Win10, |set| {
+            change(set);
+            set.set(DISK_CLASS, "UpperFilters", multi(&["gone", "PartMgr"]));
+        });
+        let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
+        assert_eq!(prepared.plan.blockers, []);
+        guest.apply(&prepared, &media());
+        for set in SETS {
+            let key = format!("{set}\\{DISK_CLASS}");
+            let found = guest.system.value(&key, "UpperFilters").unwrap();
+            assert_eq!(*found, multi(&["PartMgr"]).to_value());
+        }
+    }
+}
+
 /// What only one of the control sets knows is not written into the other.
 #[test]
 fn a_device_is_switched_on_only_where_it_is_known() {
