@@ -244,4 +244,32 @@ mod tests {
             look(bad);
         }
     }
+
+    /// What Windows compresses for itself it reads; what it encrypts the boot loader does not.
+    #[test]
+    fn a_file_that_only_windows_reads_is_there_and_an_encrypted_one_is_of_no_use() {
+        use crate::guest::FileInfo;
+        let none = ImageState::Present { machine: None };
+        let amd64 = present(Arch::Amd64.pe_machine());
+        for (change, state) in [
+            ((|_| {}) as fn(&mut FileInfo), amd64),
+            (|info| info.compressed = true, amd64),
+            (|info| info.encrypted = true, ImageState::Unreadable),
+            (|info| info.reparse_tag = Some(IO_REPARSE_TAG_WOF), none),
+            // A link, for one.
+            (
+                |info| info.reparse_tag = Some(0xa000_000c),
+                ImageState::Unreadable,
+            ),
+        ] {
+            let mut guest = FakeGuest::default();
+            let whole = pe::importing(Arch::Amd64, Subsystem::Native, &["storport.sys"]);
+            change(guest.file(1, "\\a.sys", whole));
+            let path = |name: &str| GuestPath::parse(name).unwrap();
+            let found = image(&guest, VolumeId::new(1), &path("\\a.sys"));
+            assert_eq!(found.state, state);
+            let missing = image(&guest, VolumeId::new(1), &path("\\b.sys"));
+            assert_eq!(missing.state, ImageState::Missing);
+        }
+    }
 }
