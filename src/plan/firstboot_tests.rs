@@ -260,3 +260,20 @@ fn the_setting_to_put_back_is_the_guests_own() {
         }
     }
 }
+
+/// A device whose driver is in place already needs no installation: told by the service and version of the
+/// INF that is staged.
+#[test]
+fn each_staged_inf_stands_with_its_own_service_and_version() {
+    let planned = of(Win10, &Wishes::default());
+    let script = planned.script();
+    for name in ["netkvm", "viostor", "balloon"] {
+        let inf = format!("\\{name}.inf");
+        let mut lines = script
+            .lines()
+            .filter(|line| line.to_lowercase().contains(&inf));
+        let line = lines.next().unwrap_or_else(|| panic!("{name}"));
+        assert!(line.to_lowercase().contains(&format!(" {name} ")), "{line}");
+        assert!(line.contains("100."), "{line}");
+    }
+}
