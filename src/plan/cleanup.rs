@@ -377,3 +377,7 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "cleanup_tests.rs"]
+mod plan_tests;

@@ -277,3 +277,27 @@ fn each_staged_inf_stands_with_its_own_service_and_version() {
         assert!(line.contains("100."), "{line}");
     }
 }
+
+/// Without netkvm no NIC carries the old settings on.
+#[test]
+fn static_addresses_are_carried_over_with_the_driver_of_the_nic_only() {
+    let whole = media();
+    let files = whole.files().iter().map(|f| f.path.clone());
+    let without = Memory::new(
+        files
+            .filter(|path| !path.to_lowercase().contains("netkvm"))
+            .map(|path| (path.clone(), whole.read(&path).unwrap())),
+    );
+    for (media, carried) in [(&whole, true), (&without, false)] {
+        let guest = MemoryGuest::of(GuestSpec::new(Win10));
+        let options = testing::options(Some(DiskBus::Sata));
+        let planned = planned(&guest, media, options, &Wishes::default());
+        assert_eq!(planned.script().contains("192.0.2.10"), carried);
+        let told = planned
+            .draft
+            .warnings
+            .iter()
+            .any(|w| w.contains("no netkvm for this Windows"));
+        assert_eq!(told, !carried, "{:?}", planned.draft.warnings);
+    }
+}

@@ -191,10 +191,12 @@ fn the_control_set_windows_last_ran_with_is_written_too() {
     for (current, sets) in [
         (1, &["ControlSet001"][..]),
         (2, &["ControlSet001", "ControlSet002"]),
+        // It is not there.
+        (3, &["ControlSet001"]),
     ] {
         guest.system.dword("Select", "Current", current);
         let (edits, _) = system_action(&guest, WinVersion::Win7);
-        for set in ["ControlSet001", "ControlSet002"] {
+        for set in ["ControlSet001", "ControlSet002", "ControlSet003"] {
             for service in ["viostor", firstboot::SERVICE] {
                 let key = format!("{set}\\Services\\{service}");
                 let written = edits.ops.iter().any(|op| op.key() == key);
@@ -673,4 +675,78 @@ fn hives_are_edited_on_their_volumes_and_system_last() {
             .collect();
         assert_eq!(copied, [fallback]);
     });
+}
+
+/// What is accepted keeps its place among the warnings, and a check that is in order is not marked.
+#[test]
+fn what_was_accepted_is_told_once_with_its_reason() {
+    let media = media();
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    guest.without("storahci.sys");
+    for left in [&[][..], &["hive-damaged"]] {
+        let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |seen| {
+            if !left.is_empty() {
+                let limit = Blocker::new("hive-damaged", "why", "what helps");
+                seen.limits.push(limit);
+            }
+            Accepted::parse(&["boot-driver-file"]).unwrap()
+        });
+        let plan = plan.plan;
+        assert_eq!(codes(&plan), left);
+        let told = plan
+            .warnings
+            .iter()
+            .filter(|w| w.starts_with("accepted [boot-driver-file]"));
+        let told: Vec<_> = told.collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("storahci.sys is missing"), "{told:?}");
+        assert_eq!(plan.accepted, ["boot-driver-file"]);
+        for check in &plan.checks {
+            let fault = !check.ok && check.severity == Severity::Blocker;
+            assert_eq!(check.accepted, fault && left.is_empty(), "{}", check.id);
+        }
+        assert!(!plan.ready);
+    }
+}
+
+/// Windows may be on another letter than C: when it runs, and writes that into what it records.
+#[test]
+fn the_letter_of_the_system_volume_is_the_guests_own() {
+    for (letter, recorded) in [(Some('D'), "D:"), (None, "C:")] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        guest.survey = match letter {
+            Some(_) => Some(|survey| {
+                survey.inspection.windows.as_mut().unwrap().drive_letter = Some('D');
+            }),
+            None => Some(|survey| {
+                survey.inspection.windows.as_mut().unwrap().drive_letter = None;
+            }),
+        };
+        let (edits, _) = system_action(&guest, WinVersion::Win10);
+        let paths = edits.ops.iter().filter_map(|op| match op {
+            RegOp::Set { name, data, .. } if name == "OemPath" => Some(data),
+            _ => None,
+        });
+        let expected = RegData::Sz(format!("{recorded}\\Windows\\hyper2kvm\\drivers"));
+        let paths: Vec<_> = paths.collect();
+        assert!(
+            !paths.is_empty() && paths.iter().all(|path| **path == expected),
+            "{paths:?}"
+        );
+    }
+}
+
+/// An edit of both control sets that is of no control set stands once.
+#[test]
+fn no_edit_is_planned_twice() {
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    let mut second = guest.system.get("ControlSet001").unwrap().clone();
+    second.name = "ControlSet002".into();
+    *guest.system.key_mut("ControlSet002") = second;
+    guest.system.dword("Select", "Current", 2);
+    let (edits, _) = system_action(&guest, WinVersion::Win10);
+    let mut seen = std::collections::BTreeSet::new();
+    for op in &edits.ops {
+        assert!(seen.insert(format!("{op:?}")), "{op:?}");
+    }
 }

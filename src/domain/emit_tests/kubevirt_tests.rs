@@ -386,3 +386,50 @@ fn kubevirt_has_what_the_vm_has() {
         json!({"custom": {"logical": 4096, "physical": 4096}})
     );
 }
+
+/// The network of the pods hands out an address of its own.
+#[test]
+fn kubevirt_warns_of_an_address_and_of_a_network_that_must_exist() {
+    let mut m = machine();
+    m.nics[0].source = NicSource::User;
+    for (keeps, warned) in [(false, 0), (true, 1)] {
+        m.nics[0].keeps_address = keeps;
+        let found = warnings(Emit::Kubevirt, &m);
+        assert_eq!(found.len(), warned, "{found:?}");
+        assert!(found.iter().all(|w| w.contains("keeps its static address")));
+    }
+    let named = |network: &str| NicSource::Network(network.into());
+    for (source, warned) in [
+        (named("office"), true),
+        (named("default"), false),
+        (NicSource::Bridge(Bridge::named("br0")), false),
+    ] {
+        let mut m = machine();
+        m.nics[0].source = source;
+        let found = warnings(Emit::Kubevirt, &m);
+        let exists = found
+            .iter()
+            .any(|w| w.contains("must exist before the VM starts"));
+        assert_eq!(exists, warned, "{found:?}");
+    }
+}
+
+/// KubeVirt wants the name of a time zone, which only the reader knows.
+#[test]
+fn kubevirt_names_the_time_zone_of_a_clock_in_local_time() {
+    for (clock_utc, told) in [(false, true), (true, false)] {
+        let mut m = full();
+        m.clock_utc = clock_utc;
+        for text in texts(Emit::Kubevirt, &m) {
+            assert_eq!(text.contains("timezone"), told, "{text}");
+        }
+    }
+    let mut m = full();
+    m.bootstrap = None;
+    let texts = texts(Emit::Kubevirt, &m);
+    let [only] = &texts[..] else {
+        panic!("{}", texts.len());
+    };
+    assert!(!only.contains("After the first boot"), "{only}");
+    assert_eq!(only.matches(" start ").count(), 1, "{only}");
+}

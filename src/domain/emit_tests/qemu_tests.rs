@@ -249,3 +249,25 @@ fn qemu_has_what_the_xml_says() {
         "{first}"
     );
 }
+
+/// What is not the disk of a usual VM: an image that is only read, disks on SCSI, the agent's channel.
+#[test]
+fn qemu_has_the_driver_image_the_scsi_disks_and_the_agent() {
+    let mut m = full();
+    m.bus = DiskBus::VirtioScsi;
+    let texts = texts(Emit::Qemu, &m);
+    let (first, last) = (&texts[0], &texts[1]);
+    let image = line_of(first, "virtio-win.iso");
+    assert!(image.contains("\"read-only\":true"), "{image}");
+    assert!(!image.contains("discard"), "{image}");
+    assert!(line_of(first, "ide-cd").contains(",drive=disk2"), "{first}");
+    assert_eq!(first.matches(",write-cache=on").count(), 3, "{first}");
+    assert!(line_of(last, "scsi-id=0").contains("scsi-hd,bus=scsi0.0,channel=0,scsi-id=0,lun=0"));
+    assert!(
+        line_of(last, "scsi-id=1").contains(",serial=h2k-1"),
+        "{last}"
+    );
+    assert!(line_of(last, "virtserialport").contains("name=org.qemu.guest_agent.0"));
+    m.drivers.agent = false;
+    assert!(!super::texts(Emit::Qemu, &m)[1].contains("virtserialport"));
+}

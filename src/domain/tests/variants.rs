@@ -550,3 +550,56 @@ fn a_long_name_is_cut_between_characters() {
     let wide = domain_name(&format!("x{}", "ü".repeat(120)));
     assert_eq!(wide, format!("x{}", "ü".repeat(99)));
 }
+
+#[test]
+fn a_first_boot_on_ide_wants_a_chipset_that_has_it() {
+    for (asked, fits) in [
+        (None, true),
+        (Some("pc"), true),
+        (Some("pc-i440fx-8.2"), true),
+        (Some("q35"), false),
+    ] {
+        let mut m = machine();
+        (m.firmware, m.nvram) = (BIOS, None);
+        m.bootstrap = Some(DiskBus::Ide);
+        m.machine_type = asked.map(str::to_owned);
+        let found = to_element(&m, Stage::Bootstrap, &FirmwareChoice::Bios);
+        assert_eq!(found.is_ok(), fits, "{asked:?}");
+    }
+    for (name, clean) in [
+        (".", "vm"),
+        ("..", "vm"),
+        (" ", "vm"),
+        ("", "vm"),
+        (" a/b ", "a-b"),
+    ] {
+        assert_eq!(domain_name(name), clean, "{name:?}");
+    }
+}
+
+/// A label of DNS has at most 63 characters.
+#[test]
+fn names_of_kubernetes_are_labels() {
+    let name = crate::domain::network::kubernetes_name;
+    let (longest, longer) = ("a".repeat(63), "a".repeat(64));
+    for (text, label, labels) in [
+        (&*longest, true, true),
+        (&*longer, false, false),
+        ("a.b", false, true),
+        ("a..b", false, false),
+        ("-a", false, false),
+        ("a-", false, false),
+        ("A", false, false),
+        ("a_b", false, false),
+        ("", false, false),
+        ("a-1", true, true),
+    ] {
+        assert_eq!(
+            (name(text, false), name(text, true)),
+            (label, labels),
+            "{text}"
+        );
+    }
+    let many = vec!["a".repeat(62); 4].join(".");
+    assert!(name(&format!("{many}.b"), true) && !name(&format!("{many}.bc"), true));
+}
