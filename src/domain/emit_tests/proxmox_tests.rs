@@ -517,3 +517,27 @@ fn proxmox_has_what_the_vm_has() {
         assert_eq!(script.contains(place), there, "{place}\n{script}");
     }
 }
+
+/// The drivers are for looking up in the first boot; the final VM has no need of them.
+#[test]
+fn the_driver_image_is_there_in_the_first_boot_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("virtio-win.iso");
+    fs::write(&image, "").unwrap();
+    let mut m = machine();
+    m.driver_iso = Some(image.clone());
+    let qm = FakeQm::new(&m);
+    let there = || {
+        qm.config()
+            .into_iter()
+            .find(|line| line.contains("media=cdrom"))
+    };
+    assert!(qm.run(&["bootstrap", "100"]).0);
+    assert_eq!(
+        there(),
+        Some(format!("sata1: {},media=cdrom", image.display()))
+    );
+    let (ok, text) = qm.run(&["final", "100"]);
+    assert!(ok, "{text}");
+    assert_eq!(there(), None);
+}
