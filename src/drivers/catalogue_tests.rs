@@ -267,7 +267,7 @@ fn a_hardware_id_is_a_bus_and_an_id() {
     assert!(PnpId::try_from(longest + "x").is_err());
 }
 
-/// A disk of the VM hangs on one of two devices.
+/// Disks of the VM are behind one of two devices.
 #[test]
 fn two_devices_have_disks() {
     use VirtioDevice::{Balloon, Blk, Net, Rng, Scsi, Serial};
@@ -292,4 +292,35 @@ fn a_file_adds_to_what_is_known() {
     assert_eq!(catalogue.driver("viostor").unwrap().services, ["other"]);
     assert!(catalogue.driver("viostor").unwrap().required);
     assert!(catalogue.merge_text("empty.yaml", " \n").is_ok());
+}
+
+/// Of a driver that is known a file changes what it says, and leaves the rest.
+#[test]
+fn each_field_of_a_known_driver_can_be_said_anew() {
+    let known = Catalogue::builtin().driver("netkvm").unwrap().clone();
+    type Change = fn(&mut DriverSpec);
+    for (said, change) in [
+        ("role: other", (|d| d.role = Role::Other) as Change),
+        ("device: virtio-rng", |d| {
+            d.device = Some(VirtioDevice::Rng);
+        }),
+        ("services: [a]", |d| d.services = vec!["a".into()]),
+        ("folders: [a]", |d| d.folders = vec!["a".into()]),
+        ("inf: [a.inf]", |d| d.inf = vec!["a.inf".into()]),
+        ("required: true", |d| d.required = true),
+        ("start: system", |d| d.start = Some(ServiceStart::System)),
+        ("unless: balloon", |d| d.unless = Some("balloon".into())),
+        ("pnp_ids: ['PCI\\VEN_1AF4']", |d| {
+            d.pnp_ids
+                .extend(PnpId::try_from("PCI\\VEN_1AF4".to_string()));
+        }),
+    ] {
+        let mut catalogue = Catalogue::builtin();
+        let text = format!("drivers: [{{name: NetKVM, {said}}}]");
+        catalogue.merge_text("c.yaml", &text).unwrap();
+        let mut expected = known.clone();
+        change(&mut expected);
+        assert_ne!(expected, known, "{said}");
+        assert_eq!(*catalogue.driver("netkvm").unwrap(), expected, "{said}");
+    }
 }

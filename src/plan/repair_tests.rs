@@ -40,11 +40,13 @@ fn draft(guest: &MemoryGuest, options: Options) -> Draft {
     })
 }
 
+type Value = (&'static str, &'static str, Option<RegData>);
+
 struct Row {
     version: WinVersion,
     change: fn(&mut KeyTree),
     /// Below either control set: key, value, and what it is after the fix.
-    values: fn() -> Vec<(&'static str, &'static str, Option<RegData>)>,
+    values: fn() -> Vec<Value>,
 }
 
 const DISK_CLASS: &str = "Control\\Class\\{4d36e967-e325-11ce-bfc1-08002be10318}";
