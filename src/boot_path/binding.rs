@@ -271,4 +271,136 @@ mod tests {
         assert_eq!(winner(&[("a", 2, 1), ("b", 2, 9)]), "b");
         assert_eq!(winner(&[("b", 2, 9), ("a", 2, 1)]), "b");
     }
+
+    /// A DriverDatabase with these packages: INF and service, id, and the version's date.
+    fn database(packages: &[(&str, &str, u64)]) -> KeyTree {
+        let mut tree = KeyTree::new("ROOT");
+        for (service, id, date) in packages {
+            let key = format!("DriverDatabase\\DriverPackages\\{service}");
+            let mut data = vec![0; 48];
+            data[24..32].copy_from_slice(&date.to_le_bytes());
+            tree.set(&key, "Version", RegData::Binary(data))
+                .sz(
+                    &format!("DriverDatabase\\DeviceIds\\PCI\\{id}"),
+                    service,
+                    "",
+                )
+                .sz(
+                    &format!("DriverDatabase\\DriverInfFiles\\{service}"),
+                    "Active",
+                    service,
+                )
+                .sz(
+                    &format!("{key}\\Descriptors\\PCI\\{id}"),
+                    "Configuration",
+                    "i",
+                )
+                .sz(&format!("{key}\\Configurations\\i"), "Service", service);
+        }
+        tree
+    }
+
+    fn found(tree: &KeyTree, lookup: fn(&HiveView<'_>, &PciId) -> Result<Lookup>) -> Lookup {
+        let bytes = tree.to_bytes("SYSTEM");
+        let modern = crate::types::DiskBus::VirtioBlk.devices()[0];
+        lookup(&HiveView::new(&bytes).unwrap(), &modern).unwrap()
+    }
+
+    fn service(found: &Lookup) -> Option<&str> {
+        match found {
+            Lookup::Bound(binding) => Some(&binding.service),
+            Lookup::Unbound { .. } => None,
+        }
+    }
+
+    const FULL: &str = "VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01";
+    const SHORT: &str = "VEN_1AF4&DEV_1042";
+
+    #[test]
+    fn a_more_specific_id_decides_before_any_date() {
+        for packages in [
+            [("new", SHORT, 9), ("old", FULL, 1)],
+            [("old", FULL, 1), ("new", SHORT, 9)],
+        ] {
+            let found = found(&database(&packages), driver_database);
+            assert_eq!(service(&found), Some("old"));
+        }
+        // Of a package that is only staged the next id may still know one that is bound.
+        let mut tree = database(&[("staged", FULL, 9), ("bound", SHORT, 1)]);
+        tree.remove("DriverDatabase\\DriverInfFiles\\staged");
+        assert_eq!(service(&found(&tree, driver_database)), Some("bound"));
+    }
+
+    /// Each link of the chain from the id to the service.
+    #[test]
+    fn a_package_without_a_part_is_only_staged() {
+        let package = "DriverDatabase\\DriverPackages\\one";
+        let configuration = format!("{package}\\Configurations\\i");
+        let descriptor = format!("{package}\\Descriptors\\PCI\\{SHORT}");
+        let file = "DriverDatabase\\DriverInfFiles\\one";
+        let whole = database(&[("one", SHORT, 1)]);
+        assert_eq!(service(&found(&whole, driver_database)), Some("one"));
+        let changes: [&dyn Fn(&mut KeyTree); 9] = [
+            &|tree| drop(tree.remove(file)),
+            &|tree| tree.key_mut(file).values.clear(),
+            &|tree| drop(tree.remove(package)),
+            &|tree| drop(tree.remove(&descriptor)),
+            &|tree| tree.key_mut(&descriptor).values.clear(),
+            &|tree| drop(tree.remove(&configuration)),
+            &|tree| tree.key_mut(&configuration).values.clear(),
+            &|tree| {
+                tree.sz(&configuration, "Service", "");
+            },
+            // A name is one key, never a path to one.
+            &|tree| {
+                tree.sz(file, "Active", "deep\\one");
+                let moved = tree.get(package).unwrap().clone();
+                let deep = "DriverDatabase\\DriverPackages\\deep\\one";
+                *tree.key_mut(deep) = moved;
+            },
+        ];
+        for (n, change) in changes.iter().enumerate() {
+            let mut tree = whole.clone();
+            change(&mut tree);
+            let expected = Lookup::Unbound {
+                staged: vec!["one".into()],
+                without_class: Vec::new(),
+            };
+            assert_eq!(found(&tree, driver_database), expected, "change {n}");
+        }
+    }
+
+    #[test]
+    fn an_inf_that_names_the_device_twice_is_staged_once() {
+        let mut tree = database(&[("one", SHORT, 1), ("two", SHORT, 1), ("one", FULL, 1)]);
+        tree.remove("DriverDatabase\\DriverInfFiles");
+        let Lookup::Unbound { staged, .. } = found(&tree, driver_database) else {
+            panic!();
+        };
+        assert_eq!(staged, ["one", "two"]);
+    }
+
+    /// The class the entry puts the device in is whose filters count; an entry without a service is none.
+    #[test]
+    fn an_entry_of_the_critical_device_database_names_service_and_class() {
+        let look: fn(&HiveView<'_>, &PciId) -> Result<Lookup> =
+            |system, device| critical_device(system, &ControlSet::new(1), device);
+        let cdd = "ControlSet001\\Control\\CriticalDeviceDatabase\\PCI#";
+        let (full, short) = (format!("{cdd}{FULL}"), format!("{cdd}{SHORT}"));
+        let mut tree = KeyTree::new("ROOT");
+        tree.sz(&short, "Service", "short")
+            .sz(&short, "ClassGUID", "{b}");
+        let class = |tree: &KeyTree| match found(tree, look) {
+            Lookup::Bound(binding) => (binding.service, binding.class.unwrap()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(class(&tree), ("short".into(), "{b}".into()));
+        for (service, class_guid) in [("", "{a}"), ("full", "")] {
+            tree.sz(&full, "Service", service)
+                .sz(&full, "ClassGUID", class_guid);
+            assert_eq!(class(&tree).0, "short", "{service} {class_guid}");
+        }
+        tree.sz(&full, "ClassGUID", "{a}");
+        assert_eq!(class(&tree), ("full".into(), "{a}".into()));
+    }
 }

@@ -6,17 +6,17 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::registry::{KeyTree, RegData};
 
-const SET: &str = "ControlSet001";
-const XP: (u32, u32) = (5, 1);
+pub(super) const SET: &str = "ControlSet001";
+pub(super) const XP: (u32, u32) = (5, 1);
 const SEVEN: (u32, u32) = (6, 1);
-const TEN: (u32, u32) = (10, 0);
+pub(super) const TEN: (u32, u32) = (10, 0);
 
-/// A guest that is ready for every controller for which it has drivers.
-struct Guest {
-    nt: (u32, u32),
-    tree: KeyTree,
-    /// The files by lower-case path below the directory of Windows.
-    files: BTreeMap<String, Image>,
+/// A guest that is ready for every controller it has drivers for.
+pub(super) struct Guest {
+    pub(super) nt: (u32, u32),
+    pub(super) tree: KeyTree,
+    /// By lower-case path below the directory of Windows.
+    pub(super) files: BTreeMap<String, Image>,
 }
 
 fn image(arch: Arch, imports: &[&str]) -> Image {
@@ -29,7 +29,7 @@ fn image(arch: Arch, imports: &[&str]) -> Image {
 }
 
 impl Guest {
-    fn new(nt: (u32, u32)) -> Self {
+    pub(super) fn new(nt: (u32, u32)) -> Self {
         let mut guest = Self {
             nt,
             tree: KeyTree::new("ROOT"),
@@ -132,7 +132,7 @@ impl Guest {
             );
     }
 
-    fn evaluate(&self, controller: DiskBus) -> BootPath {
+    pub(super) fn evaluate(&self, controller: DiskBus) -> BootPath {
         self.evaluate_in(&ControlSet::new(1), controller)
     }
 
@@ -157,7 +157,7 @@ impl Guest {
     }
 }
 
-fn service(name: &str) -> String {
+pub(super) fn service(name: &str) -> String {
     format!("{SET}\\Services\\{name}")
 }
 

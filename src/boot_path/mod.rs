@@ -257,3 +257,5 @@ pub fn system_drivers(nt_major: u32) -> &'static [(&'static str, bool)] {
 mod loader_tests;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod walk_tests;

@@ -226,6 +226,32 @@ mod tests {
         );
     }
 
+    /// Real drivers are larger than what is read at once, and their sections lie in any order.
+    #[test]
+    fn imports_are_found_wherever_they_lie_in_the_file() {
+        let whole = pe::importing(Arch::Amd64, Subsystem::Native, &["a.sys", "b.sys"]);
+        let coff = 0x80;
+        let sections = usize::from(le16(&whole, coff + 6).unwrap());
+        let table = coff + 24 + usize::from(le16(&whole, coff + 20).unwrap());
+        let rows = (0..sections).map(|n| table + 40 * n);
+        let first = rows
+            .clone()
+            .map(|row| le32(&whole, row + 20).unwrap())
+            .min();
+        for moved in [0x1000, 0x20_0000u32] {
+            let mut file = whole.clone();
+            let at = first.unwrap() as usize;
+            file.splice(at..at, vec![0; moved as usize]);
+            for row in rows.clone() {
+                let offset = le32(&whole, row + 20).unwrap() + moved;
+                file[row + 20..row + 24].copy_from_slice(&offset.to_le_bytes());
+            }
+            let image = look(file);
+            assert_eq!(image.state, present(Arch::Amd64.pe_machine()));
+            assert_eq!(&image.imports[..], ["a.sys", "b.sys"]);
+        }
+    }
+
     #[test]
     fn a_file_that_is_not_whole_is_not_usable() {
         let whole = pe::importing(Arch::Amd64, Subsystem::Native, &["storport.sys"]);
@@ -242,6 +268,34 @@ mod tests {
             let mut bad = whole.clone();
             bad[byte] ^= 0xff;
             look(bad);
+        }
+    }
+
+    /// What Windows compresses for itself it reads; what it encrypts the boot loader does not.
+    #[test]
+    fn a_file_that_only_windows_reads_is_there_and_an_encrypted_one_is_of_no_use() {
+        use crate::guest::FileInfo;
+        let none = ImageState::Present { machine: None };
+        let amd64 = present(Arch::Amd64.pe_machine());
+        for (change, state) in [
+            ((|_| {}) as fn(&mut FileInfo), amd64),
+            (|info| info.compressed = true, amd64),
+            (|info| info.encrypted = true, ImageState::Unreadable),
+            (|info| info.reparse_tag = Some(IO_REPARSE_TAG_WOF), none),
+            // A link, for one.
+            (
+                |info| info.reparse_tag = Some(0xa000_000c),
+                ImageState::Unreadable,
+            ),
+        ] {
+            let mut guest = FakeGuest::default();
+            let whole = pe::importing(Arch::Amd64, Subsystem::Native, &["storport.sys"]);
+            change(guest.file(1, "\\a.sys", whole));
+            let path = |name: &str| GuestPath::parse(name).unwrap();
+            let found = image(&guest, VolumeId::new(1), &path("\\a.sys"));
+            assert_eq!(found.state, state);
+            let missing = image(&guest, VolumeId::new(1), &path("\\b.sys"));
+            assert_eq!(missing.state, ImageState::Missing);
         }
     }
 }

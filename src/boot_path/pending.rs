@@ -131,6 +131,7 @@ mod tests {
             (&[][..], false),
             (&[temp, ""], false),
             (&[temp, "", FILE, ""], true),
+            (&[FILE, "", temp, "", temp, "\\??\\C:\\b"], true),
             (
                 &["*1\\??\\C:\\Windows\\System32\\drivers\\viostor.sys", ""],
                 true,

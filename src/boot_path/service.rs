@@ -223,6 +223,11 @@ mod tests {
                 Some(r"%systemroot%\System32\a.sys"),
                 r"\WINNT\System32\a.sys",
             ),
+            (Some(r"%WinDir%\System32\a.sys"), r"\WINNT\System32\a.sys"),
+            (
+                Some("System32/drivers/a.sys"),
+                r"\WINNT\System32\drivers\a.sys",
+            ),
             (Some(r"\??\C:\Windows\x\a.sys"), r"\Windows\x\a.sys"),
             (Some(r#""C:\Windows\x\a.sys""#), r"\Windows\x\a.sys"),
             (Some(r"\Windows\a.sys"), r"\Windows\a.sys"),

@@ -401,9 +401,9 @@ impl Walk<'_, '_> {
         let Some(path) = there.or_else(|| path("ntoskrnl.exe")) else {
             return;
         };
-        self.file(KERNEL, &path, None);
-        // Every driver imports it by this name.
+        // Every driver and the files beside it import from it, by this name.
         self.files.insert("ntoskrnl.exe".into());
+        self.file(KERNEL, &path, None);
     }
 
     /// Evaluates the driver of the file system that Windows is on. The loader loads it whatever its

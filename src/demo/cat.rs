@@ -63,3 +63,88 @@ pub fn unsigned(files: &[&[u8]]) -> Vec<u8> {
     let data = tlv(CONTEXT_0, &[&data]);
     tlv(SEQUENCE, &[&oid("1.2.840.113549.1.7.2"), &data])
 }
+
+/// A certificate as far as a catalogue's reader looks at it.
+#[cfg(test)]
+#[derive(Clone, Copy)]
+pub struct Certificate<'a> {
+    pub serial: u8,
+    pub subject: &'a [(&'a str, u8, &'a str)],
+    pub issuer: &'a [(&'a str, u8, &'a str)],
+}
+
+#[cfg(test)]
+impl Certificate<'_> {
+    /// Of attributes: object identifier, tag of the text, text.
+    fn name(parts: &[(&str, u8, &str)]) -> Vec<u8> {
+        let part = |(id, tag, text): &(&str, u8, &str)| {
+            let text = match tag {
+                0x1e => text.encode_utf16().flat_map(u16::to_be_bytes).collect(),
+                _ => text.as_bytes().to_vec(),
+            };
+            let pair = tlv(SEQUENCE, &[&oid(id), &tlv(*tag, &[&text])]);
+            tlv(SET, &[&pair])
+        };
+        let parts: Vec<u8> = parts.iter().flat_map(part).collect();
+        tlv(SEQUENCE, &[&parts])
+    }
+
+    fn id(&self) -> [Vec<u8>; 2] {
+        [Self::name(self.issuer), tlv(0x02, &[&[self.serial]])]
+    }
+
+    fn der(&self) -> Vec<u8> {
+        let [issuer, serial] = self.id();
+        let version = tlv(CONTEXT_0, &[&[2, 1, 2]]);
+        let (none, subject) = (tlv(SEQUENCE, &[]), Self::name(self.subject));
+        let body = tlv(
+            SEQUENCE,
+            &[&version, &serial, &none, &issuer, &none, &subject, &none],
+        );
+        tlv(SEQUENCE, &[&body, &none, &tlv(0x03, &[&[0]])])
+    }
+}
+
+/// A catalogue whose signer info names this certificate and has this digest of the list's contents. The
+/// signature itself is empty.
+#[cfg(test)]
+pub fn signed(
+    files: &[&[u8]],
+    certificates: &[Certificate<'_>],
+    by: &Certificate<'_>,
+    digest: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> Vec<u8> {
+    let list = trust_list(files);
+    let header = match list[1] {
+        0..=0x7f => 2,
+        long => 2 + usize::from(long & 0x7f),
+    };
+    let digest = digest(&list[header..]);
+    let content = tlv(
+        SEQUENCE,
+        &[&oid("1.3.6.1.4.1.311.10.1"), &tlv(CONTEXT_0, &[&list])],
+    );
+    let value = tlv(SET, &[&tlv(OCTET_STRING, &[&digest])]);
+    let attribute = tlv(SEQUENCE, &[&oid("1.2.840.113549.1.9.4"), &value]);
+    let none = tlv(SEQUENCE, &[]);
+    let info = tlv(
+        SEQUENCE,
+        &[
+            &[2, 1, 1],
+            &tlv(SEQUENCE, &[&by.id().concat()]),
+            &none,
+            &tlv(CONTEXT_0, &[&attribute]),
+            &none,
+            &tlv(OCTET_STRING, &[]),
+        ],
+    );
+    let certificates: Vec<u8> = certificates.iter().flat_map(Certificate::der).collect();
+    let certificates = tlv(CONTEXT_0, &[&certificates]);
+    let infos = tlv(SET, &[&info]);
+    let data = tlv(
+        SEQUENCE,
+        &[&[2, 1, 1], &tlv(SET, &[]), &content, &certificates, &infos],
+    );
+    let data = tlv(CONTEXT_0, &[&data]);
+    tlv(SEQUENCE, &[&oid("1.2.840.113549.1.7.2"), &data])
+}

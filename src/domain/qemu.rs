@@ -430,11 +430,11 @@ fn tpm(nvram: &Path, before: &mut Vec<String>, line: &mut Line) {
     line.device("tpm-crb,tpmdev=tpm0");
 }
 
-/// Escapes text between double quotes of the shell.
+/// Escapes text between double quotes of the shell, within `${...}`.
 fn in_quotes(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
-        if matches!(c, '"' | '\\' | '$' | '`') {
+        if matches!(c, '"' | '\\' | '$' | '`' | '}') {
             out.push('\\');
         }
         out.push(c);

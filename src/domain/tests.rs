@@ -1,6 +1,7 @@
 //! The matrix: every VM that can be written, read back as XML and validated by libvirt's own tools.
 
 mod judges;
+mod variants;
 
 use std::path::{Path, PathBuf};
 

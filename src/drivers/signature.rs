@@ -547,3 +547,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "signature_tests.rs"]
+mod review_tests;

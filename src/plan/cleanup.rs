@@ -379,3 +379,7 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+#[path = "cleanup_tests.rs"]
+mod plan_tests;

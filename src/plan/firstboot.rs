@@ -220,3 +220,7 @@ fn dword(system: &HiveView<'_>, key: &str, name: &str) -> Result<Option<u32>, Hi
         None => Ok(None),
     }
 }
+
+#[cfg(test)]
+#[path = "firstboot_tests.rs"]
+mod tests;

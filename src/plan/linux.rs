@@ -202,35 +202,5 @@ pub fn describe(copies: &LoaderCopies) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_virt_v2v_or_the_users_word_makes_a_linux_ready() {
-        use Preference::{AsIs, Auto, VirtV2v};
-        let v2v = Some(Method::VirtV2v);
-        let cases = [
-            (Auto, v2v, "debian", Ok(Method::VirtV2v)),
-            (Auto, v2v, "opensuse-leap", Ok(Method::VirtV2v)),
-            (Auto, v2v, "arch", Err("linux-distribution")),
-            (Auto, None, "debian", Err("virt-v2v-missing")),
-            (VirtV2v, v2v, "arch", Ok(Method::VirtV2v)),
-            (VirtV2v, None, "debian", Err("virt-v2v-missing")),
-            (AsIs, v2v, "debian", Ok(Method::AsIs)),
-            (AsIs, None, "", Ok(Method::AsIs)),
-        ];
-        for (preference, installed, distribution, expected) in cases {
-            let facts = LinuxFacts {
-                distribution: distribution.into(),
-                ..LinuxFacts::default()
-            };
-            let found = method(preference, installed, &facts);
-            let found = found.map(|(method, _)| method).map_err(|b| b.code);
-            let expected = expected.map_err(str::to_string);
-            assert_eq!(
-                found, expected,
-                "{preference:?} {installed:?} {distribution}"
-            );
-        }
-    }
-}
+#[path = "linux_tests.rs"]
+mod tests;

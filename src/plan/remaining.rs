@@ -308,3 +308,7 @@ fn image_reason(
     };
     format!("{service}: {path} {what}")
 }
+
+#[cfg(test)]
+#[path = "remaining_tests.rs"]
+mod tests;

@@ -399,18 +399,27 @@ fn without_dead_filters(
     class: &str,
     list: &str,
 ) -> Result<Vec<RegOp>, HiveError> {
-    let dead: Vec<&String> = inputs
-        .inspection
-        .controllers
-        .values()
-        .flat_map(|path| &path.faults)
+    let faults = || {
+        let paths = inputs.inspection.controllers.values();
+        paths.flat_map(|path| &path.faults)
+    };
+    // A driver that this plan makes start is a filter that works.
+    let repaired = |service: &str| {
+        faults().any(|fault| match fault {
+            Fault::NotBootStart { service: s, .. }
+            | Fault::Mistyped { service: s, .. }
+            | Fault::Deleted { service: s } => s.eq_ignore_ascii_case(service),
+            _ => false,
+        })
+    };
+    let dead: Vec<&String> = faults()
         .filter_map(|fault| match fault {
             Fault::DeadFilter {
                 class: c,
                 list: l,
                 service,
                 ..
-            } if (*c, *l) == (class, list) => Some(service),
+            } if (*c, *l) == (class, list) && !repaired(service) => Some(service),
             _ => None,
         })
         .collect();
@@ -441,3 +450,7 @@ fn without_dead_filters(
     }
     Ok(ops)
 }
+
+#[cfg(test)]
+#[path = "repair_tests.rs"]
+mod tests;

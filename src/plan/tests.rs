@@ -2,6 +2,7 @@
 
 use crate::actions::{Action, EditHive, PatchBootSector};
 use crate::boot_path::Fault;
+use crate::check::{Check, CheckState};
 use crate::convert::prepare;
 use crate::demo::guest::GuestFile;
 use crate::demo::{GuestSpec, Role, WinVersion};
@@ -10,8 +11,9 @@ use crate::error::Blocker;
 use crate::firstboot;
 use crate::guest::{FsKind, GuestPath, GuestRead, Volume};
 use crate::ids::Accepted;
-use crate::inspect::{Firmware, HiveName, Hives};
-use crate::registry::{HiveError, RegData, RegEdits};
+use crate::inspect::model::Fallback;
+use crate::inspect::{Finding, Firmware, HiveName, Hives, Severity};
+use crate::registry::{HiveError, RegData, RegEdits, RegOp};
 use crate::report::text;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
 use crate::types::DiskBus;
@@ -190,10 +192,12 @@ fn the_control_set_windows_last_ran_with_is_written_too() {
     for (current, sets) in [
         (1, &["ControlSet001"][..]),
         (2, &["ControlSet001", "ControlSet002"]),
+        // It is not there.
+        (3, &["ControlSet001"]),
     ] {
         guest.system.dword("Select", "Current", current);
         let (edits, _) = system_action(&guest, WinVersion::Win7);
-        for set in ["ControlSet001", "ControlSet002"] {
+        for set in ["ControlSet001", "ControlSet002", "ControlSet003"] {
             for service in ["viostor", firstboot::SERVICE] {
                 let key = format!("{set}\\Services\\{service}");
                 let written = edits.ops.iter().any(|op| op.key() == key);
@@ -443,5 +447,308 @@ fn ide_is_proposed_to_a_guest_with_bios_only() {
         assert_eq!(left[0].blocker.code, "bootstrap-unbound");
         let remedy = &left[0].blocker.remedy;
         assert_eq!(remedy.contains("--bootstrap ide"), proposed, "{remedy}");
+    }
+}
+
+fn codes(plan: &super::Plan) -> Vec<&str> {
+    plan.blockers.iter().map(|b| b.code.as_str()).collect()
+}
+
+#[test]
+fn windows_is_never_left_on_sata_and_not_on_a_bus_without_a_driver() {
+    let media = media();
+    let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    use DiskBus::{Ide, Sata, VirtioBlk, VirtioScsi};
+    for (storage, wanted, expected) in [
+        (VirtioBlk, &[Sata, VirtioBlk][..], &[][..]),
+        (VirtioScsi, &[Sata, VirtioScsi], &[]),
+        (VirtioBlk, &[Sata, VirtioScsi], &["storage-driver"]),
+        (VirtioScsi, &[Sata, VirtioBlk], &["storage-driver"]),
+        (Sata, &[Sata, VirtioBlk, VirtioScsi], &["storage-sata"]),
+        (Ide, &[Sata, VirtioBlk], &[]),
+    ] {
+        let plan = guest.prepare_with(&media, Some(Sata), |seen| {
+            seen.options.storage = storage;
+            seen.wanted = wanted.to_vec();
+            Accepted::default()
+        });
+        assert_eq!(codes(&plan.plan), expected, "{storage:?} {wanted:?}");
+    }
+}
+
+/// Without `--require-signed` a driver that is not in order is a warning; who signed the others is kept.
+#[test]
+fn signatures_are_warnings_or_blockers_as_the_user_wants() {
+    let media = media();
+    let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    for require_signed in [false, true] {
+        let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |seen| {
+            seen.options.require_signed = require_signed;
+            let signers = &mut seen.signatures.signers;
+            signers.insert("viostor".into(), "Red Hat, Inc.".into());
+            Accepted::default()
+        });
+        let plan = plan.plan;
+        let warned = plan.warnings.iter().any(|w| w.contains("test mode"));
+        let blocked = codes(&plan).contains(&"driver-signature");
+        assert_eq!((warned, blocked), (!require_signed, require_signed));
+        for driver in &plan.drivers {
+            let known = (driver.driver == "viostor").then_some("Red Hat, Inc.");
+            assert_eq!(driver.signer.as_deref(), known, "{}", driver.driver);
+        }
+    }
+}
+
+/// What the fix repairs blocks nothing, and what only shows after it does.
+#[test]
+fn the_guest_as_the_plan_leaves_it_decides() {
+    let media = media();
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    fn finding(id: &'static str) -> Finding {
+        Finding {
+            id,
+            severity: Severity::Blocker,
+            message: format!("{id} is so"),
+            remedy: "r".into(),
+            evidence: String::new(),
+        }
+    }
+    guest.survey = Some(|survey| {
+        let findings = &mut survey.inspection.findings;
+        findings.push(finding("no-boot-manager"));
+        findings.push(finding("bcd-device"));
+    });
+    for (after, expected) in [
+        (&[][..], &[][..]),
+        (&["no-boot-manager"], &["no-boot-manager"]),
+        (
+            &["bcd-device", "boot-manager-damaged"],
+            &["bcd-device", "boot-manager-damaged"],
+        ),
+    ] {
+        let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |seen| {
+            let inspection = &mut seen.after.as_mut().unwrap().inspection;
+            inspection.findings = after.iter().map(|id| finding(id)).collect();
+            Accepted::default()
+        });
+        assert_eq!(codes(&plan.plan), expected, "{after:?}");
+        assert_eq!(plan.plan.ready, expected.is_empty(), "{after:?}");
+    }
+}
+
+/// A check that fails for a reason of its own is a blocker, with what it saw.
+#[test]
+fn a_failed_check_is_a_blocker_with_its_evidence() {
+    let media = media();
+    let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    for (severity, evidence, reason) in [
+        (Severity::Blocker, "", Some("it is so")),
+        (Severity::Blocker, "seen", Some("it is so (seen)")),
+        (Severity::Warning, "seen", None),
+    ] {
+        let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |seen| {
+            let check = Check {
+                evidence: evidence.into(),
+                ..Check::new("firmware", severity, CheckState::Fault, "it is so")
+            };
+            seen.after.as_mut().unwrap().checks.push(check);
+            Accepted::default()
+        });
+        let found = plan.plan.blockers.iter().map(|b| (&*b.code, &*b.reason));
+        let expected = reason.map(|reason| ("firmware", reason));
+        assert_eq!(found.collect::<Vec<_>>(), Vec::from_iter(expected));
+        assert_eq!(plan.plan.ready, reason.is_none(), "{severity:?}");
+    }
+}
+
+#[test]
+fn what_was_accepted_in_vain_is_told() {
+    let media = media();
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    guest.survey = Some(|survey| {
+        survey.inspection.findings.push(Finding {
+            id: "compact-os",
+            severity: Severity::Warning,
+            message: "m".into(),
+            remedy: "r".into(),
+            evidence: String::new(),
+        });
+    });
+    let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |_| {
+        Accepted::parse(&["compact-os", "bcd-device"]).unwrap()
+    });
+    let warnings = &plan.plan.warnings;
+    for text in [
+        "--accept compact-os: this does not stop a conversion",
+        "--accept bcd-device: this guest has no such fault",
+    ] {
+        assert!(warnings.iter().any(|w| w == text), "{text} in {warnings:?}");
+    }
+    assert!(plan.plan.ready);
+}
+
+/// The drivers that are not needed to boot are recorded in DRIVERS, or wait for the first boot.
+#[test]
+fn without_a_sound_drivers_hive_only_the_boot_drivers_are_installed() {
+    let media = media();
+    for (change, text) in [
+        ((|_| {}) as fn(&mut MemoryGuest), None),
+        (|g| g.without("DRIVERS"), Some("was not found")),
+        (
+            |g| {
+                let bytes = g.file("DRIVERS");
+                let at = bytes.windows(2).rposition(|w| w == b"nk").unwrap();
+                bytes[at..at + 2].copy_from_slice(b"xx");
+            },
+            Some("is damaged"),
+        ),
+    ] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        change(&mut guest);
+        let plan = guest.prepare(&media, Some(DiskBus::Sata)).plan;
+        let warning = plan
+            .warnings
+            .iter()
+            .find(|w| w.contains("the DRIVERS hive"));
+        assert_eq!(warning.is_some(), text.is_some(), "{text:?}");
+        if let (Some(warning), Some(text)) = (warning, text) {
+            assert!(warning.contains(text), "{warning}");
+        }
+        for driver in &plan.drivers {
+            let expected = match (&*driver.driver, text) {
+                ("viostor" | "vioscsi", _) => "boot",
+                (_, None) => "installed",
+                _ => "staged",
+            };
+            assert_eq!(driver.placement, expected, "{} {text:?}", driver.driver);
+        }
+    }
+}
+
+/// Each hive is edited where it lies, SYSTEM last: its services make Windows load the files.
+#[test]
+fn hives_are_edited_on_their_volumes_and_system_last() {
+    let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+    let options = (testing::options(Some(DiskBus::Sata)), &wishes);
+    guest.look(&[], |fake, survey| {
+        let mut survey = survey.clone();
+        let windows = survey.inspection.windows.as_mut().unwrap();
+        windows.boot.text_mode = vec![RegOp::set("Objects\\x", "y", RegData::Dword(1))];
+        let (store, system) = (windows.boot.store.unwrap(), windows.system_volume);
+        let fallback = Fallback {
+            volume: store,
+            from: GuestPath::parse("\\EFI\\Microsoft\\Boot\\bootmgfw.efi").unwrap(),
+            to: GuestPath::parse("\\EFI\\Boot\\bootx64.efi").unwrap(),
+            size: 7,
+            replaces: true,
+            folder: GuestPath::parse("\\EFI\\Boot").ok(),
+        };
+        windows.boot.fallback = Some(fallback.clone());
+        assert_ne!(store, system);
+        let (draft, _) = prepare::draft(&survey, fake, &media(), &catalogue, options).unwrap();
+        let hives: Vec<_> = (draft.actions.iter())
+            .filter_map(|action| match action {
+                Action::EditHive(edit) => Some((edit.hive, edit.volume)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(
+            hives,
+            [
+                (HiveName::Bcd, store),
+                (HiveName::Software, system),
+                (HiveName::Drivers, system),
+                (HiveName::System, system),
+            ]
+        );
+        let copied: Vec<_> = (draft.actions.iter())
+            .filter_map(|action| match action {
+                Action::CopyInGuest(copy) => Some(Fallback {
+                    volume: copy.volume,
+                    from: copy.from.clone(),
+                    to: copy.to.clone(),
+                    size: copy.size,
+                    replaces: copy.replaces,
+                    folder: copy.folder.clone(),
+                }),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(copied, [fallback]);
+    });
+}
+
+/// What is accepted keeps its place among the warnings, and a check that is in order is not marked.
+#[test]
+fn what_was_accepted_is_told_once_with_its_reason() {
+    let media = media();
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    guest.without("storahci.sys");
+    for left in [&[][..], &["hive-damaged"]] {
+        let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |seen| {
+            if !left.is_empty() {
+                let limit = Blocker::new("hive-damaged", "why", "what helps");
+                seen.limits.push(limit);
+            }
+            Accepted::parse(&["boot-driver-file"]).unwrap()
+        });
+        let plan = plan.plan;
+        assert_eq!(codes(&plan), left);
+        let told = plan
+            .warnings
+            .iter()
+            .filter(|w| w.starts_with("accepted [boot-driver-file]"));
+        let told: Vec<_> = told.collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("storahci.sys is missing"), "{told:?}");
+        assert_eq!(plan.accepted, ["boot-driver-file"]);
+        for check in &plan.checks {
+            let fault = !check.ok && check.severity == Severity::Blocker;
+            assert_eq!(check.accepted, fault && left.is_empty(), "{}", check.id);
+        }
+        assert!(!plan.ready);
+    }
+}
+
+/// Windows may be on another letter than C: when it runs, and writes that into what it records.
+#[test]
+fn the_letter_of_the_system_volume_is_the_guests_own() {
+    for (letter, recorded) in [(Some('D'), "D:"), (None, "C:")] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        guest.survey = match letter {
+            Some(_) => Some(|survey| {
+                survey.inspection.windows.as_mut().unwrap().drive_letter = Some('D');
+            }),
+            None => Some(|survey| {
+                survey.inspection.windows.as_mut().unwrap().drive_letter = None;
+            }),
+        };
+        let (edits, _) = system_action(&guest, WinVersion::Win10);
+        let paths = edits.ops.iter().filter_map(|op| match op {
+            RegOp::Set { name, data, .. } if name == "OemPath" => Some(data),
+            _ => None,
+        });
+        let expected = RegData::Sz(format!("{recorded}\\Windows\\hyper2kvm\\drivers"));
+        let paths: Vec<_> = paths.collect();
+        assert!(
+            !paths.is_empty() && paths.iter().all(|path| **path == expected),
+            "{paths:?}"
+        );
+    }
+}
+
+/// An edit of both control sets that is of no control set stands once.
+#[test]
+fn no_edit_is_planned_twice() {
+    let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+    let mut second = guest.system.get("ControlSet001").unwrap().clone();
+    second.name = "ControlSet002".into();
+    *guest.system.key_mut("ControlSet002") = second;
+    guest.system.dword("Select", "Current", 2);
+    let (edits, _) = system_action(&guest, WinVersion::Win10);
+    let mut seen = std::collections::BTreeSet::new();
+    for op in &edits.ops {
+        assert!(seen.insert(format!("{op:?}")), "{op:?}");
     }
 }

@@ -441,3 +441,89 @@ pub fn rivals(c: &Context<'_>) -> Outcome {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::GuestPath;
+
+    /// What the boot path calls a fault fails a check; what it calls advice does not.
+    #[test]
+    fn each_fault_of_a_service_that_decides_is_told_by_its_service() {
+        let service = || "disk".to_string();
+        let path = || GuestPath::parse("\\Windows\\disk.sys").unwrap();
+        for (fault, told) in [
+            (
+                Fault::NotInstalled {
+                    service: service(),
+                    file: true,
+                },
+                true,
+            ),
+            (
+                Fault::NotBootStart {
+                    service: service(),
+                    start: 3,
+                    start_override: None,
+                },
+                true,
+            ),
+            (
+                Fault::NotADriver {
+                    service: service(),
+                    kind: 16,
+                },
+                true,
+            ),
+            (
+                Fault::Mistyped {
+                    service: service(),
+                    value: "Start",
+                },
+                true,
+            ),
+            (Fault::Deleted { service: service() }, true),
+            (
+                Fault::PathForm {
+                    service: service(),
+                    path: path(),
+                    decides: true,
+                },
+                true,
+            ),
+            (
+                Fault::PathForm {
+                    service: service(),
+                    path: path(),
+                    decides: false,
+                },
+                false,
+            ),
+            (
+                Fault::IdleOverride {
+                    service: service(),
+                    value: 3,
+                },
+                false,
+            ),
+            // That is of the file.
+            (
+                Fault::FileDeleted {
+                    service: service(),
+                    path: path(),
+                },
+                false,
+            ),
+        ] {
+            let found = service_fault(&fault);
+            assert_eq!(
+                found.as_ref().map(|(name, _)| *name),
+                told.then_some("disk")
+            );
+            assert!(
+                found.is_none_or(|(_, text)| text.contains("disk")),
+                "{fault:?}"
+            );
+        }
+    }
+}

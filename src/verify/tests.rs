@@ -367,6 +367,18 @@ const ROWS: &[Row] = &[
     },
 ];
 
+/// The table of identifiers says what is at stake: what may keep Windows from starting, or loses data, makes a
+/// disk not ready, and nothing else does. How bad the boot configuration is its findings say.
+#[test]
+fn a_check_is_a_blocker_when_something_is_at_stake() {
+    for def in &CHECKS {
+        let entry = crate::ids::find(def.id).unwrap();
+        let at_stake = entry.stake != crate::ids::Stake::Nothing;
+        let blocker = def.severity == Severity::Blocker;
+        assert_eq!(blocker || def.id == "bcd", at_stake, "{}", def.id);
+    }
+}
+
 fn converted(version: WinVersion) -> MemoryGuest {
     let mut guest = MemoryGuest::of(GuestSpec::new(version));
     let media = media();

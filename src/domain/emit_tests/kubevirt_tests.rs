@@ -299,3 +299,138 @@ fn kubevirt_networks_follow_the_map() {
     }
     assert_eq!(said.len(), 4, "{said:#?}");
 }
+
+#[test]
+fn kubevirt_has_what_the_vm_has() {
+    let domain = |m: &Machine, n: usize| {
+        let documents = yaml(&texts(Emit::Kubevirt, m)[n]);
+        let vm = documents.last().unwrap().clone();
+        vm.pointer("/spec/template/spec/domain").unwrap().clone()
+    };
+    for (change, at, want) in [
+        (
+            (|m| m.cpu = CpuMode::HostModel) as fn(&mut Machine),
+            "/cpu/model",
+            json!("host-model"),
+        ),
+        (
+            |m| m.domain_type = DomainType::Qemu,
+            "/cpu/model",
+            Value::Null,
+        ),
+        (
+            |m| (m.firmware, m.nvram) = (Firmware::Bios, None),
+            "/firmware/bootloader",
+            json!({"bios": {}}),
+        ),
+        (
+            |m| (m.firmware, m.nvram) = (Firmware::Bios, None),
+            "/devices/tpm",
+            Value::Null,
+        ),
+        (
+            |m| m.firmware = Firmware::Uefi { secure_boot: true },
+            "/features/smm/enabled",
+            json!(true),
+        ),
+        (
+            |m| m.firmware = Firmware::Uefi { secure_boot: true },
+            "/firmware/bootloader/efi/secureBoot",
+            json!(true),
+        ),
+        (
+            |m| m.graphics = Graphics::None,
+            "/devices/autoattachGraphicsDevice",
+            json!(false),
+        ),
+        (|_| {}, "/devices/autoattachGraphicsDevice", json!(true)),
+        (|_| {}, "/devices/autoattachMemBalloon", json!(true)),
+        (
+            |m| m.drivers.balloon = false,
+            "/devices/autoattachMemBalloon",
+            json!(false),
+        ),
+        (|m| m.drivers.rng = false, "/devices/rng", Value::Null),
+        (
+            |m| m.domain_type = DomainType::Qemu,
+            "/clock/timer/hyperv/present",
+            json!(false),
+        ),
+        (|_| {}, "/clock/timer/hyperv/present", json!(true)),
+    ] {
+        let mut m = full();
+        change(&mut m);
+        for n in 0..2 {
+            let found = domain(&m, n);
+            assert_eq!(found.pointer(at).unwrap_or(&Value::Null), &want, "{at}");
+        }
+    }
+    // SATA has 512-byte sectors only: such a disk is there after the first boot.
+    let mut m = full();
+    m.disks[1].sector_size = 4096;
+    let disks = |n: usize| {
+        domain(&m, n)["devices"]["disks"]
+            .as_array()
+            .unwrap()
+            .clone()
+    };
+    let names = |list: &[Value]| {
+        let names = list.iter().map(|d| d["name"].as_str().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names(&disks(0)), ["disk-0", "probe"]);
+    let last = disks(1);
+    assert_eq!(names(&last), ["disk-0", "disk-1"]);
+    assert_eq!(last[0]["blockSize"], Value::Null);
+    assert_eq!(
+        last[1]["blockSize"],
+        json!({"custom": {"logical": 4096, "physical": 4096}})
+    );
+}
+
+/// The network of the pods hands out an address of its own.
+#[test]
+fn kubevirt_warns_of_an_address_and_of_a_network_that_must_exist() {
+    let mut m = machine();
+    m.nics[0].source = NicSource::User;
+    for (keeps, warned) in [(false, 0), (true, 1)] {
+        m.nics[0].keeps_address = keeps;
+        let found = warnings(Emit::Kubevirt, &m);
+        assert_eq!(found.len(), warned, "{found:?}");
+        assert!(found.iter().all(|w| w.contains("keeps its static address")));
+    }
+    let named = |network: &str| NicSource::Network(network.into());
+    for (source, warned) in [
+        (named("office"), true),
+        (named("default"), false),
+        (NicSource::Bridge(Bridge::named("br0")), false),
+    ] {
+        let mut m = machine();
+        m.nics[0].source = source;
+        let found = warnings(Emit::Kubevirt, &m);
+        let exists = found
+            .iter()
+            .any(|w| w.contains("must exist before the VM starts"));
+        assert_eq!(exists, warned, "{found:?}");
+    }
+}
+
+/// KubeVirt wants the name of a time zone, which only the reader knows.
+#[test]
+fn kubevirt_names_the_time_zone_of_a_clock_in_local_time() {
+    for (clock_utc, told) in [(false, true), (true, false)] {
+        let mut m = full();
+        m.clock_utc = clock_utc;
+        for text in texts(Emit::Kubevirt, &m) {
+            assert_eq!(text.contains("timezone"), told, "{text}");
+        }
+    }
+    let mut m = full();
+    m.bootstrap = None;
+    let texts = texts(Emit::Kubevirt, &m);
+    let [only] = &texts[..] else {
+        panic!("{}", texts.len());
+    };
+    assert!(!only.contains("After the first boot"), "{only}");
+    assert_eq!(only.matches(" start ").count(), 1, "{only}");
+}

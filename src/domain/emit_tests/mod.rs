@@ -265,3 +265,32 @@ fn a_disk_that_needs_its_source_is_named_to_those_who_copy_it() {
         assert_eq!(says(&m), named, "{emit:?}");
     }
 }
+
+#[test]
+fn scripts_are_run_and_documents_are_read() {
+    let m = full();
+    for (emit, script, suffixes) in [
+        (Emit::Proxmox, true, &["-proxmox.sh"][..]),
+        (
+            Emit::Kubevirt,
+            false,
+            &["-kubevirt-bootstrap.yaml", "-kubevirt-final.yaml"],
+        ),
+        (Emit::Qemu, true, &["-qemu-bootstrap.sh", "-qemu-final.sh"]),
+    ] {
+        let context = Context {
+            folder: Path::new(FOLDER),
+            kubevirt: &kubevirt::Options::default(),
+        };
+        let mut m = m.clone();
+        m.disks[0].path = "/vm/a.qcow2".into();
+        let list = super::emit::documents(emit, &m, &domains(&m), context).unwrap();
+        let found: Vec<_> = list.iter().map(|d| (&*d.suffix, d.script)).collect();
+        let expected: Vec<_> = suffixes.iter().map(|suffix| (*suffix, script)).collect();
+        assert_eq!(found, expected);
+        for document in &list {
+            let file = format!("/vm/x{}", document.suffix);
+            assert_eq!(Emit::of_file(Path::new(&file)).map(|(e, _)| e), Some(emit));
+        }
+    }
+}

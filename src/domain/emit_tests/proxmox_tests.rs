@@ -421,3 +421,123 @@ fn proxmox_names_are_names_of_dns() {
         assert!(script.contains(&line), "{name}: {script}");
     }
 }
+
+/// Each choice of the VM as an option of `qm create`.
+#[test]
+fn proxmox_has_what_the_vm_has() {
+    fn os(m: &mut Machine, major: u32, minor: u32, build: u32, server: bool) {
+        if let System::Windows(w) = &mut m.system {
+            (w.major, w.minor, w.build, w.server) = (major, minor, build, server);
+        }
+    }
+    for (change, option) in [
+        (
+            (|m| os(m, 10, 0, 22000, false)) as fn(&mut Machine),
+            "--ostype win11",
+        ),
+        (|m| os(m, 10, 0, 21999, false), "--ostype win10"),
+        (|m| os(m, 10, 0, 20348, true), "--ostype win11"),
+        (|m| os(m, 10, 0, 20347, true), "--ostype win10"),
+        (|m| os(m, 6, 3, 9600, false), "--ostype win8"),
+        (|m| os(m, 6, 2, 9200, true), "--ostype win8"),
+        (|m| os(m, 6, 1, 7601, true), "--ostype win7"),
+        (|m| os(m, 6, 0, 6002, true), "--ostype w2k8"),
+        (|m| os(m, 6, 0, 6002, false), "--ostype wvista"),
+        (|m| os(m, 5, 2, 3790, true), "--ostype w2k3"),
+        (|m| os(m, 5, 2, 3790, false), "--ostype wxp"),
+        (|m| os(m, 5, 1, 2600, false), "--ostype wxp"),
+        (|m| os(m, 5, 0, 2195, false), "--ostype w2k"),
+        (
+            |m| {
+                m.system = System::Linux {
+                    arch: crate::types::Arch::Amd64,
+                    osinfo_id: None,
+                }
+            },
+            "--ostype l26",
+        ),
+        (|_| {}, "--serial0 socket --tablet 1"),
+        (
+            |m| m.second_serial = true,
+            "--serial0 socket --serial1 socket --tablet 1",
+        ),
+        (|_| {}, "--cpu host"),
+        (|m| m.cpu = CpuMode::HostModel, "--cpu x86-64-v2-AES"),
+        (|m| m.domain_type = DomainType::Qemu, "--kvm 0 --cpu max"),
+        (|_| {}, "--vga std"),
+        (|m| m.graphics = Graphics::None, "--vga none"),
+        (|m| m.graphics = Graphics::Spice, "--vga qxl"),
+        (|m| m.video = Video::Qxl, "--vga qxl"),
+        (|m| m.video = Video::Virtio, "--vga virtio"),
+        (|m| m.clock_utc = true, "--localtime 0"),
+        (|m| m.drivers.agent = false, "--agent enabled=0"),
+        (|m| m.drivers.balloon = false, "--balloon 0"),
+        (
+            |m| {
+                m.topology = Some(Topology {
+                    sockets: 2,
+                    cores: 3,
+                    threads: 2,
+                })
+            },
+            "--sockets 2 --cores 6",
+        ),
+        (
+            |m| m.firmware = Firmware::Uefi { secure_boot: true },
+            "--bios ovmf --efidisk0 \"$storage\":0,efitype=4m,pre-enrolled-keys=1",
+        ),
+        (
+            |m| m.machine_type = Some("pc-q35-8.2".into()),
+            "--machine pc-q35-8.2",
+        ),
+    ] {
+        let mut m = full();
+        m.disks[0].path = "/vm/a.qcow2".into();
+        change(&mut m);
+        let script = proxmox::script(&m, Path::new(FOLDER)).unwrap();
+        let mut lines = script
+            .lines()
+            .map(|line| line.trim().trim_end_matches(" \\"));
+        assert!(lines.any(|line| line == option), "{option} in\n{script}");
+    }
+    // Four places on IDE, of which the driver ISO takes one.
+    let mut m = machine();
+    m.bootstrap = Some(DiskBus::Ide);
+    for n in 1..5 {
+        let mut more = m.disks[0].clone();
+        (more.path, more.system, more.boot_order) = (format!("/d{n}").into(), false, None);
+        m.disks.push(more);
+    }
+    let script = proxmox::script(&m, Path::new(FOLDER)).unwrap();
+    for (place, there) in [
+        ("import ide2 ", true),
+        ("import ide3 ", false),
+        ("import virtio3 ", true),
+    ] {
+        assert_eq!(script.contains(place), there, "{place}\n{script}");
+    }
+}
+
+/// The drivers are for looking up in the first boot; the final VM has no need of them.
+#[test]
+fn the_driver_image_is_there_in_the_first_boot_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("virtio-win.iso");
+    fs::write(&image, "").unwrap();
+    let mut m = machine();
+    m.driver_iso = Some(image.clone());
+    let qm = FakeQm::new(&m);
+    let there = || {
+        qm.config()
+            .into_iter()
+            .find(|line| line.contains("media=cdrom"))
+    };
+    assert!(qm.run(&["bootstrap", "100"]).0);
+    assert_eq!(
+        there(),
+        Some(format!("sata1: {},media=cdrom", image.display()))
+    );
+    let (ok, text) = qm.run(&["final", "100"]);
+    assert!(ok, "{text}");
+    assert_eq!(there(), None);
+}

@@ -137,3 +137,137 @@ fn commas_in_what_the_source_says_do_not_end_an_option_of_qemu() {
         assert!(text.contains("serial=VMware-56,,uuid=4d"), "{text}");
     }
 }
+
+fn line_of(text: &str, option: &str) -> String {
+    let lines: Vec<_> = text.lines().filter(|line| line.contains(option)).collect();
+    assert_eq!(lines.len(), 1, "{option} in\n{text}");
+    lines[0].trim().trim_end_matches(" \\").to_owned()
+}
+
+/// What the XML says in libvirt's words is said in QEMU's.
+#[test]
+fn qemu_has_what_the_xml_says() {
+    for (change, option, line) in [
+        (
+            (|m| m.graphics = Graphics::Spice) as fn(&mut Machine),
+            "-spice",
+            "-spice port=\"${SPICE_PORT:-5900}\",addr=127.0.0.1,disable-ticketing=on",
+        ),
+        (|_| {}, "-vnc", "-vnc \"${VNC:-127.0.0.1:0,to=99}\""),
+        (|m| m.graphics = Graphics::None, "-display", "-display none"),
+        (
+            |m| m.serial_log = Some("/vm/a \"$x`\\}.log".into()),
+            "COM1:-",
+            "-serial \"${COM1:-file:/vm/a \\\"\\$x\\`\\\\\\}.log}\"",
+        ),
+        (|_| {}, "COM1:-", "-serial \"${COM1:-null}\""),
+        (
+            |m| m.second_serial = true,
+            "COM2:-",
+            "-serial \"${COM2:-null}\"",
+        ),
+        (
+            |m| m.clock_utc = true,
+            "-rtc",
+            "-rtc base=utc,driftfix=slew",
+        ),
+        (|_| {}, "-rtc", "-rtc base=localtime,driftfix=slew"),
+        (|m| m.memory_mib = 3, "-m size", "-m size=3072K"),
+        (
+            |m| {
+                m.topology = Some(Topology {
+                    sockets: 2,
+                    cores: 1,
+                    threads: 2,
+                });
+            },
+            "-smp",
+            "-smp 4,sockets=2,cores=1,threads=2",
+        ),
+        (
+            |m| {
+                m.nics.truncate(1);
+                m.nics[0].source = NicSource::Bridge(Bridge::named("br0"));
+            },
+            "-netdev",
+            "-netdev bridge,id=net0,br=br0",
+        ),
+        (
+            |m| {
+                m.nics.truncate(1);
+                m.nics[0].link_up = false;
+            },
+            "-netdev",
+            "-netdev hubport,id=net0,hubid=0",
+        ),
+        (|m| m.nics.truncate(1), "-netdev", "-netdev user,id=net0"),
+        (
+            |m| m.firmware = Firmware::Uefi { secure_boot: true },
+            "cfi.pflash01",
+            "-global driver=cfi.pflash01,property=secure,value=on",
+        ),
+        (|_| {}, "kvm-pit", "-global kvm-pit.lost_tick_policy=delay"),
+        (|_| {}, "disable_s3", "-global ICH9-LPC.disable_s3=1"),
+        (
+            |m| m.machine_type = Some("pc-i440fx-8.2".into()),
+            "disable_s4",
+            "-global PIIX4_PM.disable_s4=1",
+        ),
+    ] {
+        let mut m = full();
+        change(&mut m);
+        let last = texts(Emit::Qemu, &m).pop().unwrap();
+        assert_eq!(line_of(&last, option), line);
+        assert!(sh(&last, &["-n"], None).0, "{last}");
+    }
+    let last = |m: &Machine| texts(Emit::Qemu, m).pop().unwrap();
+    let mut m = full();
+    assert!(line_of(&last(&m), "-machine").contains("q35,accel=kvm,vmport=off,hpet=off,smm=off"));
+    assert!(!last(&m).contains("cfi.pflash01"));
+    m.firmware = Firmware::Uefi { secure_boot: true };
+    assert!(line_of(&last(&m), "-machine").ends_with("smm=on"));
+    m.domain_type = DomainType::Qemu;
+    assert!(line_of(&last(&m), "-machine").contains("accel=tcg"));
+    assert!(!last(&m).contains("kvm-pit") && last(&m).contains("-cpu max"));
+    let mut m = full();
+    m.disks[1].sector_size = 4096;
+    let data = line_of(&last(&m), "drive=disk1");
+    assert!(
+        data.contains(",logical_block_size=4096,physical_block_size=4096"),
+        "{data}"
+    );
+    // On i440fx every AHCI controller is a card of its own.
+    m.disks.truncate(1);
+    (m.machine_type, m.bootstrap) = (Some("pc".into()), Some(DiskBus::Sata));
+    let first = texts(Emit::Qemu, &m).remove(0);
+    assert!(
+        line_of(&first, "ich9-ahci").contains("ich9-ahci,id=sata0,bus=pci.0"),
+        "{first}"
+    );
+    assert!(
+        line_of(&first, "bootindex=1").contains("ide-hd,bus=sata0.0,"),
+        "{first}"
+    );
+}
+
+/// What is not the disk of a usual VM: an image that is only read, disks on SCSI, the agent's channel.
+#[test]
+fn qemu_has_the_driver_image_the_scsi_disks_and_the_agent() {
+    let mut m = full();
+    m.bus = DiskBus::VirtioScsi;
+    let texts = texts(Emit::Qemu, &m);
+    let (first, last) = (&texts[0], &texts[1]);
+    let image = line_of(first, "virtio-win.iso");
+    assert!(image.contains("\"read-only\":true"), "{image}");
+    assert!(!image.contains("discard"), "{image}");
+    assert!(line_of(first, "ide-cd").contains(",drive=disk2"), "{first}");
+    assert_eq!(first.matches(",write-cache=on").count(), 3, "{first}");
+    assert!(line_of(last, "scsi-id=0").contains("scsi-hd,bus=scsi0.0,channel=0,scsi-id=0,lun=0"));
+    assert!(
+        line_of(last, "scsi-id=1").contains(",serial=h2k-1"),
+        "{last}"
+    );
+    assert!(line_of(last, "virtserialport").contains("name=org.qemu.guest_agent.0"));
+    m.drivers.agent = false;
+    assert!(!super::texts(Emit::Qemu, &m)[1].contains("virtserialport"));
+}

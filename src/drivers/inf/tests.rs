@@ -316,3 +316,34 @@ fn dates() {
         assert_eq!(DriverVer::parse(bad, ""), None, "{bad}");
     }
 }
+
+/// Without decorations a models section is for x86, and an architecture in one counts (Microsoft, "INF
+/// Manufacturer Section").
+#[test]
+fn a_models_section_without_a_decoration_is_for_x86() {
+    let inf = |manufacturer: &str, sections: &str| {
+        format!(
+            "[Version]\r\nClassGuid={{4d36e97b-e325-11ce-bfc1-08002be10318}}\r\n\
+             DriverVer=01/02/2020,1.0\r\n[Manufacturer]\r\nMaker={manufacturer}\r\n{sections}\
+             [inst]\r\n"
+        )
+    };
+    let plain = "[m]\r\nDisk=inst,PCI\\VEN_1AF4&DEV_1042\r\n";
+    let amd64 = "[m.NTamd64]\r\nDisk=inst,PCI\\VEN_1AF4&DEV_1042\r\n";
+    for (manufacturer, sections, x86, x64) in [
+        ("m", plain.to_string(), true, false),
+        ("m,NTamd64", amd64.to_string(), false, true),
+        ("m,NTamd64", format!("{plain}{amd64}"), true, true),
+        ("m,NTx86", plain.to_string(), false, false),
+    ] {
+        let text = inf(manufacturer, &sections);
+        for (arch, expected) in [(Arch::X86, x86), (Arch::Amd64, x64)] {
+            let found = DriverInf::parse(text.as_bytes(), &target(6, 1, 7601, arch));
+            assert_eq!(
+                found.is_ok(),
+                expected,
+                "{manufacturer} {arch:?} {sections}"
+            );
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What each step says when it finds something: the fault as the plan takes it, and nothing besides.
+
+use super::loader_tests::{Guest, SET, TEN, XP, service};
+use super::*;
+use crate::registry::RegData;
+
+use DiskBus::{Ide, VirtioBlk};
+
+const SIX: (u32, u32) = (6, 0);
+
+/// What the change of a guest brought to light.
+fn new_faults(guest: &Guest, controller: DiskBus) -> Vec<Fault> {
+    let known = Guest::new(guest.nt).evaluate(controller).faults;
+    let faults = guest.evaluate(controller).faults.into_iter();
+    faults.filter(|fault| !known.contains(fault)).collect()
+}
+
+#[test]
+fn a_fault_is_told_once_with_what_the_repair_needs() {
+    let name = || "disk".to_string();
+    for (nt, change, faults, ready) in [
+        (
+            TEN,
+            (|g| {
+                g.tree.sz(&service("disk"), "Start", "0");
+            }) as fn(&mut Guest),
+            vec![Fault::Mistyped {
+                service: name(),
+                value: "Start",
+            }],
+            false,
+        ),
+        (
+            TEN,
+            |g| {
+                g.tree.dword(&service("disk"), "Start", 3);
+            },
+            vec![Fault::NotBootStart {
+                service: name(),
+                start: 3,
+                start_override: None,
+            }],
+            false,
+        ),
+        (
+            TEN,
+            |g| {
+                let key = format!("{}\\StartOverride", service("disk"));
+                g.tree.dword(&key, "0", 4);
+            },
+            vec![Fault::NotBootStart {
+                service: name(),
+                start: 0,
+                start_override: Some(4),
+            }],
+            false,
+        ),
+        // NT 5 does not look at it.
+        (
+            XP,
+            |g| {
+                let key = format!("{}\\StartOverride", service("disk"));
+                g.tree.dword(&key, "0", 4);
+            },
+            vec![Fault::IdleOverride {
+                service: name(),
+                value: 4,
+            }],
+            true,
+        ),
+        (
+            TEN,
+            |g| {
+                g.tree.dword(&service("disk"), "DeleteFlag", 1);
+            },
+            vec![Fault::Deleted { service: name() }],
+            false,
+        ),
+        (
+            TEN,
+            |g| {
+                g.tree.dword(&service("disk"), "Type", 16);
+            },
+            vec![Fault::NotADriver {
+                service: name(),
+                kind: 16,
+            }],
+            false,
+        ),
+        // A file system driver is one too.
+        (
+            TEN,
+            |g| {
+                g.tree.dword(&service("disk"), "Type", 2);
+            },
+            vec![],
+            true,
+        ),
+    ] {
+        let mut guest = Guest::new(nt);
+        change(&mut guest);
+        let path = guest.evaluate(VirtioBlk);
+        assert_eq!(new_faults(&guest, VirtioBlk), faults, "{nt:?}");
+        assert_eq!(path.ready, ready, "{nt:?} {faults:?}");
+    }
+    // A driver that the controller and its channels need alike.
+    let mut guest = Guest::new(XP);
+    guest.tree.dword(&service("atapi"), "Start", 3);
+    let id = format!("{SET}\\Control\\CriticalDeviceDatabase\\PCI#VEN_8086&DEV_7010");
+    guest.tree.sz(&id, "Service", "ATAPI");
+    assert_eq!(guest.evaluate(Ide).faults.len(), 1);
+}
+
+#[test]
+fn a_dead_filter_is_told_with_its_class_and_list() {
+    for (class, name, decides) in [
+        (DISK_DRIVE, "DiskDrive", true),
+        (VOLUME, "Volume", true),
+        (SYSTEM, "System", true),
+        (SCSI_ADAPTER, "SCSIAdapter", true),
+        (HDC, "hdc", false),
+    ] {
+        assert_eq!(class_guid(name), Some(class));
+        for list in ["UpperFilters", "LowerFilters"] {
+            let mut guest = Guest::new(TEN);
+            let key = format!("{SET}\\Control\\Class\\{class}");
+            let names = RegData::MultiSz(vec!["disk".into(), "gone".into()]);
+            guest.tree.set(&key, list, names);
+            let path = guest.evaluate(VirtioBlk);
+            let fault = Fault::DeadFilter {
+                class: name,
+                list,
+                service: "gone".into(),
+                decides,
+            };
+            assert_eq!(new_faults(&guest, VirtioBlk), [fault]);
+            assert_eq!(path.ready, !decides, "{name} {list}");
+        }
+    }
+    assert_eq!(class_guid("Net"), None);
+}
+
+/// A device that Windows has set up is not looked up again; one without a class is.
+#[test]
+fn a_device_that_was_met_is_told_unless_it_has_this_driver_or_none_yet() {
+    for (values, told) in [
+        (&[][..], None),
+        (&[("Service", "other")], None),
+        (&[("ClassGUID", ""), ("Service", "other")], None),
+        (&[("ClassGUID", "{x}"), ("Service", "VIOSTOR")], None),
+        (
+            &[("ClassGUID", "{x}"), ("Service", "other")],
+            Some(Some("other")),
+        ),
+        (
+            &[("Class", "SCSIAdapter"), ("Service", "other")],
+            Some(Some("other")),
+        ),
+        (&[("ClassGUID", "{x}")], Some(None)),
+        (&[("ClassGUID", "{x}"), ("Service", "")], Some(None)),
+    ] {
+        let mut guest = Guest::new(TEN);
+        let device = "VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01\\3&1";
+        let key = format!("{SET}\\Enum\\PCI\\{device}");
+        guest.tree.key_mut(&key);
+        for (name, text) in values {
+            guest.tree.sz(&key, name, text);
+        }
+        let path = guest.evaluate(VirtioBlk);
+        let expected = told.map(|service| Fault::Instance {
+            path: format!("PCI\\{device}"),
+            service: service.map(str::to_string),
+        });
+        let found = new_faults(&guest, VirtioBlk);
+        assert_eq!(found, Vec::from_iter(expected), "{values:?}");
+        assert!(path.ready, "it is advice");
+        // Of another controller it says nothing.
+        assert_eq!(new_faults(&guest, Ide), [], "{values:?}");
+    }
+}
+
+/// x86 has a kernel for each kind of memory map.
+#[test]
+fn the_kernel_of_x86_may_be_that_for_large_memory() {
+    for (nt, ready) in [(XP, true), (TEN, false)] {
+        let mut guest = Guest::new(nt);
+        let kernel = guest.files.remove("system32\\ntoskrnl.exe").unwrap();
+        guest.files.insert("system32\\ntkrnlpa.exe".into(), kernel);
+        let path = guest.evaluate(VirtioBlk);
+        assert_eq!(path.ready, ready, "{nt:?}: {}", path.reason);
+    }
+    let mut guest = Guest::new(XP);
+    guest.files.remove("system32\\ntoskrnl.exe");
+    assert!(!guest.evaluate(VirtioBlk).ready);
+}
+
+/// `ftdisk` became `volmgr` with Vista.
+#[test]
+fn the_drivers_of_every_boot_go_by_the_generation_of_windows() {
+    let names = |major| system_drivers(major).iter().map(|(name, _)| *name);
+    assert!(names(5).any(|name| name == "ftdisk") && !names(5).any(|name| name == "volmgr"));
+    assert!(
+        !names(SIX.0).any(|name| name == "ftdisk") && names(SIX.0).any(|name| name == "volmgr")
+    );
+    for (nt, service, needed) in [
+        (XP, "acpi", false),
+        (XP, "volsnap", false),
+        (SIX, "acpi", true),
+        (SIX, "volsnap", true),
+        (SIX, "volume", false),
+        (TEN, "volume", false),
+        (TEN, "mountmgr", true),
+    ] {
+        let mut guest = Guest::new(nt);
+        guest.tree.remove(&self::service(service));
+        let faults = guest.evaluate(VirtioBlk).faults;
+        let missing = Fault::NotInstalled {
+            service: service.into(),
+            file: true,
+        };
+        assert_eq!(faults.contains(&missing), needed, "{nt:?} {service}");
+    }
+}
+
+/// What a hive says is a name of one key is taken for no path.
+#[test]
+fn a_filter_named_like_a_path_is_no_service() {
+    for name in ["disk\\..\\disk", "..\\Services\\disk"] {
+        let mut guest = Guest::new(TEN);
+        let key = format!("{SET}\\Control\\Class\\{DISK_DRIVE}");
+        guest
+            .tree
+            .set(&key, "UpperFilters", RegData::MultiSz(vec![name.into()]));
+        guest
+            .tree
+            .key_mut(&format!("{}\\..\\disk", service("disk")));
+        assert!(!guest.evaluate(VirtioBlk).ready, "{name}");
+    }
+}

@@ -1,0 +1,326 @@
+use super::*;
+
+fn target(nt: (u32, u32), build: u32, server: bool) -> WindowsTarget {
+    WindowsTarget {
+        major: nt.0,
+        minor: nt.1,
+        build,
+        arch: Arch::Amd64,
+        server,
+    }
+}
+
+#[test]
+fn every_windows_has_its_folder() {
+    let catalogue = Catalogue::builtin();
+    let cases = [
+        ((5, 1), 2600, false, "windows-xp", "xp"),
+        ((5, 2), 3790, true, "server-2003", "2k3"),
+        ((6, 0), 6002, true, "server-2008", "2k8"),
+        ((6, 0), 6002, false, "server-2008", "2k8"),
+        ((6, 1), 7601, false, "windows-7", "w7"),
+        ((6, 1), 7601, true, "server-2008r2", "2k8R2"),
+        ((6, 2), 9200, false, "windows-8", "w8"),
+        ((6, 2), 9200, true, "server-2012", "2k12"),
+        ((6, 3), 9600, false, "windows-8.1", "w8.1"),
+        ((6, 3), 9600, true, "server-2012r2", "2k12R2"),
+        ((10, 0), 10240, false, "windows-10", "w10"),
+        ((10, 0), 19045, false, "windows-10", "w10"),
+        ((10, 0), 22000, false, "windows-11", "w11"),
+        ((10, 0), 26100, false, "windows-11", "w11"),
+        ((10, 0), 14393, true, "server-2016", "2k16"),
+        ((10, 0), 17763, true, "server-2019", "2k19"),
+        ((10, 0), 20348, true, "server-2022", "2k22"),
+        ((10, 0), 25398, true, "server-2022", "2k22"),
+        ((10, 0), 26100, true, "server-2025", "2k25"),
+    ];
+    for (nt, build, server, id, folder) in cases {
+        let mut target = target(nt, build, server);
+        if nt == (5, 1) {
+            // XP x64 is NT 5.2.
+            target.arch = Arch::X86;
+        }
+        let windows = catalogue.windows_for(&target).unwrap();
+        assert_eq!(
+            (windows.id.as_str(), windows.folders[0].as_str()),
+            (id, folder),
+            "{target}"
+        );
+        for folder in &windows.folders {
+            assert!(catalogue.folders.contains_key(folder), "{folder} has names");
+        }
+    }
+    assert!(
+        catalogue
+            .windows_for(&target((4, 0), 1381, false))
+            .is_none()
+    );
+    assert_eq!(
+        catalogue.driver_folders(&target((10, 0), 22631, false)),
+        ["w11", "w10"]
+    );
+    assert_eq!(catalogue.drivers[0].name, "viostor");
+    assert_eq!(catalogue.drivers[1].name, "vioscsi");
+    // Every device of the VM has one driver, and that a service by which it is found in a guest.
+    for (device, service) in [
+        (VirtioDevice::Blk, "viostor"),
+        (VirtioDevice::Scsi, "vioscsi"),
+        (VirtioDevice::Net, "netkvm"),
+        (VirtioDevice::Balloon, "balloon"),
+        (VirtioDevice::Serial, "vioserial"),
+        (VirtioDevice::Rng, "viorng"),
+    ] {
+        assert_eq!(catalogue.service_of(device), Some(service), "{device:?}");
+        let drivers = catalogue.drivers.iter();
+        assert_eq!(drivers.filter(|d| d.device == Some(device)).count(), 1);
+    }
+    assert_eq!(catalogue.drivers[2].role, Role::Network);
+    assert!(catalogue.skips("VioStor.PDB") && catalogue.skips("vioprot.inf"));
+    assert!(!catalogue.skips("viostor.inf"));
+}
+
+/// The build before the first one of an entry belongs to the entry below it, and whatever comes after the
+/// last one that is known is like that.
+#[test]
+fn the_first_and_the_last_build_of_an_entry_are_its_own() {
+    let mut catalogue = Catalogue::builtin();
+    let id = |catalogue: &Catalogue, build, server| {
+        let found = catalogue.windows_for(&target((10, 0), build, server));
+        found.map(|w| w.id.clone()).unwrap()
+    };
+    for (first, server, before, own) in [
+        (22000, false, "windows-10", "windows-11"),
+        (17763, true, "server-2016", "server-2019"),
+        (20348, true, "server-2019", "server-2022"),
+        (26100, true, "server-2022", "server-2025"),
+    ] {
+        assert_eq!(id(&catalogue, first - 1, server), before, "{first}");
+        assert_eq!(id(&catalogue, first, server), own, "{first}");
+    }
+    for (server, product) in [(false, Product::Client), (true, Product::Server)] {
+        let of_product = |w: &&Windows| w.nt.major == 10 && w.product == Some(product);
+        let newest = catalogue.windows.iter().filter(of_product);
+        let newest = newest.max_by_key(|w| w.builds.from).unwrap();
+        let last = newest.builds.from.unwrap();
+        for build in [last, last + 1, u32::MAX] {
+            assert_eq!(id(&catalogue, build, server), newest.id, "{build}");
+        }
+    }
+    let range = "windows: [{id: between, name: B, nt: '10.0', builds: {from: 100, to: 200}, \
+                 folders: [w10], media: m}]";
+    catalogue.merge_text("c.yaml", range).unwrap();
+    for (build, own) in [
+        (99, "windows-10"),
+        (100, "between"),
+        (200, "between"),
+        (201, "windows-10"),
+    ] {
+        assert_eq!(id(&catalogue, build, false), own, "{build}");
+    }
+}
+
+/// The example in the documentation is what the program accepts, and does what is said there.
+#[test]
+fn the_documented_example() {
+    let docs = include_str!("../../docs/drivers.md");
+    let (_, rest) = docs.split_once("```yaml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let mut catalogue = Catalogue::builtin();
+    catalogue.merge_text("example.yaml", example).unwrap();
+    let netkvm = catalogue.driver("NETKVM").unwrap();
+    assert_eq!(netkvm.start, Some(ServiceStart::System));
+    assert_eq!(netkvm.inf, ["netkvm.inf"]);
+    let viostor = catalogue.driver("viostor").unwrap();
+    assert_eq!(viostor.pnp_ids[0].as_str(), r"PCI\VEN_1AE0&DEV_1001");
+    assert!(catalogue.driver("acmestor").unwrap().required);
+    let next = target((10, 0), 30000, true);
+    assert_eq!(catalogue.windows_for(&next).unwrap().id, "server-next");
+    assert_eq!(
+        catalogue
+            .windows_for(&target((10, 0), 26100, true))
+            .unwrap()
+            .id,
+        "server-2025"
+    );
+    // Merging once more changes nothing.
+    let before = serde_json::to_string(&catalogue).unwrap();
+    catalogue.merge_text("example.yaml", example).unwrap();
+    assert_eq!(serde_json::to_string(&catalogue).unwrap(), before);
+}
+
+#[test]
+fn errors_name_file_and_line() {
+    let cases = [
+        (
+            "c.yaml",
+            "drivers:\n  - name: netkvm\n    strat: 1\n",
+            3,
+            "strat",
+        ),
+        (
+            "c.yaml",
+            "drivers:\n  - name: netkvm\n    start: soon\n",
+            3,
+            "soon",
+        ),
+        (
+            "c.yaml",
+            "drivers:\n  - name: new\n    inf: [x.inf]\n",
+            2,
+            "no role",
+        ),
+        (
+            "c.yaml",
+            "drivers:\n  - name: netkvm\n    pnp_ids:\n    - VEN_1\n",
+            4,
+            "hardware id",
+        ),
+        (
+            "c.yaml",
+            "vendors:\n- name: V\n  pnp_ids:\n    gone: ['PCI\\X']\n",
+            4,
+            "unknown driver",
+        ),
+        (
+            "c.yaml",
+            "windows:\n- {id: x, name: X, nt: '10', folders: [a], media: m}\n",
+            2,
+            "NT version",
+        ),
+        (
+            "c.yaml",
+            "windows:\n- {id: x, name: X, nt: '10.0', folders: [], media: m}\n",
+            2,
+            "no directories",
+        ),
+        ("c.yaml", "\n\nskip: 5\n", 3, "sequence"),
+        ("c.yaml", "skip: [\n", 2, ""),
+        ("c.json", "{\n\"drivers\": [\n{\"nam\": 1}]}", 3, "nam"),
+        (
+            "c.yaml",
+            "drivers:\n- {name: x, role: other,\n   unless: nosuch}\n",
+            3,
+            "nosuch",
+        ),
+    ];
+    for (file, text, line, word) in cases {
+        let mut catalogue = Catalogue::builtin();
+        let before = serde_json::to_string(&catalogue).unwrap();
+        let error = catalogue.merge_text(file, text).unwrap_err();
+        match &error {
+            CatalogueError::Schema {
+                line: got, message, ..
+            } => {
+                assert_eq!(*got, line, "{text:?}: {message}");
+                assert!(message.contains(word), "{text:?}: {message}");
+            }
+            other => panic!("{other}"),
+        }
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("{file}, line {line}: "))
+        );
+        assert_eq!(
+            serde_json::to_string(&catalogue).unwrap(),
+            before,
+            "nothing changed"
+        );
+    }
+}
+
+#[test]
+fn a_file_from_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mine.json");
+    std::fs::write(
+        &path,
+        r#"{"drivers": [{"name": "viostor", "start": "demand"}]}"#,
+    )
+    .unwrap();
+    let mut catalogue = Catalogue::builtin();
+    catalogue.merge_file(&path).unwrap();
+    assert_eq!(
+        catalogue.driver("viostor").unwrap().start,
+        Some(ServiceStart::Demand)
+    );
+    let missing = catalogue.merge_file(&dir.path().join("no")).unwrap_err();
+    assert!(missing.to_string().contains("/no"));
+}
+
+#[test]
+fn a_hardware_id_is_a_bus_and_an_id() {
+    for (text, good) in [
+        ("PCI\\VEN_1AF4&DEV_1042", true),
+        ("ROOT\\a-b.c_d", true),
+        ("VEN_1AF4&DEV_1042", false),
+        ("PCI\\", false),
+        ("\\VEN_1AF4", false),
+        ("PCI\\VEN_1AF4\\x", false),
+        ("PCI\\VEN 1AF4", false),
+        ("P[I\\VEN_1AF4", false),
+    ] {
+        assert_eq!(PnpId::try_from(text.to_string()).is_ok(), good, "{text}");
+    }
+    let longest = format!("PCI\\{}", "x".repeat(196));
+    assert!(PnpId::try_from(longest.clone()).is_ok());
+    assert!(PnpId::try_from(longest + "x").is_err());
+}
+
+/// Disks of the VM are behind one of two devices.
+#[test]
+fn two_devices_have_disks() {
+    use VirtioDevice::{Balloon, Blk, Net, Rng, Scsi, Serial};
+    assert_eq!(Blk.disk_bus(), Some(DiskBus::VirtioBlk));
+    assert_eq!(Scsi.disk_bus(), Some(DiskBus::VirtioScsi));
+    for device in [Net, Balloon, Serial, Rng] {
+        assert_eq!(device.disk_bus(), None, "{device:?}");
+    }
+}
+
+/// Names are merged without regard to case; a pattern without `*` is a whole name.
+#[test]
+fn a_file_adds_to_what_is_known() {
+    let mut catalogue = Catalogue::builtin();
+    let text = "folders: {W11: [win11]}\nskip: [readme.txt]\n\
+                drivers: [{name: VIOSTOR, services: [other]}]";
+    let before = catalogue.folders.len();
+    catalogue.merge_text("c.yaml", text).unwrap();
+    assert_eq!(catalogue.folders.len(), before);
+    assert!(catalogue.folder_names("w11").contains(&"win11".to_string()));
+    assert!(catalogue.skips("README.TXT") && !catalogue.skips("readme.txt.sys"));
+    assert_eq!(catalogue.driver("viostor").unwrap().services, ["other"]);
+    assert!(catalogue.driver("viostor").unwrap().required);
+    assert!(catalogue.merge_text("empty.yaml", " \n").is_ok());
+}
+
+/// Of a driver that is known a file changes what it says, and leaves the rest.
+#[test]
+fn each_field_of_a_known_driver_can_be_said_anew() {
+    let known = Catalogue::builtin().driver("netkvm").unwrap().clone();
+    type Change = fn(&mut DriverSpec);
+    for (said, change) in [
+        ("role: other", (|d| d.role = Role::Other) as Change),
+        ("device: virtio-rng", |d| {
+            d.device = Some(VirtioDevice::Rng);
+        }),
+        ("services: [a]", |d| d.services = vec!["a".into()]),
+        ("folders: [a]", |d| d.folders = vec!["a".into()]),
+        ("inf: [a.inf]", |d| d.inf = vec!["a.inf".into()]),
+        ("required: true", |d| d.required = true),
+        ("start: system", |d| d.start = Some(ServiceStart::System)),
+        ("unless: balloon", |d| d.unless = Some("balloon".into())),
+        ("pnp_ids: ['PCI\\VEN_1AF4']", |d| {
+            d.pnp_ids
+                .extend(PnpId::try_from("PCI\\VEN_1AF4".to_string()));
+        }),
+    ] {
+        let mut catalogue = Catalogue::builtin();
+        let text = format!("drivers: [{{name: NetKVM, {said}}}]");
+        catalogue.merge_text("c.yaml", &text).unwrap();
+        let mut expected = known.clone();
+        change(&mut expected);
+        assert_ne!(expected, known, "{said}");
+        assert_eq!(*catalogue.driver("netkvm").unwrap(), expected, "{said}");
+    }
+}

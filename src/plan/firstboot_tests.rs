@@ -1,0 +1,303 @@
+//! What of the user's wishes gets into the first boot of which Windows.
+
+use super::*;
+use crate::convert::prepare;
+use crate::demo::{GuestSpec, WinVersion};
+use crate::drivers::Catalogue;
+use crate::drivers::media::{Media, Memory};
+use crate::inspect::model::Tool;
+use crate::plan::{Action, Draft, Options};
+use crate::testing::{self, MemoryGuest, media};
+use crate::types::DiskBus;
+
+use WinVersion::{Server2019, Win7, Win10, Win81, Xp};
+
+struct Planned {
+    draft: Draft,
+    /// Name and text of what was made here.
+    generated: Vec<(String, String)>,
+}
+
+impl Planned {
+    fn script(&self) -> &str {
+        let script = self
+            .generated
+            .iter()
+            .find(|(name, _)| name == firstboot::SCRIPT);
+        script.map_or("", |(_, text)| text)
+    }
+
+    /// The files below the directory of the first boot.
+    fn files(&self) -> Vec<String> {
+        let part = self.draft.actions.iter().find_map(|action| match action {
+            Action::CopyFiles(copy) if copy.id == "files-firstboot" => Some(copy),
+            _ => None,
+        });
+        let files = part.iter().flat_map(|copy| &copy.files);
+        files
+            .map(|file| format!("{} {}", file.to.name().unwrap(), file.size))
+            .collect()
+    }
+}
+
+fn planned(guest: &MemoryGuest, media: &Memory, options: Options, wishes: &Wishes) -> Planned {
+    guest.look(&[], |fake, survey| {
+        let catalogue = Catalogue::builtin();
+        let drafted = prepare::draft(survey, fake, media, &catalogue, (options, wishes));
+        let (draft, basis) = drafted.unwrap();
+        let text =
+            |(name, bytes): &Generated| (name.clone(), String::from_utf8(bytes.clone()).unwrap());
+        let generated = basis.generated.iter().map(text).collect();
+        Planned { draft, generated }
+    })
+}
+
+fn of(version: WinVersion, wishes: &Wishes) -> Planned {
+    let guest = MemoryGuest::of(GuestSpec::new(version));
+    let options = testing::options(Some(testing::bootstrap(version)));
+    planned(&guest, &media(), options, wishes)
+}
+
+/// A setting that is lost must be said; a script that is not run too, but not to the one who wanted none.
+#[test]
+fn what_a_conversion_without_a_script_leaves_out_is_told() {
+    let scripts = || vec![b"echo 1".to_vec()];
+    for (version, none, user_scripts, told) in [
+        (Win10, false, scripts(), &[][..]),
+        (Win10, true, scripts(), &["static addresses"]),
+        (Xp, false, vec![], &[]),
+        (Xp, false, scripts(), &["--firstboot scripts are left out"]),
+    ] {
+        let wishes = Wishes {
+            none,
+            user_scripts,
+            ..Wishes::default()
+        };
+        let planned = of(version, &wishes);
+        let warnings = &planned.draft.warnings;
+        for text in [
+            "static addresses are not",
+            "--firstboot scripts are left out",
+        ] {
+            let found = warnings.iter().any(|w| w.contains(text));
+            let expected = told.iter().any(|t| text.contains(t));
+            assert_eq!(found, expected, "{version:?} {none}: {warnings:?}");
+        }
+        let made = version != Xp && !none;
+        assert_eq!(planned.script().is_empty(), !made, "{version:?} {none}");
+        assert_eq!(planned.files().is_empty(), !made, "{version:?} {none}");
+    }
+}
+
+/// `pnputil` learned `/add-driver` with Windows 10 and `/remove-device` with its build 19041.
+#[test]
+fn the_script_uses_what_pnputil_of_this_windows_knows() {
+    for (version, modern, removes) in [
+        (Win7, false, false),
+        (Win81, false, false),
+        (Server2019, true, false),
+        (Win10, true, true),
+    ] {
+        let planned = of(version, &Wishes::default());
+        let script = planned.script();
+        assert_eq!(script.contains("/add-driver"), modern, "{version:?}");
+        assert_eq!(script.contains("-i -a"), !modern, "{version:?}");
+        assert_eq!(
+            script.contains("call :ghost pnputil"),
+            removes,
+            "{version:?}"
+        );
+    }
+}
+
+#[test]
+fn the_users_scripts_and_the_agent_lie_beside_the_script() {
+    let wishes = Wishes {
+        user_scripts: vec![b"echo 1".to_vec(), b"echo two".to_vec()],
+        ..Wishes::default()
+    };
+    let with_agent = media();
+    let agent = |path: &str| path.ends_with("qemu-ga-x86_64.msi");
+    let size = with_agent
+        .files()
+        .iter()
+        .find(|f| agent(&f.path))
+        .unwrap()
+        .size;
+    let files = with_agent.files().iter().map(|f| f.path.clone());
+    let without = Memory::new(
+        files
+            .filter(|path| !agent(path))
+            .map(|path| (path.clone(), with_agent.read(&path).unwrap())),
+    );
+    for (media, there) in [(&with_agent, true), (&without, false)] {
+        let guest = MemoryGuest::of(GuestSpec::new(Win10));
+        let planned = planned(
+            &guest,
+            media,
+            testing::options(Some(DiskBus::Sata)),
+            &wishes,
+        );
+        let script = planned.script();
+        let agent = format!("{} {size}", firstboot::AGENT);
+        let script_file = format!("{} {}", firstboot::SCRIPT, script.len());
+        let mut expected = vec![
+            agent,
+            script_file,
+            "user-1.cmd 6".into(),
+            "user-2.cmd 8".into(),
+        ];
+        if !there {
+            expected.remove(0);
+        }
+        assert_eq!(planned.files(), expected);
+        assert_eq!(script.contains("call :step agent"), there);
+        for (name, text) in [("user-1.cmd", "echo 1"), ("user-2.cmd", "echo two")] {
+            let found = planned.generated.iter().find(|(n, _)| n == name);
+            assert_eq!(found.map(|(_, text)| text.as_str()), Some(text));
+            assert!(script.contains(name), "{name}");
+        }
+        assert!(!script.contains("user-3.cmd"));
+    }
+}
+
+/// Hyper-V's services are part of Windows, and what carries no product code cannot be uninstalled quietly.
+#[test]
+fn tools_are_uninstalled_on_request_by_their_product_codes() {
+    let code = |n: u32| format!("{{0000000{n}-0000-0000-0000-000000000000}}");
+    let tool = |id, product_code| Tool {
+        id,
+        name: "x",
+        version: None,
+        services: Vec::new(),
+        product_code,
+    };
+    let installed = [
+        tool("vmware-tools", Some(code(1))),
+        tool("hyper-v", Some(code(2))),
+        tool(
+            "virtualbox-additions",
+            Some(code(3).trim_matches(['{', '}']).to_string()),
+        ),
+        tool("xen-pv", Some("MsiExec /x".into())),
+        tool("parallels-tools", None),
+        tool("xen-pv", Some(code(4))),
+        tool("parallels-tools", Some(code(5))),
+    ];
+    let codes: Vec<_> = cleanup::product_codes(&installed)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(codes, [code(1), code(3), code(4), code(5)]);
+    for uninstall_tools in [false, true] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(Win10));
+        guest.survey = Some(|survey| {
+            let windows = survey.inspection.windows.as_mut().unwrap();
+            windows.tools = vec![Tool {
+                id: "vmware-tools",
+                name: "x",
+                version: None,
+                services: Vec::new(),
+                product_code: Some("{00000001-0000-0000-0000-000000000000}".into()),
+            }];
+        });
+        let wishes = Wishes {
+            uninstall_tools,
+            ..Wishes::default()
+        };
+        let planned = planned(
+            &guest,
+            &media(),
+            testing::options(Some(DiskBus::Sata)),
+            &wishes,
+        );
+        assert_eq!(planned.script().contains(&code(1)), uninstall_tools);
+    }
+}
+
+/// Windows' own debugger or EMS would read what the script says on COM1.
+#[test]
+fn the_script_speaks_on_the_port_that_windows_leaves_free() {
+    for ems in [false, true] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(Win10));
+        if ems {
+            guest.survey = Some(|survey| {
+                let windows = survey.inspection.windows.as_mut().unwrap();
+                windows.boot.ems_on_com1 = true;
+            });
+        }
+        let planned = planned(
+            &guest,
+            &media(),
+            testing::options(Some(DiskBus::Sata)),
+            &Wishes::default(),
+        );
+        assert_eq!(planned.script().contains("COM2"), ems);
+        assert_eq!(planned.script().contains("COM1"), !ems);
+    }
+}
+
+/// The guest's own setting is kept over a second run, which finds the one of the first boot in its place.
+#[test]
+fn the_setting_to_put_back_is_the_guests_own() {
+    let crash = "Control\\CrashControl";
+    for (before, saved) in [(Some(1), 1), (Some(0), 0), (None, ABSENT)] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(Win10));
+        let key = format!("ControlSet001\\{crash}");
+        guest.system.key_mut(&key).values.clear();
+        if let Some(number) = before {
+            guest.system.dword(&key, "AutoReboot", number);
+        }
+        for _ in 0..2 {
+            let prepared = guest.prepare(&media(), Some(DiskBus::Sata));
+            guest.apply(&prepared, &media());
+            let parameters = format!("ControlSet001\\Services\\{SERVICE}\\Parameters");
+            let number = |key: &str| {
+                let found = guest.system.value(key, "AutoReboot");
+                found.and_then(|value| value.as_dword())
+            };
+            assert_eq!([number(&parameters), number(&key)], [Some(saved), Some(0)]);
+        }
+    }
+}
+
+/// A device whose driver is in place already needs no installation: told by the service and version of the
+/// INF that is staged.
+#[test]
+fn each_staged_inf_stands_with_its_own_service_and_version() {
+    let planned = of(Win10, &Wishes::default());
+    let script = planned.script();
+    for name in ["netkvm", "viostor", "balloon"] {
+        let inf = format!("\\{name}.inf");
+        let mut lines = script
+            .lines()
+            .filter(|line| line.to_lowercase().contains(&inf));
+        let line = lines.next().unwrap_or_else(|| panic!("{name}"));
+        assert!(line.to_lowercase().contains(&format!(" {name} ")), "{line}");
+        assert!(line.contains("100."), "{line}");
+    }
+}
+
+/// Without netkvm no NIC carries the old settings on.
+#[test]
+fn static_addresses_are_carried_over_with_the_driver_of_the_nic_only() {
+    let whole = media();
+    let files = whole.files().iter().map(|f| f.path.clone());
+    let without = Memory::new(
+        files
+            .filter(|path| !path.to_lowercase().contains("netkvm"))
+            .map(|path| (path.clone(), whole.read(&path).unwrap())),
+    );
+    for (media, carried) in [(&whole, true), (&without, false)] {
+        let guest = MemoryGuest::of(GuestSpec::new(Win10));
+        let options = testing::options(Some(DiskBus::Sata));
+        let planned = planned(&guest, media, options, &Wishes::default());
+        assert_eq!(planned.script().contains("192.0.2.10"), carried);
+        let told = planned
+            .draft
+            .warnings
+            .iter()
+            .any(|w| w.contains("no netkvm for this Windows"));
+        assert_eq!(told, !carried, "{:?}", planned.draft.warnings);
+    }
+}
