@@ -152,7 +152,6 @@ impl MemoryGuest {
             };
             let accepted = change(&mut foreseen);
             Prepared {
-                backups: None,
                 plan: plan::plan(draft, foreseen, &accepted).unwrap(),
                 basis,
                 edited: EditedHives::default(),

@@ -57,7 +57,7 @@ fn a_linux_is_readable_and_has_its_loader_and_more_is_not_known() {
 
 #[test]
 fn a_guest_that_is_not_ready_after_its_conversion_is_no_result() {
-    let made = |loader, method| Made {
+    let made = |loader, method| ConvertedDisks {
         images: Vec::new(),
         after: inspection(Some(Firmware::Uefi), loader),
         actions: Vec::new(),

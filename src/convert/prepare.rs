@@ -361,7 +361,7 @@ mod tests {
     fn a_file_of_the_guest_is_the_drivers_only_where_its_contents_are() {
         let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
         let media = media();
-        let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+        let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
         let to = "\\Windows\\System32\\drivers\\viostor.sys";
         let options = testing::options(Some(DiskBus::Sata));
         let planned = |there: Option<Vec<u8>>| {

@@ -11,7 +11,7 @@ use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Graphics, NetworkMap, NicSource, Video, kubevirt,
 };
 use crate::ids::Accepted;
-use crate::plan::firstboot::Wishes;
+use crate::plan::firstboot::Preferences;
 use crate::plan::linux::Preference;
 use crate::report::Request;
 use crate::session::engine::Engine;
@@ -87,7 +87,7 @@ pub(super) fn job(disks: &[PathBuf], folder: &Path) -> Job {
             bootstrap: None,
             repair_bcd: false,
             keep_tools: true,
-            firstboot: Wishes::default(),
+            firstboot: Preferences::default(),
             linux: Preference::Auto,
             accept: Accepted::default(),
         },

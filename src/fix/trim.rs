@@ -484,7 +484,7 @@ mod tests {
         let (dir, disk) = fat();
         let before = std::fs::read(dir.path().join("disk")).unwrap();
         let data = map(&[0..64 << 20]);
-        let unneeded = unneeded(&open(&disk));
+        let unneeded = unneeded(&open(&disk), &Extents::whole(64 << 20));
         let done = trim(disk.as_ref(), &open(&disk), &data).unwrap();
         let [volume] = &done[..] else {
             panic!("{done:?}")

@@ -4,7 +4,7 @@ use super::*;
 use crate::convert::prepare;
 use crate::demo::{GuestSpec, Leftovers, WinVersion, hives};
 use crate::drivers::Catalogue;
-use crate::plan::firstboot::Wishes;
+use crate::plan::firstboot::Preferences;
 use crate::plan::{Action, Options};
 use crate::registry::KeyTree;
 use crate::testing::{self, MemoryGuest, media};
@@ -16,7 +16,7 @@ const PROGRAM: &str = r"C:\Program Files\VMware\VMware Tools\up.exe";
 
 /// The edits of a hive.
 fn edits(guest: &MemoryGuest, keep_tools: bool, of: HiveName) -> Vec<RegOp> {
-    let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+    let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
     let options = Options {
         keep_tools,
         ..testing::options(Some(DiskBus::Sata))

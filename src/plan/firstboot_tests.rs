@@ -40,7 +40,7 @@ impl Planned {
     }
 }
 
-fn planned(guest: &MemoryGuest, media: &Memory, options: Options, wishes: &Wishes) -> Planned {
+fn planned(guest: &MemoryGuest, media: &Memory, options: Options, wishes: &Preferences) -> Planned {
     guest.look(&[], |fake, survey| {
         let catalogue = Catalogue::builtin();
         let drafted = prepare::draft(survey, fake, media, &catalogue, (options, wishes));
@@ -52,7 +52,7 @@ fn planned(guest: &MemoryGuest, media: &Memory, options: Options, wishes: &Wishe
     })
 }
 
-fn of(version: WinVersion, wishes: &Wishes) -> Planned {
+fn of(version: WinVersion, wishes: &Preferences) -> Planned {
     let guest = MemoryGuest::of(GuestSpec::new(version));
     let options = testing::options(Some(testing::bootstrap(version)));
     planned(&guest, &media(), options, wishes)
@@ -68,10 +68,10 @@ fn what_a_conversion_without_a_script_leaves_out_is_told() {
         (Xp, false, vec![], &[]),
         (Xp, false, scripts(), &["--firstboot scripts are left out"]),
     ] {
-        let wishes = Wishes {
+        let wishes = Preferences {
             none,
             user_scripts,
-            ..Wishes::default()
+            ..Preferences::default()
         };
         let planned = of(version, &wishes);
         let warnings = &planned.draft.warnings;
@@ -98,7 +98,7 @@ fn the_script_uses_what_pnputil_of_this_windows_knows() {
         (Server2019, true, false),
         (Win10, true, true),
     ] {
-        let planned = of(version, &Wishes::default());
+        let planned = of(version, &Preferences::default());
         let script = planned.script();
         assert_eq!(script.contains("/add-driver"), modern, "{version:?}");
         assert_eq!(script.contains("-i -a"), !modern, "{version:?}");
@@ -112,9 +112,9 @@ fn the_script_uses_what_pnputil_of_this_windows_knows() {
 
 #[test]
 fn the_users_scripts_and_the_agent_lie_beside_the_script() {
-    let wishes = Wishes {
+    let wishes = Preferences {
         user_scripts: vec![b"echo 1".to_vec(), b"echo two".to_vec()],
-        ..Wishes::default()
+        ..Preferences::default()
     };
     let with_agent = media();
     let agent = |path: &str| path.ends_with("qemu-ga-x86_64.msi");
@@ -201,9 +201,9 @@ fn tools_are_uninstalled_on_request_by_their_product_codes() {
                 product_code: Some("{00000001-0000-0000-0000-000000000000}".into()),
             }];
         });
-        let wishes = Wishes {
+        let wishes = Preferences {
             uninstall_tools,
-            ..Wishes::default()
+            ..Preferences::default()
         };
         let planned = planned(
             &guest,
@@ -230,7 +230,7 @@ fn the_script_speaks_on_the_port_that_windows_leaves_free() {
             &guest,
             &media(),
             testing::options(Some(DiskBus::Sata)),
-            &Wishes::default(),
+            &Preferences::default(),
         );
         assert_eq!(planned.script().contains("COM2"), ems);
         assert_eq!(planned.script().contains("COM1"), !ems);
@@ -265,7 +265,7 @@ fn the_setting_to_put_back_is_the_guests_own() {
 /// INF that is staged.
 #[test]
 fn each_staged_inf_stands_with_its_own_service_and_version() {
-    let planned = of(Win10, &Wishes::default());
+    let planned = of(Win10, &Preferences::default());
     let script = planned.script();
     for name in ["netkvm", "viostor", "balloon"] {
         let inf = format!("\\{name}.inf");
@@ -291,7 +291,7 @@ fn static_addresses_are_carried_over_with_the_driver_of_the_nic_only() {
     for (media, carried) in [(&whole, true), (&without, false)] {
         let guest = MemoryGuest::of(GuestSpec::new(Win10));
         let options = testing::options(Some(DiskBus::Sata));
-        let planned = planned(&guest, media, options, &Wishes::default());
+        let planned = planned(&guest, media, options, &Preferences::default());
         assert_eq!(planned.script().contains("192.0.2.10"), carried);
         let told = planned
             .draft

@@ -6,7 +6,7 @@ use crate::demo::{Arch, GuestSpec, WinVersion};
 use crate::drivers::Catalogue;
 use crate::guest::VolumeId;
 use crate::inspect::Survey;
-use crate::plan::firstboot::Wishes;
+use crate::plan::firstboot::Preferences;
 use crate::plan::{Draft, Options};
 use crate::registry::KeyTree;
 use crate::testing::{self, MemoryGuest, bootstrap, media};
@@ -34,7 +34,7 @@ fn guest(version: WinVersion, change: impl Fn(&mut KeyTree)) -> MemoryGuest {
 
 fn draft(guest: &MemoryGuest, options: Options) -> Draft {
     guest.look(&[], |fake, survey| {
-        let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+        let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
         let drafted = prepare::draft(survey, fake, &media(), &catalogue, (options, &wishes));
         drafted.unwrap().0
     })

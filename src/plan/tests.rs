@@ -629,7 +629,7 @@ fn without_a_sound_drivers_hive_only_the_boot_drivers_are_installed() {
 #[test]
 fn hives_are_edited_on_their_volumes_and_system_last() {
     let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
-    let (catalogue, wishes) = (Catalogue::builtin(), Wishes::default());
+    let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
     let options = (testing::options(Some(DiskBus::Sata)), &wishes);
     guest.look(&[], |fake, survey| {
         let mut survey = survey.clone();

@@ -281,7 +281,7 @@ mod tests {
             // What it writes is seen through another connection alone.
             assert_eq!(engine.writes_past_us(), guestfish);
             assert_eq!(engine.starts_slowly(), !plain);
-            assert_eq!(engine.reach() == Reach::Private, plain);
+            assert_eq!(engine.access() == DaemonAccess::Private, plain);
         }
         let reader = Engine::choose_reader(None).unwrap();
         assert_eq!((reader.kind, reader.auto), (Kind::Embedded, true));
