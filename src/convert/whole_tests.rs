@@ -410,7 +410,7 @@ fn what_is_refused_leaves_nothing_behind() {
     refused(&job, "no virtio-win drivers");
     let mut job = lab.job();
     job.output.from_sync = true;
-    refused(&job, "holds no synced VM");
+    refused(&job, "contains no synced VM");
     // What the disk holds is looked at, and cannot be converted.
     let mut job = lab.job();
     job.source.vm.disks.pop();

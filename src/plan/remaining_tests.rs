@@ -99,7 +99,7 @@ const OF_A_SERVICE: [(Of, &str, &str, &str); 10] = [
         },
         "boot-driver-file",
         "controller-service",
-        "boot loader of this Windows wants it",
+        "boot loader of this Windows requires",
     ),
     (
         |service| Fault::FileDeleted {

@@ -38,7 +38,7 @@ fn a_pass_writes_into_a_new_or_empty_directory_or_into_its_own() {
         std::fs::write(folder.join(name), "mine").unwrap();
         let error = load(&order, folder).unwrap_err();
         assert!(
-            error.message.contains("holds no synced VM"),
+            error.message.contains("contains no synced VM"),
             "{name}: {error}"
         );
         assert!(!super::super::is_synced(folder));
