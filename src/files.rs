@@ -186,7 +186,7 @@ pub(crate) mod order {
         SEEN.with(|seen| seen.borrow_mut().push(line));
     }
 
-    /// What was noted since this was asked last.
+    /// Returns and forgets the notes so far.
     #[cfg(test)]
     pub(crate) fn seen() -> Vec<String> {
         SEEN.with(std::cell::RefCell::take)

@@ -561,7 +561,7 @@ fn a_preview_shows_what_the_plan_writes_and_else_what_is_there() {
     });
 }
 
-/// What decides is looked up in the hive that will be written.
+/// Values that decide are looked up in the hive that will be written.
 #[test]
 fn a_preview_has_the_edited_hives_and_empty_logs() {
     let mut guest = FakeGuest::default();
@@ -590,7 +590,7 @@ fn a_preview_has_the_edited_hives_and_empty_logs() {
     let cases: [(&EditHive, Hives, bool, u32); 5] = [
         (&system, hives(hive(3)), false, 0),
         (&system, hives(hive(3)), true, 7),
-        // Nothing is looked up in SOFTWARE: it is taken as it is, unless it has to be written anew.
+        // Nothing is looked up in SOFTWARE: it is taken unchanged, unless it has to be rebuilt.
         (&of_software, software(hive(3)), true, 3),
         (&of_software, software(stale), true, 7),
         (

@@ -271,7 +271,7 @@ mod tests {
         }
     }
 
-    /// What Windows compresses for itself it reads; what it encrypts the boot loader does not.
+    /// Windows reads files that NTFS compresses; the boot loader cannot read encrypted ones.
     #[test]
     fn a_file_that_only_windows_reads_is_there_and_an_encrypted_one_is_of_no_use() {
         use crate::guest::FileInfo;

@@ -8,7 +8,7 @@ use DiskBus::{Ide, VirtioBlk};
 
 const SIX: (u32, u32) = (6, 0);
 
-/// What the change of a guest brought to light.
+/// Returns the faults that a change of a guest has caused.
 fn new_faults(guest: &Guest, controller: DiskBus) -> Vec<Fault> {
     let known = Guest::new(guest.nt).evaluate(controller).faults;
     let faults = guest.evaluate(controller).faults.into_iter();
@@ -222,7 +222,7 @@ fn the_drivers_of_every_boot_go_by_the_generation_of_windows() {
     }
 }
 
-/// What a hive says is a name of one key is taken for no path.
+/// A name of a key in a hive is never used as a path.
 #[test]
 fn a_filter_named_like_a_path_is_no_service() {
     for name in ["disk\\..\\disk", "..\\Services\\disk"] {

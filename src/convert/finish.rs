@@ -422,7 +422,7 @@ fn describe(job: &Job, folder: &OutputFolder, prepared: &Prepared, disks: Disks)
     })
 }
 
-/// What was accepted may keep Windows from starting.
+/// Whether every check passed and nothing was accepted: what was accepted may keep Windows from starting.
 fn is_ready(checks: &[Check], accepted: &[String]) -> bool {
     crate::check::is_ready(checks) && accepted.is_empty()
 }

@@ -1,4 +1,4 @@
-//! The documents of a VM, and what a guest or a user is told when one of them cannot be written.
+//! The documents of a VM, and the errors when one of them cannot be written.
 
 use super::super::testing::job;
 use super::*;
@@ -126,7 +126,7 @@ fn a_patch_of_the_user_is_in_both_stages_and_a_wrong_one_is_the_users() {
     );
 }
 
-/// What the guest is the reason of is refused with a remedy; what an option is the reason of is a mistake of the
+/// A fault of the guest is refused with a remedy; a fault of an option is a mistake of the
 /// user.
 #[test]
 fn a_domain_that_cannot_be_written_is_told_with_what_helps() {

@@ -350,7 +350,7 @@ mod tests {
         }
     }
 
-    /// It would be a mixture of what was read and what is there.
+    /// The result would be a mixture of what was read and what is there.
     #[test]
     fn a_disk_that_is_another_than_was_read_is_not_written() {
         let dir = tempfile::tempdir().unwrap();

@@ -88,7 +88,7 @@ impl Place {
         })
     }
 
-    /// What the target lies in.
+    /// Returns the directory the target lies in.
     pub(super) fn folder(&self) -> &Path {
         self.target.parent().unwrap_or(Path::new("/"))
     }

@@ -356,7 +356,7 @@ mod tests {
         assert!(draft.warnings.iter().any(said), "{:?}", draft.warnings);
     }
 
-    /// What the guest has under that name is compared byte for byte.
+    /// A file of that name in the guest is compared byte for byte.
     #[test]
     fn a_file_of_the_guest_is_the_drivers_only_where_its_contents_are() {
         let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));

@@ -339,7 +339,7 @@ fn who_only_asks_leaves_nothing_and_is_told_the_same() {
     assert!(Place::open(Path::new("/"), false).is_err());
 }
 
-/// What it says is done to the directories: somebody else's note would exchange them.
+/// A note decides what is done to the directories: somebody else's would exchange them.
 #[test]
 fn a_note_of_another_kind_or_another_directory_moves_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -411,7 +411,7 @@ fn a_result_is_durable_before_it_has_its_name_and_its_name_is_after() {
     assert_eq!(order(), [above]);
 }
 
-/// It tells the next run what to finish.
+/// The note names what the next run has to finish.
 #[test]
 fn a_lock_with_a_note_outlives_its_run() {
     let dir = tempfile::tempdir().unwrap();

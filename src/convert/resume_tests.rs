@@ -173,7 +173,7 @@ impl Left {
         (job, folder)
     }
 
-    /// What the next run takes over.
+    /// Takes over as the next run does.
     fn take(&self, change: impl FnOnce(&mut Job)) -> (Result<Option<Resumed>>, OutputFolder) {
         let (mut job, mut folder) = self.open();
         change(&mut job);
@@ -297,7 +297,7 @@ fn without_resume_nothing_is_taken_over() {
     assert!(!folder.was_taken_over());
 }
 
-/// What was unpacked is gone with the run that did it.
+/// Unpacked files are gone with the run that unpacked them.
 #[test]
 fn a_packed_disk_is_copied_from_its_start() {
     for (packed, kept) in [(false, true), (true, false)] {

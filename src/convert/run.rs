@@ -242,7 +242,7 @@ mod tests {
     use crate::disk::chain::Image;
     use crate::guest::DiskId;
 
-    /// Who reads a disk that is going to be changed would read a mixture.
+    /// Another reader of a disk that is being changed would read a mixture.
     #[test]
     fn every_disk_that_is_changed_in_place_is_held_from_the_start() {
         for (in_place, held) in [(false, [false; 3]), (true, [true, false, true])] {

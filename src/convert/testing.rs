@@ -63,7 +63,7 @@ pub(super) fn machine_options() -> MachineOptions {
     }
 }
 
-/// What `convert` decides when no option is given: the raw `disks` go to `folder`.
+/// A job without options: the raw `disks` go to `folder`.
 pub(super) fn job(disks: &[PathBuf], folder: &Path) -> Job {
     let mut vm = source::export(&disks[0]);
     for disk in &disks[1..] {
@@ -180,7 +180,7 @@ pub(super) fn spec() -> GuestSpec {
     }
 }
 
-/// What is on the data disk: no file system that a trim knows.
+/// The contents of the data disk: no file system that a trim knows.
 pub(super) fn data() -> &'static [u8] {
     static DATA: OnceLock<Vec<u8>> = OnceLock::new();
     DATA.get_or_init(|| {

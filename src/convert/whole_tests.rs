@@ -83,7 +83,7 @@ fn names(folder: &Path) -> Vec<String> {
     listing(folder).into_keys().collect()
 }
 
-/// That of the disks which are not the one with Windows.
+/// Asserts that a converted VM boots from every controller.
 fn ready(report: &Report) {
     assert!(report.ready, "{:?}", report.checks);
     let bad: Vec<_> = report.checks.iter().filter(|c| !c.ok).collect();

@@ -392,7 +392,7 @@ mod tests {
         }
     }
 
-    /// What was written, whether the originals can be saved and the volume closed, and what came of it.
+    /// Applies a plan, with or without room for the originals and a volume that closes. Returns what was written, the result and the journal.
     fn fixed(plan: &Plan, save: bool, close: bool) -> (Vec<&'static str>, Result<()>, Journal) {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = journal(dir.path(), records(plan));

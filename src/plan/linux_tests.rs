@@ -204,7 +204,7 @@ fn what_speaks_against_a_linux_guest_is_a_blocker() {
     }
 }
 
-/// What the host or the disks stand in the way with can be taken as far as it may only keep the guest
+/// Blockers of the host or the disks can be accepted as far as they may only keep the guest
 /// from starting.
 #[test]
 fn what_was_accepted_is_a_warning_and_not_ready() {

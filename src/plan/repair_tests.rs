@@ -326,7 +326,7 @@ fn a_filter_whose_service_is_repaired_stays_in_its_list() {
     }
 }
 
-/// What only one of the control sets knows is not written into the other.
+/// A service of one control set is not written into the other.
 #[test]
 fn a_device_is_switched_on_only_where_it_is_known() {
     let mut guest = guest(Win10, |set| {

@@ -499,7 +499,7 @@ fn signatures_are_warnings_or_blockers_as_the_user_wants() {
     }
 }
 
-/// What the fix repairs blocks nothing, and what only shows after it does.
+/// A fault that the fix repairs blocks nothing; one that only shows after it does.
 #[test]
 fn the_guest_as_the_plan_leaves_it_decides() {
     let media = media();
@@ -679,7 +679,7 @@ fn hives_are_edited_on_their_volumes_and_system_last() {
     });
 }
 
-/// What is accepted keeps its place among the warnings, and a check that is in order is not marked.
+/// An accepted blocker keeps its place among the warnings; a check that passes is not marked.
 #[test]
 fn what_was_accepted_is_told_once_with_its_reason() {
     let media = media();

@@ -289,7 +289,7 @@ mod tests {
         assert!(Engine::choose(None).unwrap().auto);
     }
 
-    /// What the user asked for is not replaced, nor what has found Windows.
+    /// An engine that the user asked for is not replaced, nor one that has found Windows.
     #[test]
     fn another_engine_is_tried_only_where_none_was_asked_for_and_no_windows_was_seen() {
         use crate::demo::WinVersion;

@@ -447,7 +447,7 @@ mod tests {
     use super::*;
     use crate::guest::GuestPath;
 
-    /// What the boot path calls a fault fails a check; what it calls advice does not.
+    /// A fault of the boot path fails a check; advice does not.
     #[test]
     fn each_fault_of_a_service_that_decides_is_told_by_its_service() {
         let service = || "disk".to_string();

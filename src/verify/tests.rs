@@ -589,7 +589,7 @@ fn without_hives_nothing_is_as_planned() {
     }
 }
 
-/// What inspection finds of booting fails a check, so that neither the report nor `verify` calls it fine.
+/// A finding of inspection about booting fails a check, so that neither the report nor `verify` passes it.
 #[test]
 fn what_inspection_finds_fails_the_check_of_it() {
     let rows: [(&str, &[&str]); 8] = [

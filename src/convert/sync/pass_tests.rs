@@ -155,7 +155,7 @@ fn a_pass_that_failed_is_continued_by_the_same_command() {
     );
 }
 
-/// What reads as zeroes now may be data in the copy.
+/// Ranges that read as zeroes now may be data in the copy.
 #[test]
 fn a_pass_copies_what_has_data_and_what_has_changed() {
     let dir = tempfile::tempdir().unwrap();

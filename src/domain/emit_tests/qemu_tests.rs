@@ -144,7 +144,7 @@ fn line_of(text: &str, option: &str) -> String {
     lines[0].trim().trim_end_matches(" \\").to_owned()
 }
 
-/// What the XML says in libvirt's words is said in QEMU's.
+/// Every element of the XML has its option of QEMU.
 #[test]
 fn qemu_has_what_the_xml_says() {
     for (change, option, line) in [
@@ -250,7 +250,7 @@ fn qemu_has_what_the_xml_says() {
     );
 }
 
-/// What is not the disk of a usual VM: an image that is only read, disks on SCSI, the agent's channel.
+/// Unusual devices: an image that is only read, disks on SCSI, the agent's channel.
 #[test]
 fn qemu_has_the_driver_image_the_scsi_disks_and_the_agent() {
     let mut m = full();
