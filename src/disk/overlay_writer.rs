@@ -20,10 +20,12 @@ use super::empty::overlay_shape;
 use super::qcow2::{COPIED, SUBCLUSTERS, ZERO};
 use crate::block::{BlockRead, BlockWrite, check_range};
 use crate::bytes::be64;
-use crate::transfer::Extents;
 
 /// The unit of writing: a cluster, or a subcluster of a large one.
 const PART: u64 = 64 << 10;
+
+/// Clusters that are written at most: 64 GiB of a small disk. A fix writes some hundreds; these take 64 MiB of memory.
+const MOST_PLACES: usize = 1 << 20;
 
 pub(super) struct OverlayWriter {
     file: File,
@@ -40,8 +42,9 @@ struct State {
     clusters: Clusters,
     /// The allocated clusters of the disk by number.
     places: BTreeMap<u64, Place>,
-    /// Ranges that read as zeroes, in whole parts; nothing of them is written.
-    zeroes: Extents,
+    /// The parts that read as zeroes, one bit for each, by table and cluster. A guest decides how scattered they are:
+    /// this takes 2 MiB for a TiB at most.
+    zeroes: BTreeMap<u64, Vec<u32>>,
     /// The offsets of the second-level tables by their index in the first.
     tables: BTreeMap<u64, u64>,
     /// Tables with changes that are not written yet.
@@ -79,7 +82,7 @@ impl OverlayWriter {
                 entry,
                 clusters: Clusters::of(&file, cluster, end)?,
                 places: BTreeMap::new(),
-                zeroes: Extents::default(),
+                zeroes: BTreeMap::new(),
                 tables: BTreeMap::new(),
                 changed: BTreeSet::new(),
             }),
@@ -169,9 +172,17 @@ impl OverlayWriter {
 }
 
 impl State {
-    /// Bytes of the disk that one second-level table covers.
-    fn per_table(&self) -> u64 {
-        self.cluster / self.entry * self.cluster
+    /// Returns the table of a cluster, and the index of the cluster in it.
+    fn slot(&self, number: u64) -> (u64, usize) {
+        let per_table = self.cluster / self.entry;
+        (number / per_table, (number % per_table) as usize)
+    }
+
+    /// Returns the parts of a cluster that read as zeroes.
+    fn zeroes_of(&self, number: u64) -> u32 {
+        let (table, i) = self.slot(number);
+        let all = self.zeroes.get(&table);
+        all.and_then(|all| all.get(i)).copied().unwrap_or_default()
     }
 
     /// The location of the part at that offset.
@@ -182,7 +193,9 @@ impl State {
             Some(place) if place.written >> (inside / PART) & 1 == 1 => {
                 Content::File(place.at + inside)
             }
-            _ if self.zeroes.parts_of(start..start + 1).next().is_some() => Content::Zeroes,
+            _ if self.zeroes_of(start / self.cluster) >> (inside / PART) & 1 == 1 => {
+                Content::Zeroes
+            }
             _ => Content::Below,
         }
     }
@@ -214,6 +227,10 @@ impl State {
         let (number, inside) = (start / self.cluster, start % self.cluster);
         let place = match self.places.get(&number) {
             Some(place) => *place,
+            None if self.places.len() >= MOST_PLACES => {
+                let what = format!("more than {MOST_PLACES} clusters of an overlay were written");
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
+            }
             None => Place {
                 at: self.clusters.take()?,
                 written: 0,
@@ -221,8 +238,11 @@ impl State {
         };
         let written = place.written | 1 << (inside / PART);
         self.places.insert(number, Place { written, ..place });
-        self.zeroes.remove(start..start + PART);
-        self.changed.insert(start / self.per_table());
+        let (table, i) = self.slot(number);
+        if let Some(parts) = self.zeroes.get_mut(&table).and_then(|all| all.get_mut(i)) {
+            *parts &= !(1 << (inside / PART));
+        }
+        self.changed.insert(table);
         Ok(place.at + inside)
     }
 
@@ -236,9 +256,17 @@ impl State {
                 place.written &= !zeroed;
             }
         }
-        let tables = range.start / self.per_table()..range.end.div_ceil(self.per_table());
-        self.changed.extend(tables);
-        self.zeroes.insert(range);
+        let per_table = (self.cluster / self.entry) as usize;
+        for number in range.start / self.cluster..range.end.div_ceil(self.cluster) {
+            let (table, i) = self.slot(number);
+            let zeroed = self.parts(number, &range) as u32;
+            let all = self.zeroes.entry(table);
+            let all = all.or_insert_with(|| vec![0; per_table]);
+            if let Some(parts) = all.get_mut(i) {
+                *parts |= zeroed;
+            }
+            self.changed.insert(table);
+        }
     }
 
     /// The present second-level table in its stored form.
@@ -261,14 +289,12 @@ impl State {
         for (number, place) in self.places.range(first..first + entries) {
             set(*number, place.at | COPIED, u64::from(place.written));
         }
-        let disk = first * self.cluster..(first + entries) * self.cluster;
-        for range in self.zeroes.parts_of(disk) {
-            for number in range.start / self.cluster..range.end.div_ceil(self.cluster) {
-                // An allocated cluster keeps its space while it reads as zeroes.
-                match self.entry {
-                    8 => set(number, ZERO, 0),
-                    _ => set(number, 0, self.parts(number, &range) << SUBCLUSTERS),
-                }
+        for (number, parts) in (first..).zip(self.zeroes.get(&i).into_iter().flatten()) {
+            // An allocated cluster keeps its space while it reads as zeroes.
+            match (self.entry, *parts) {
+                (_, 0) => {}
+                (8, _) => set(number, ZERO, 0),
+                (_, parts) => set(number, 0, u64::from(parts) << SUBCLUSTERS),
             }
         }
         table
