@@ -341,6 +341,25 @@ impl Lab {
         Self { dir, spec, raw }
     }
 
+    /// The same disk as a qcow2, which only QEMU reads and writes.
+    #[allow(dead_code)] // not in every file of tests
+    pub fn in_qcow2(mut self) -> Self {
+        let image = self.path("source.qcow2");
+        let convert = [
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            text(&self.raw),
+            text(&image),
+        ];
+        let done = Command::new("qemu-img").args(convert).status().unwrap();
+        assert!(done.success());
+        self.raw = image;
+        self
+    }
+
     /// A guest that is converted quickly.
     pub fn small() -> Self {
         let mut spec = GuestSpec::new(WinVersion::Win10);
