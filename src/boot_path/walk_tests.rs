@@ -237,3 +237,58 @@ fn a_filter_named_like_a_path_is_no_service() {
         assert!(!guest.evaluate(VirtioBlk).ready, "{name}");
     }
 }
+
+#[test]
+fn windows_8_is_the_first_whose_drivers_are_bound_by_the_driver_database() {
+    let unbound = |built_as, nt| {
+        let mut guest = Guest::new(built_as);
+        guest.nt = nt;
+        let faults = guest.evaluate(VirtioBlk).faults;
+        let decides = |fault: &Fault| matches!(fault, Fault::NotBound { decides: true, .. });
+        faults.iter().any(decides)
+    };
+    for (nt, database) in [
+        (SIX, false),
+        ((6, 1), false),
+        ((6, 2), true),
+        ((6, 3), true),
+        (TEN, true),
+    ] {
+        // One guest has only the DriverDatabase, the other only the CriticalDeviceDatabase.
+        assert_eq!(unbound(TEN, nt), !database, "{nt:?}");
+        assert_eq!(unbound((6, 1), nt), database, "{nt:?}");
+    }
+}
+
+#[test]
+fn the_driver_of_the_file_system_is_where_its_service_says() {
+    let default = "system32\\drivers\\ntfs.sys";
+    let own = "system32\\drivers\\own.sys";
+    for (image_path, file, ready) in [
+        (None, default, true),
+        (None, own, false),
+        (Some(default), default, true),
+        (Some(default), own, false),
+        (Some(own), own, true),
+        (Some(own), default, false),
+    ] {
+        let mut guest = Guest::new(TEN);
+        let driver = guest.files.remove(default).unwrap();
+        guest.files.insert(file.into(), driver);
+        let key = service(walk::NTFS);
+        // The loader loads it whatever its start type is.
+        guest.tree.dword(&key, "Start", 3).dword(&key, "Type", 2);
+        if let Some(path) = image_path {
+            let path = RegData::ExpandSz(path.into());
+            guest.tree.set(&key, "ImagePath", path);
+        }
+        let path = guest.evaluate(VirtioBlk);
+        assert_eq!(path.ready, ready, "{image_path:?} {file}: {}", path.reason);
+        let missing = |fault: &Fault| {
+            matches!(fault, Fault::Image { service, path: Some(path), .. }
+                if service == walk::NTFS && path.key().ends_with(image_path.unwrap_or(default)))
+        };
+        let told = path.faults.iter().any(missing);
+        assert_eq!(told, !ready, "{image_path:?} {file}");
+    }
+}

@@ -172,19 +172,28 @@ fn outside(
         limits.extend(space::in_guest(&needs, seen.guest, seen.disks)?);
         space::in_folder(job, &needs, seen.disks, seen.target)
     });
+    let failed = shown([documents, other_disks(job, seen.disks), room], &mut limits);
+    Ok(Outside {
+        limits,
+        outlook,
+        failed,
+    })
+}
+
+/// Adds the blockers of refusals to `limits`. Returns the first error that is none.
+fn shown(
+    results: impl IntoIterator<Item = Result<()>>,
+    limits: &mut Vec<Blocker>,
+) -> Option<Error> {
     let mut failed = None;
-    for result in [documents, other_disks(job, seen.disks), room] {
+    for result in results {
         match result {
             Ok(()) => {}
             Err(error) if error.kind == ErrorKind::Refused => limits.extend(error.blockers),
             Err(error) => failed = failed.or(Some(error)),
         }
     }
-    Ok(Outside {
-        limits,
-        outlook,
-        failed,
-    })
+    failed
 }
 
 /// Inspects and verifies the guest as the draft leaves it.
@@ -253,4 +262,43 @@ fn programs(plan: &Plan, engine: Engine) -> Result<()> {
         return Err(missing("libntfs-3g (writes NTFS)", host::LIBNTFS));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_a_blocker_and_of_other_errors_the_first_is_kept() {
+        let refused = |codes: &[&'static str]| {
+            let blockers = codes
+                .iter()
+                .map(|code| Blocker::new(*code, "", ""))
+                .collect();
+            Err(Error::refused("no", blockers))
+        };
+        let failed = |text: &str| Err(Error::failed(text));
+        for (results, codes, error) in [
+            ([Ok(()), Ok(()), Ok(())], &["before"][..], None),
+            ([refused(&["a"]), Ok(()), Ok(())], &["before", "a"], None),
+            ([Ok(()), refused(&["b"]), Ok(())], &["before", "b"], None),
+            (
+                [refused(&["a"]), Ok(()), refused(&["b", "c"])],
+                &["before", "a", "b", "c"],
+                None,
+            ),
+            (
+                [failed("first"), refused(&["b"]), failed("second")],
+                &["before", "b"],
+                Some("first"),
+            ),
+            ([Ok(()), Ok(()), failed("last")], &["before"], Some("last")),
+        ] {
+            let mut limits = vec![Blocker::new("before", "", "")];
+            let failed = shown(results, &mut limits);
+            let found: Vec<_> = limits.iter().map(|b| b.code.to_string()).collect();
+            assert_eq!(found, codes);
+            assert_eq!(failed.map(|e| e.message).as_deref(), error);
+        }
+    }
 }

@@ -412,6 +412,23 @@ mod tests {
         );
     }
 
+    /// An administrator hides a descriptor by an empty file, which is no reason for a warning.
+    #[test]
+    fn an_empty_descriptor_is_no_error_and_a_broken_one_is() {
+        let host = Host::new();
+        host.add("usr/good.json", ("code.fd", "vars.fd"), "q35", &[]);
+        host.file("usr/empty.json", "");
+        host.file("usr/broken.json", "{ not json");
+        host.file("usr/large.json", &" ".repeat(MAX_DESCRIPTOR as usize + 1));
+        let parsed = |name: &str| parse_file(&host.dir.path().join("usr").join(name));
+        assert!(parsed("good.json").unwrap().is_some());
+        assert!(parsed("empty.json").unwrap().is_none());
+        assert!(parse_file(Path::new("/dev/null")).unwrap().is_none());
+        for bad in ["broken.json", "large.json", "missing.json"] {
+            assert!(parsed(bad).is_err(), "{bad}");
+        }
+    }
+
     #[test]
     fn other_kinds_of_firmware_are_passed_over() {
         let host = Host::new();

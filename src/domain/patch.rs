@@ -342,11 +342,26 @@ mod tests {
     }
 
     #[test]
-    fn both_stages_may_differ() {
-        let patch = patch("<os p:stage='bootstrap'><bios useserial='yes'/></os>").unwrap();
-        let xml = |stage| patch.apply(&domain(stage), stage).unwrap().to_document();
-        assert!(xml(Stage::Bootstrap).contains("useserial"));
-        assert!(!xml(Stage::Final).contains("useserial"));
+    fn a_patch_for_one_stage_leaves_the_other_as_it_is() {
+        for (attribute, first, last) in [
+            ("", true, true),
+            ("p:stage='bootstrap'", true, false),
+            ("p:stage='final'", false, true),
+        ] {
+            for text in [
+                // A change of an element, one inside it, and one inside an element that is added.
+                format!("<os {attribute}><bios useserial='yes'/></os>"),
+                format!("<os><bios {attribute} useserial='yes'/></os>"),
+                format!("<devices><x><bios {attribute} useserial='yes'/></x></devices>"),
+            ] {
+                let patch = patch(&text).unwrap();
+                for (stage, changed) in [(Stage::Bootstrap, first), (Stage::Final, last)] {
+                    let xml = patch.apply(&domain(stage), stage).unwrap().to_document();
+                    assert_eq!(xml.contains("useserial"), changed, "{text} {stage:?}");
+                    assert!(!xml.contains("p:stage"), "{text}");
+                }
+            }
+        }
     }
 
     #[test]

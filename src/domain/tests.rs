@@ -727,3 +727,19 @@ fn firmware_with_other_keys_than_the_guest_had_is_refused() {
         assert_eq!(written.is_ok(), fits, "{guest:?} {firmware:?}");
     }
 }
+
+/// Firmware that checks signatures keeps its keys in memory that only SMM can write.
+#[test]
+fn portable_xml_has_smm_exactly_with_secure_boot() {
+    for secure_boot in [false, true] {
+        let mut m = machine();
+        m.firmware = Firmware::Uefi { secure_boot };
+        let portable = FirmwareChoice::Portable { secure_boot };
+        for stage in [Stage::Bootstrap, Stage::Final] {
+            let xml = to_xml(&m, stage, &portable).unwrap();
+            let root = Element::parse(xml.as_bytes()).unwrap();
+            let smm = root.path("features/smm").and_then(|smm| smm.attr("state"));
+            assert_eq!(smm, secure_boot.then_some("on"), "{stage:?}");
+        }
+    }
+}

@@ -186,10 +186,7 @@ pub fn trim(
 pub(crate) fn unneeded(guest: &EmbeddedReader, data: &Extents) -> Extents {
     let mut unneeded = Extents::default();
     for volume in guest.volumes() {
-        let mut closed = volume.clone();
-        // A volume of a running VM is not closed.
-        closed.state.dirty = false;
-        if let Some(why) = untouchable(&closed) {
+        if let Some(why) = needed_in_use(volume) {
             tracing::info!("{}: its free space is copied: {why}", volume.id);
             continue;
         }
@@ -217,6 +214,14 @@ pub(crate) fn unneeded(guest: &EmbeddedReader, data: &Extents) -> Extents {
         }
     }
     unneeded
+}
+
+/// The reason why the free space of a volume in use is needed. A volume of a running VM is never
+/// closed, so that alone is none.
+fn needed_in_use(volume: &Volume) -> Option<String> {
+    let mut closed = volume.clone();
+    closed.state.dirty = false;
+    untouchable(&closed)
 }
 
 /// The reason why a volume must stay unchanged.
@@ -361,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_that_stay_as_they_are() {
+    fn only_readable_closed_volumes_without_a_session_or_shadow_copies_are_trimmed() {
         use crate::disk::layout::Partition;
         use crate::guest::{VolumeId, VolumeState};
         let volume = |kind, change: fn(&mut VolumeState)| {
@@ -385,7 +390,7 @@ mod tests {
         };
         type Change = fn(&mut VolumeState);
         let nothing: Change = |_| {};
-        let cases: [(FsKind, Change, bool); 10] = [
+        let cases: [(FsKind, Change, bool); 11] = [
             (FsKind::Ntfs, nothing, true),
             (FsKind::Fat, nothing, true),
             (FsKind::Ntfs, |s| s.dirty = true, false),
@@ -393,6 +398,7 @@ mod tests {
             (FsKind::Ntfs, |s| s.vss_snapshots = true, false),
             (FsKind::Ntfs, |s| s.unreadable = Some("x".into()), false),
             (FsKind::Bitlocker, nothing, false),
+            (FsKind::Luks, nothing, false),
             (FsKind::Ext, nothing, false),
             (FsKind::Refs, nothing, false),
             (FsKind::Unknown, nothing, false),
@@ -400,6 +406,10 @@ mod tests {
         for (kind, change, trimmed) in cases {
             let volume = volume(kind, change);
             assert_eq!(untouchable(&volume).is_none(), trimmed, "{volume:?}");
+            // While the VM runs, only the mark of an open volume is no reason.
+            let dirty = volume.state.dirty;
+            let unneeded = needed_in_use(&volume).is_none();
+            assert_eq!(unneeded, trimmed || dirty, "in use: {volume:?}");
         }
     }
 
