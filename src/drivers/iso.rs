@@ -397,6 +397,10 @@ pub fn is_clean_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
+#[path = "iso_tests.rs"]
+mod written_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Cursor;

@@ -423,4 +423,65 @@ mod tests {
         assert!(error(&dir.path().join("gone")).contains("does not exist"));
         assert!(error(Path::new("/dev/null")).contains("neither"));
     }
+
+    #[test]
+    fn only_what_was_generated_in_its_directory_replaces_a_file_of_the_source() {
+        let source = Memory::new([
+            ("own/a.inf".to_owned(), b"source".to_vec()),
+            ("b.inf".to_owned(), b"source".to_vec()),
+        ]);
+        let generated = [("a.inf".to_owned(), b"generated".to_vec())];
+        let media = WithGenerated {
+            source: &source,
+            folder: "own",
+            generated: &generated,
+        };
+        for (path, found) in [
+            ("own/a.inf", Some("generated")),
+            ("b.inf", Some("source")),
+            ("a.inf", None),
+            ("owna.inf", None),
+            ("own/b.inf", None),
+            ("own/own/a.inf", None),
+        ] {
+            let bytes = media.read(path).ok();
+            assert_eq!(bytes.as_deref(), found.map(str::as_bytes), "{path}");
+        }
+    }
+
+    #[test]
+    fn names_are_short_when_every_part_of_the_path_is() {
+        for (path, short) in [
+            ("VIOSTOR/W10/AMD64/VIOSTOR.INF", true),
+            ("12345678.123", true),
+            ("123456789.123", false),
+            ("12345678.1234", false),
+            ("LONGFOLDER/A.INF", false),
+            ("A/LONG-NAME", false),
+            ("README", true),
+            ("w8.1/a.b", true),
+        ] {
+            let file = MediaFile {
+                path: path.into(),
+                size: 1,
+            };
+            assert_eq!(is_short(&file), short, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_size_that_no_driver_has_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, size, fine) in [("most", MAX_FILE, true), ("more", MAX_FILE + 1, false)] {
+            let path = dir.path().join(name);
+            std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+            let file = MediaFile {
+                path: name.into(),
+                size,
+            };
+            assert_eq!(check_size(&file).is_ok(), fine, "{name}");
+        }
+        let read = open(dir.path()).unwrap().read("more");
+        assert!(matches!(read, Err(MediaError::TooLarge { .. })));
+    }
 }
