@@ -142,9 +142,7 @@ pub(super) fn keep(run: &Run<'_>, disks: Vec<Disk>) -> Result<(Vec<domain::Disk>
         let backing = record::backing(&levels);
         point("kept")?;
         let size_bytes = disk.image.virtual_size();
-        bytes.virtual_size = bytes.virtual_size.saturating_add(size_bytes);
-        bytes.left = bytes.left.saturating_add(left);
-        bytes.written = bytes.written.saturating_add(allocated(&path)?);
+        add_disk(&mut bytes, size_bytes, left, allocated(&path)?);
         records.push(record::Disk {
             file: file.clone(),
             virtual_size: size_bytes,
@@ -152,7 +150,6 @@ pub(super) fn keep(run: &Run<'_>, disks: Vec<Disk>) -> Result<(Vec<domain::Disk>
         });
         targets.push(disk.at(folder.target().join(&file), DiskFormat::Qcow2, backing));
     }
-    bytes.skipped = bytes.virtual_size.saturating_sub(bytes.left);
     Record::new(records).save(folder.path())?;
     ui.status(
         "Leaving",
@@ -163,6 +160,14 @@ pub(super) fn keep(run: &Run<'_>, disks: Vec<Disk>) -> Result<(Vec<domain::Disk>
         ),
     );
     Ok((targets, bytes))
+}
+
+/// Counts a disk of this size, of which `left` bytes stay on the source.
+fn add_disk(bytes: &mut Bytes, size: u64, left: u64, written: u64) {
+    bytes.virtual_size = bytes.virtual_size.saturating_add(size);
+    bytes.left = bytes.left.saturating_add(left);
+    bytes.written = bytes.written.saturating_add(written);
+    bytes.skipped = bytes.virtual_size.saturating_sub(bytes.left);
 }
 
 /// Creates one overlay over the source at `path`.
@@ -247,5 +252,20 @@ mod tests {
             );
             assert!(later || said.is_empty());
         }
+    }
+
+    #[test]
+    fn every_disk_that_stays_on_the_source_is_counted() {
+        let mut bytes = Bytes::default();
+        add_disk(&mut bytes, 100, 60, 7);
+        add_disk(&mut bytes, 50, 5, 3);
+        let expected = Bytes {
+            virtual_size: 150,
+            left: 65,
+            written: 10,
+            skipped: 85,
+            ..Bytes::default()
+        };
+        assert_eq!(bytes, expected);
     }
 }
