@@ -86,7 +86,7 @@ fn full_in_the_middle_of_the_copy() {
     spec.extra_files.push(ExtraFile {
         place: Place::Windows,
         path: "Data\\noise.bin".into(),
-        contents: noise(60 * MIB as usize, 3),
+        contents: noise(70 * MIB as usize, 3),
     });
     let lab = Lab::new(spec);
     let small = lab.path("small");
