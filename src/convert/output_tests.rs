@@ -3,6 +3,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use serde_json::{Value, json};
 
 use super::super::exchange::repair;
+use super::super::testing::names;
 use super::*;
 use crate::error::ErrorKind;
 
@@ -24,15 +25,6 @@ fn plain(target: &Path) -> Result<OutputFolder> {
 
 fn refusal(target: &Path, preference: &Preference) -> Error {
     create(target, preference).map(drop).unwrap_err()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// A result with one disk; the disk's contents identify it.

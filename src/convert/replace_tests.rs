@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::super::exchange::{INTENT, repair};
 use super::super::output::{OutputFolder, Preference};
 use super::super::place::{Place, inside};
+use super::super::testing::names;
 use super::*;
 use crate::boot::record::{Phase, Record};
 use crate::error::ErrorKind;
@@ -61,15 +62,6 @@ fn refused(target: &Path) -> Error {
     OutputFolder::create(target, &force())
         .map(drop)
         .unwrap_err()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// Somebody who wrote a report of their own would have files elsewhere removed.

@@ -26,6 +26,16 @@ use super::job::{
 };
 use super::machine::MachineOptions;
 
+/// The names in a directory, in order.
+pub(super) fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 pub(super) fn ui() -> Ui {
     Ui::new(false, 0, ProgressMode::None)
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::in_place::roll_back_after;
 use super::job::{Copying, Job};
 use super::sync::{Order, State as Synced};
-use super::testing::{Lab, SIZE, data, spec, ui};
+use super::testing::{Lab, SIZE, data, names, spec, ui};
 use super::*;
 use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::check::CheckState;
@@ -77,10 +77,6 @@ fn listing(folder: &Path) -> BTreeMap<String, u32> {
     let mode = |entry: &fs::DirEntry| entry.metadata().unwrap().permissions().mode() & 0o7777;
     let named = |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), mode(&entry));
     entries.map(named).collect()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    listing(folder).into_keys().collect()
 }
 
 /// Asserts that a converted VM boots from every controller.
