@@ -73,11 +73,16 @@ pub fn have(tools: &[&str]) -> bool {
 #[track_caller]
 pub fn corpus_folder() -> Option<PathBuf> {
     let folder = folder();
-    if !folder.is_dir() {
+    if !has_files(&folder) {
         skip("corpus", format!("no corpus at {}", folder.display()));
         return None;
     }
     Some(folder)
+}
+
+pub(crate) fn has_files(folder: &Path) -> bool {
+    let mut entries = std::fs::read_dir(folder).into_iter().flatten();
+    entries.next().is_some()
 }
 
 fn folder() -> PathBuf {

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::skip::skip;
+use crate::skip::{has_files, skip};
 
 const SKIPS: &str = "HYPER2KVM_TEST_SKIPS";
 
@@ -49,4 +49,13 @@ fn a_skip_is_shown_and_counted_and_fails_where_tools_are_required() {
     let out = run(&[list, required, ("HYPER2KVM_SKIP", "other nothing")]);
     assert!(out.status.success());
     assert_eq!(std::fs::read_to_string(list.1).unwrap(), LINE.repeat(2));
+}
+
+#[test]
+fn an_empty_directory_is_no_corpus() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(!has_files(&folder.path().join("missing")));
+    assert!(!has_files(folder.path()));
+    std::fs::write(folder.path().join("list.txt"), "").unwrap();
+    assert!(has_files(folder.path()));
 }
