@@ -42,6 +42,7 @@ struct State {
     clusters: Clusters,
     /// The allocated clusters of the disk by number.
     places: BTreeMap<u64, Place>,
+    most_places: usize,
     /// The parts that read as zeroes, one bit for each, by table and cluster. A guest decides how scattered they are:
     /// this takes 2 MiB for a TiB at most.
     zeroes: BTreeMap<u64, Vec<u32>>,
@@ -82,6 +83,7 @@ impl OverlayWriter {
                 entry,
                 clusters: Clusters::of(&file, cluster, end)?,
                 places: BTreeMap::new(),
+                most_places: MOST_PLACES,
                 zeroes: BTreeMap::new(),
                 tables: BTreeMap::new(),
                 changed: BTreeSet::new(),
@@ -227,8 +229,9 @@ impl State {
         let (number, inside) = (start / self.cluster, start % self.cluster);
         let place = match self.places.get(&number) {
             Some(place) => *place,
-            None if self.places.len() >= MOST_PLACES => {
-                let what = format!("more than {MOST_PLACES} clusters of an overlay were written");
+            None if self.places.len() >= self.most_places => {
+                let most = self.most_places;
+                let what = format!("more than {most} clusters of an overlay were written");
                 return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
             }
             None => Place {

@@ -201,3 +201,25 @@ fn what_was_not_flushed_is_not_half_there() {
     read.close().unwrap();
     lab.check();
 }
+
+/// A taken-over NTFS writer could write to every cluster of its volume.
+#[test]
+fn writes_to_more_clusters_than_a_fix_makes_are_refused() {
+    let lab = Lab::new(8 << 20);
+    create_overlay(&lab.overlay(), lab.size).unwrap();
+    let below = Arc::new(FileDisk::open(&lab.raw).unwrap());
+    let writer = OverlayWriter::open(&lab.overlay(), below).unwrap();
+    assert_eq!(writer.lock().most_places, 1 << 20);
+    writer.lock().most_places = 3;
+    for at in [0, PART, 5 * PART] {
+        writer.write_at(at, &[7]).unwrap();
+    }
+    let error = writer.write_at(9 * PART, &[7]).unwrap_err();
+    assert!(
+        error.to_string().contains("more than 3 clusters"),
+        "{error}"
+    );
+    // Zeroes are a bit each, and clusters that are there are written on.
+    writer.zero_at(9 * PART, 8 * PART).unwrap();
+    writer.write_at(5 * PART + 9, &[8]).unwrap();
+}
