@@ -92,7 +92,7 @@ impl<'a> Merging<'a> {
                 name,
                 bytes,
                 edits,
-                thread: Some(thread),
+                thread,
             }
         };
         Backups(self.jobs.into_iter().map(back_up).collect())
@@ -107,7 +107,7 @@ struct Backup {
     name: HiveName,
     bytes: Arc<FileBytes>,
     edits: RegEdits,
-    thread: Option<JoinHandle<Result<BackedUp>>>,
+    thread: JoinHandle<Result<BackedUp>>,
 }
 
 /// A hive whose original is in the backup, with the values that must still be there after the edit.
@@ -117,17 +117,14 @@ impl Backups {
     /// Merges each hive as soon as it is backed up.
     pub fn merge(mut self, edited: &EditedHives) -> Merges {
         let mut merges = Merges::default();
-        for mut backup in std::mem::take(&mut self.0) {
-            let edit = edited.take(backup.name);
-            let (bytes, edits) = (backup.bytes.clone(), backup.edits.clone());
-            let edit = edit.unwrap_or_else(|| Edit::start(bytes, edits));
+        for backup in std::mem::take(&mut self.0) {
+            let name = backup.name;
+            let edit = edited.take(name);
+            let edit = edit.unwrap_or_else(|| Edit::start(backup.bytes, backup.edits));
             let (done, backed_up) = mpsc::channel();
-            let (name, saved) = (backup.name, backup.thread.take());
-            drop(backup);
+            let saved = backup.thread;
             let thread = thread::spawn(move || {
-                let saved = saved.map(|thread| joined(thread.join()));
-                let saved = saved.unwrap_or(Err(ActionError::NoHive(name.file_name())));
-                let (job, kept, before) = saved?;
+                let (job, kept, before) = joined(saved.join())?;
                 // The receiver is gone if another backup has failed.
                 let _ = done.send(());
                 merge(job, edit, &kept, before)
@@ -138,10 +135,10 @@ impl Backups {
     }
 }
 
-impl Drop for Backup {
+impl Drop for Backups {
     fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
+        for backup in std::mem::take(&mut self.0) {
+            drop(backup.thread.join());
         }
     }
 }

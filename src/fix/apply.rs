@@ -146,11 +146,13 @@ impl Fix<'_> {
             durably: self.journal.doc.disk.in_place,
         };
         let backups = match self.backups.take() {
-            Some(backups) => backups,
-            None => back_up(self.actions, self.before, hives.clone(), &saver)?,
+            // The merged hives replace those in memory.
+            Some(backups) => {
+                drop(hives);
+                backups
+            }
+            None => back_up(self.actions, self.before, hives, &saver)?,
         };
-        // The merged hives replace these.
-        drop(hives);
         let mut hives = backups.merge(self.edited);
         // The volume is mounted while hives are backed up and edited.
         let writer = {
@@ -298,12 +300,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_action_is_in_the_journal_before_it_writes_and_done_before_the_next_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let plan = plan();
-        let mut journal = journal(dir.path(), records(&plan));
-        let file = dir.path().join(FILE_NAME);
+    /// Applies a plan to a guest in memory.
+    fn apply(plan: &Plan, journal: &mut Journal, writer: Box<dyn GuestWrite>) -> Result<()> {
         MemoryGuest::new(crate::demo::WinVersion::Win10).look(&[], |guest, survey| {
             let fix = Fix {
                 actions: &plan.actions,
@@ -312,13 +310,20 @@ mod tests {
                 before: guest,
                 edited: &EditedHives::default(),
                 backups: None,
-                journal: &mut journal,
+                journal,
             };
             let hives = survey.hives.clone().unwrap();
-            fix.apply(hives, || Ok(Box::new(Watcher(file.clone()))))
-                .map(|_| ())
-                .unwrap();
-        });
+            fix.apply(hives, || Ok(writer)).map(drop)
+        })
+    }
+
+    #[test]
+    fn an_action_is_in_the_journal_before_it_writes_and_done_before_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan();
+        let mut journal = journal(dir.path(), records(&plan));
+        let file = dir.path().join(FILE_NAME);
+        apply(&plan, &mut journal, Box::new(Watcher(file.clone()))).unwrap();
         let read = Journal::load(&file).unwrap();
         let states: Vec<_> = (read.doc.actions.iter())
             .map(|a| (a.id.as_str(), a.state, a.changes.len()))
@@ -392,7 +397,8 @@ mod tests {
         }
     }
 
-    /// Applies a plan, with or without room for the originals and a volume that closes. Returns what was written, the result and the journal.
+    /// Applies a plan, with or without room for the originals and a volume that closes. Returns what was
+    /// written, the result and the journal.
     fn fixed(plan: &Plan, save: bool, close: bool) -> (Vec<&'static str>, Result<()>, Journal) {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = journal(dir.path(), records(plan));
@@ -400,22 +406,8 @@ mod tests {
             std::fs::write(dir.path().join("backup"), "in the way").unwrap();
         }
         let seen = std::sync::Arc::default();
-        let done = MemoryGuest::new(crate::demo::WinVersion::Win10).look(&[], |guest, survey| {
-            let hives = survey.hives.clone().unwrap();
-            let fix = Fix {
-                actions: &plan.actions,
-                volume: survey.inspection.windows.as_ref().unwrap().system_volume,
-                media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
-                before: guest,
-                edited: &EditedHives::default(),
-                backups: None,
-                journal: &mut journal,
-            };
-            fix.apply(hives, || {
-                Ok(Box::new(Closing(close, std::sync::Arc::clone(&seen))))
-            })
-            .map(drop)
-        });
+        let writer = Closing(close, std::sync::Arc::clone(&seen));
+        let done = apply(plan, &mut journal, Box::new(writer));
         let seen = seen.lock().unwrap().clone();
         (seen, done, journal)
     }
