@@ -31,6 +31,7 @@ pub mod layout;
 pub(crate) mod length;
 mod level;
 pub mod links;
+mod mapping;
 mod mbr;
 mod merge;
 pub mod nbd;

@@ -2,7 +2,8 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::block::FileDisk;
-use crate::disk::empty::create_qcow2;
+use crate::disk::empty::{COUNT_BLOCK, LEVEL_1, create_qcow2};
+use crate::disk::qcow2::COPIED;
 use crate::disk::testing::{have, pattern, run};
 use crate::text::of_path;
 use crate::tool::qemu_img;
