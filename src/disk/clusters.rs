@@ -1,8 +1,9 @@
 //! [`Clusters`]: the clusters of a qcow2 that only grows, and their reference counts.
 //!
-//! Each cluster of the file has one user. A cluster is taken at the end of the file; the blocks that count clusters
-//! take theirs there too.
+//! Each cluster of the file has one user, unless compressed data shares it. A cluster is taken at the end of the file;
+//! the blocks that count clusters take theirs there too.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -19,6 +20,8 @@ pub(super) struct Clusters {
     counted: u64,
     /// The end of the file, in clusters: everything before it is in use.
     pub(super) end: u64,
+    /// The counts of shared clusters that are not in the file. Another cluster counts 1.
+    pub(super) shared: BTreeMap<u64, u16>,
 }
 
 impl Clusters {
@@ -31,6 +34,7 @@ impl Clusters {
             blocks_changed: false,
             counted: end,
             end,
+            shared: BTreeMap::new(),
         })
     }
 
@@ -55,13 +59,27 @@ impl Clusters {
 
     /// Allocates the next cluster of the file, and returns its offset.
     pub(super) fn take(&mut self) -> io::Result<u64> {
+        self.take_run(1)
+    }
+
+    /// Allocates contiguous clusters of the file, and returns the offset of the first one.
+    pub(super) fn take_run(&mut self, clusters: u64) -> io::Result<u64> {
+        self.reserve(clusters)?;
+        let first = self.end;
+        self.end += clusters;
+        Ok(first * self.size)
+    }
+
+    /// Allocates the blocks that count the next clusters, which are contiguous then.
+    pub(super) fn reserve(&mut self, clusters: u64) -> io::Result<()> {
         loop {
-            let cluster = self.end;
-            self.block(cluster / self.per_block())?;
-            // Unless the block itself took it.
-            if cluster == self.end {
-                self.end += 1;
-                return Ok(cluster * self.size);
+            let first = self.end;
+            for block in first / self.per_block()..(first + clusters).div_ceil(self.per_block()) {
+                self.block(block)?;
+            }
+            // Unless a block took the first of them.
+            if first == self.end {
+                return Ok(());
             }
         }
     }
@@ -73,11 +91,15 @@ impl Clusters {
         while cluster < self.end {
             let block = self.block(cluster / per_block)?;
             let stop = (cluster / per_block + 1) * per_block;
-            let counts = [0, 1].repeat((stop.min(self.end) - cluster) as usize);
+            let count = |cluster| self.shared.get(&cluster).copied().unwrap_or(1);
+            let counts: Vec<u8> = (cluster..stop.min(self.end))
+                .flat_map(|cluster| count(cluster).to_be_bytes())
+                .collect();
             file.write_all_at(&counts, block + cluster % per_block * 2)?;
             cluster = stop.min(self.end);
         }
         self.counted = self.end;
+        self.shared.clear();
         // The last cluster may be written in part. Growing a file waits for pending writes to it.
         if file.metadata()?.len() < self.end * self.size {
             file.set_len(self.end * self.size)?;

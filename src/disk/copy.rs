@@ -1,8 +1,8 @@
 //! Copies an image with its whole chain into one new file, and verifies the copy.
 //!
 //! The copy loop ([`crate::transfer`]) reads only allocated ranges of the source and does not write
-//! zeroes. A qcow2 is written without QEMU, unless it is compressed. With a [`Record`] an
-//! interrupted copy continues; without one the target is removed after any error.
+//! zeroes. A qcow2 is written without QEMU. With a [`Record`] an interrupted copy continues; without
+//! one the target is removed after any error.
 
 use std::fs::File;
 use std::io;
@@ -21,6 +21,7 @@ use super::direct::RawTarget;
 use super::empty;
 use super::error::ImageError;
 use super::export::{Export, ExportError};
+use super::packed_writer::PackedWriter;
 use super::writer::Qcow2Writer;
 use super::{reflink, tables};
 use crate::block::{BlockRead, BlockWrite};
@@ -263,13 +264,20 @@ pub fn copy(
         let _span = timeline::span("create the copy");
         begin(source, target, how)?
     };
-    let into = Into::open(target, source.virtual_size(), (format, compress))?;
+    let done = journal.as_ref().map(|journal| journal.done().clone());
+    let done = done.unwrap_or_default();
+    let into = Into::open(
+        target,
+        source.virtual_size(),
+        format,
+        compress.then_some(&done),
+    )?;
     let shared = share(source, target, how, journal.as_ref()).map_err(io_error)?;
     // No record is kept of that: an interrupted copy starts over, which costs next to nothing.
     let is_shared = shared.is_some();
     let ranges = shared.map_or(ranges, Arc::new);
-    if compress && let Some(journal) = journal.as_ref().filter(|j| !j.done().is_empty()) {
-        clear(&ranges.minus(journal.done()), into.disk().as_ref())
+    if compress && matches!(into, Into::Image(_)) && !done.is_empty() {
+        clear(&ranges.minus(&done), into.disk().as_ref())
             .map_err(|e| CopyError::of(e, source.path(), target))?;
     }
     let from = Export::open_for_copy(source)?;
@@ -366,14 +374,20 @@ pub(super) fn fraction(step: Step, ranges: &Extents) -> f64 {
     step.done as f64 / ranges.bytes().max(1) as f64
 }
 
-/// The ranges of the source with data.
+/// The ranges of the source with data; whole clusters if they are compressed.
 pub(super) fn ranges(source: &Image, how: &CopyOptions) -> Result<Arc<Extents>> {
-    if let Some(ranges) = &how.ranges {
-        return Ok(ranges.clone());
-    }
-    let mut ranges = Extents::default();
-    qemu_img::data_ranges(&source.spec(), &mut |range| ranges.insert(range))?;
-    Ok(Arc::new(ranges))
+    let ranges = match &how.ranges {
+        Some(ranges) => ranges.clone(),
+        None => {
+            let mut ranges = Extents::default();
+            qemu_img::data_ranges(&source.spec(), &mut |range| ranges.insert(range))?;
+            Arc::new(ranges)
+        }
+    };
+    Ok(match how.compress {
+        true => Arc::new(ranges.on_grains(empty::CLUSTER, source.virtual_size())),
+        false => ranges,
+    })
 }
 
 /// Opens the target, as an empty image or with the data of an earlier run, and the record of the
@@ -409,14 +423,15 @@ fn begin<'t>(
     let unfinished = Unfinished(how.record.is_none().then_some(target));
     match how.format {
         TargetFormat::Raw => file.set_len(source.virtual_size()).map_err(io_error)?,
-        TargetFormat::Qcow2 if !how.compress && empty::can_create(source.virtual_size()) => {
-            empty::write_qcow2(&file, source.virtual_size()).map_err(|e| full_or(e, target))?;
-        }
         TargetFormat::Qcow2 => {
-            let zstd = how.compress && qemu_img::has_zstd();
-            let options = zstd.then_some("compression_type=zstd");
-            qemu_img::create_with(target, how.format.name(), source.virtual_size(), options)
-                .map_err(|e| convert_error(source, target, e))?;
+            let (size, zstd) = (source.virtual_size(), how.compress && qemu_img::has_zstd());
+            if empty::can_create(size) && how.compress == zstd {
+                empty::write_qcow2(&file, size, zstd).map_err(|e| full_or(e, target))?;
+            } else {
+                let options = zstd.then_some("compression_type=zstd");
+                qemu_img::create_with(target, how.format.name(), size, options)
+                    .map_err(|e| convert_error(source, target, e))?;
+            }
         }
     }
     // A record must not name a file that a loss of power can remove.
@@ -440,11 +455,13 @@ pub(super) enum Into {
 }
 
 impl Into {
-    /// Opens an existing target. An image made by hyper2kvm needs no storage daemon.
+    /// Opens an existing target. An image made by hyper2kvm needs no storage daemon. Of a compressed
+    /// one only the recorded ranges stay.
     pub(super) fn open(
         target: &Path,
         size: u64,
-        (format, compress): (TargetFormat, bool),
+        format: TargetFormat,
+        compressed: Option<&Extents>,
     ) -> Result<Self> {
         let io_error = |source| CopyError::Io {
             path: target.into(),
@@ -455,10 +472,15 @@ impl Into {
         if format == TargetFormat::Raw {
             return Ok(Self::File(Arc::new(RawTarget::new(file, size))));
         }
-        if !compress && let Some(writer) = Qcow2Writer::open(file, size).map_err(io_error)? {
-            return Ok(Self::File(Arc::new(writer)));
+        let writer: Option<Arc<dyn BlockWrite>> = match compressed {
+            None => Qcow2Writer::open(file, size).map(|w| w.map(|w| Arc::new(w) as _)),
+            Some(done) => PackedWriter::open(file, size, done).map(|w| w.map(|w| Arc::new(w) as _)),
         }
-        let image = Image::target(target, Format::QCOW2, size, compress);
+        .map_err(io_error)?;
+        if let Some(writer) = writer {
+            return Ok(Self::File(writer));
+        }
+        let image = Image::target(target, Format::QCOW2, size, compressed.is_some());
         Ok(Self::Image(Export::<dyn BlockWrite>::open_as_target(
             &image,
         )?))

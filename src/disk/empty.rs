@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::detect::Format;
-use super::qcow2::{EXTENDED_L2, Header, MAGIC};
+use super::qcow2::{COMPRESSION_TYPE, EXTENDED_L2, Header, MAGIC, ZSTD};
 use crate::bytes::Be;
 
 const CLUSTER_BITS: u32 = 16;
@@ -39,7 +39,7 @@ pub fn create_qcow2(path: &Path, virtual_size: u64) -> io::Result<()> {
     if !can_create(virtual_size) {
         return Err(too_large(virtual_size));
     }
-    write_qcow2(&create(path)?, virtual_size)
+    write_qcow2(&create(path)?, virtual_size, false)
 }
 
 /// Whether a disk of that size can be created here.
@@ -105,12 +105,13 @@ pub(super) fn overlay_shape(virtual_size: u64) -> (u64, u64) {
     (1 << shape.cluster_bits, shape.entry)
 }
 
-/// Writes an empty image to an existing empty file.
-pub(super) fn write_qcow2(file: &File, virtual_size: u64) -> io::Result<()> {
+/// Writes an empty image to an existing empty file. One that will be compressed says so: QEMU reads
+/// zstd from 5.1 on.
+pub(super) fn write_qcow2(file: &File, virtual_size: u64, compressed: bool) -> io::Result<()> {
     if !can_create(virtual_size) {
         return Err(too_large(virtual_size));
     }
-    PLAIN.write(file, virtual_size, &Naming::NONE)
+    Shape::of_copy(compressed).write(file, virtual_size, &Naming::NONE)
 }
 
 /// The parameters of an image.
@@ -126,6 +127,10 @@ const PLAIN: Shape = Shape {
     cluster_bits: CLUSTER_BITS,
     features: 0,
     entry: 8,
+};
+const PACKED: Shape = Shape {
+    features: COMPRESSION_TYPE,
+    ..PLAIN
 };
 const OVERLAY: Shape = Shape {
     cluster_bits: 21,
@@ -164,6 +169,10 @@ impl Shape {
         }
     }
 
+    fn of_copy(compressed: bool) -> Self {
+        if compressed { PACKED } else { PLAIN }
+    }
+
     fn write(&self, file: &File, virtual_size: u64, naming: &Naming) -> io::Result<()> {
         let cluster = 1 << self.cluster_bits;
         let size = virtual_size.next_multiple_of(512);
@@ -178,6 +187,11 @@ impl Shape {
 
     fn header(&self, size: u64, entries: u64, naming: &Naming) -> Vec<u8> {
         let cluster: u64 = 1 << self.cluster_bits;
+        let mut own = Vec::new();
+        if self.features & COMPRESSION_TYPE != 0 {
+            own.extend([ZSTD, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        let len = Header::LEN + own.len();
         let behind = naming.bytes();
         let name = naming.0.len();
         let header = Header {
@@ -185,7 +199,7 @@ impl Shape {
             version: Be(3),
             backing: Be(match name {
                 0 => 0,
-                _ => (Header::LEN + behind.len() - name) as u64,
+                _ => (len + behind.len() - name) as u64,
             }),
             backing_len: Be(name as u32),
             cluster_bits: Be(self.cluster_bits),
@@ -201,11 +215,12 @@ impl Shape {
             compatible: Be(0),
             clearing: Be(0),
             count_order: Be(REFCOUNT_ORDER),
-            len: Be(Header::LEN as u32),
+            len: Be(len as u32),
         };
         let mut bytes = vec![0; Header::LEN];
         let whole = header.write(&mut bytes);
         debug_assert!(whole.is_some());
+        bytes.extend(own);
         bytes.extend(behind);
         bytes
     }
@@ -217,8 +232,8 @@ pub(super) fn first_free(entries: u64) -> u64 {
 }
 
 /// The header of a disk with clusters of 64 KiB.
-pub(super) fn header(size: u64, entries: u64) -> Vec<u8> {
-    PLAIN.header(size, entries, &Naming::NONE)
+pub(super) fn header(size: u64, entries: u64, compressed: bool) -> Vec<u8> {
+    Shape::of_copy(compressed).header(size, entries, &Naming::NONE)
 }
 
 #[cfg(test)]

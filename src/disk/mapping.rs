@@ -1,6 +1,8 @@
 //! [`Mapping`]: which cluster of a disk is where in a qcow2 that is being filled.
 //!
-//! Tables are kept in memory and written by a flush, or when there are many.
+//! Tables are kept in memory and written by a flush, or when there are many. Compressed clusters
+//! follow each other without regard to the clusters of the file. Several of them then share one of
+//! those, whose reference count is their number.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,7 +11,8 @@ use std::os::unix::fs::FileExt;
 
 use super::clusters::{Clusters, read_table, write_table};
 use super::empty::{CLUSTER, COUNT_BLOCK, LEVEL_1, first_free};
-use super::qcow2::{COPIED, OFFSET};
+use super::qcow2::{COMPRESSED, COPIED, OFFSET};
+use crate::transfer::Extents;
 
 /// Entries of a second-level table, and of the table of counts.
 const ENTRIES: u64 = CLUSTER / 8;
@@ -22,7 +25,47 @@ pub(super) struct Mapping {
     level_1_changed: bool,
     /// The second-level tables by their index in the first level.
     level_2: BTreeMap<usize, Table>,
-    clusters: Clusters,
+    pub(super) clusters: Clusters,
+    /// The end of the compressed data in the last cluster of the file; 0 without any. The count of
+    /// that cluster is not in the file yet.
+    packed_end: u64,
+}
+
+/// Offset and length of compressed data in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Packed {
+    pub(super) at: u64,
+    pub(super) len: u64,
+}
+
+/// The bit of an entry from which the number of further sectors stands: 62 - (cluster bits - 8).
+const SECTORS: u32 = 54;
+/// The unit of that number.
+const SECTOR: u64 = 512;
+
+impl Packed {
+    /// The entry of the second level. It tells where the data begins, and how many sectors the
+    /// data goes into besides the first one.
+    pub(super) fn entry(self) -> u64 {
+        let more = (self.at + self.len - 1) / SECTOR - self.at / SECTOR;
+        COMPRESSED | more << SECTORS | self.at
+    }
+
+    /// The range that an entry describes, up to the end of its last sector; `None` for other entries.
+    pub(super) fn of(entry: u64) -> Option<Self> {
+        if entry & COMPRESSED == 0 || entry & COPIED != 0 {
+            return None;
+        }
+        let at = entry & ((1 << SECTORS) - 1);
+        let more = (entry & (COMPRESSED - 1)) >> SECTORS;
+        let len = (more + 1) * SECTOR - at % SECTOR;
+        Some(Self { at, len })
+    }
+
+    /// The clusters of the file that contain the data.
+    fn clusters(self) -> std::ops::RangeInclusive<u64> {
+        self.at / CLUSTER..=(self.at + self.len - 1) / CLUSTER
+    }
 }
 
 /// A table of the second level.
@@ -37,8 +80,13 @@ pub(super) fn invalid(what: &str) -> io::Error {
 
 impl Mapping {
     /// Reads the tables, and recounts the references of the file. `None` if they differ from the
-    /// form written here.
-    pub(super) fn read(file: &File, entries: u64) -> io::Result<Option<Self>> {
+    /// form written here. Of a compressed image only the clusters in `kept` stay: the data of the
+    /// others may be missing.
+    pub(super) fn read(
+        file: &File,
+        entries: u64,
+        kept: Option<&Extents>,
+    ) -> io::Result<Option<Self>> {
         let length = file.metadata()?.len().div_ceil(CLUSTER);
         file.set_len(length * CLUSTER)?;
         let mut tables = Self {
@@ -46,8 +94,9 @@ impl Mapping {
             level_1_changed: false,
             level_2: BTreeMap::new(),
             clusters: Clusters::of(file, CLUSTER, length)?,
+            packed_end: 0,
         };
-        let mut used = Used(vec![0; length.div_ceil(64) as usize]);
+        let mut used = Used(vec![0; length as usize]);
         for cluster in 0..first_free(entries) / CLUSTER {
             used.set(cluster);
         }
@@ -67,7 +116,16 @@ impl Mapping {
         {
             let before = read_table(file, at & OFFSET, ENTRIES)?;
             let mut entries = before.clone();
-            if !used.take(&mut entries, COPIED, length) {
+            if let Some(kept) = kept {
+                keep(&mut entries, i as u64 * ENTRIES, kept);
+            }
+            let packed = |entry: &u64| Packed::of(*entry).filter(|_| kept.is_some());
+            let shared = entries
+                .iter()
+                .filter_map(packed)
+                .all(|data| used.share(data));
+            let whole = entries.iter_mut().filter(|entry| packed(entry).is_none());
+            if !shared || !used.take(whole, COPIED, length) {
                 return Ok(None);
             }
             if entries != before {
@@ -88,7 +146,7 @@ impl Mapping {
             let clusters = block * counted..(block * counted + counted).min(length);
             let mut counts: Vec<u8> = Vec::with_capacity(CLUSTER as usize);
             for cluster in clusters {
-                counts.extend(u16::from(used.has(cluster)).to_be_bytes());
+                counts.extend(used.count(cluster).to_be_bytes());
             }
             counts.resize(CLUSTER as usize, 0);
             // A lost block gets a new offset, whose own count is written by the next flush.
@@ -126,6 +184,21 @@ impl Mapping {
         Ok(self.level_2.get_mut(&i))
     }
 
+    /// The entry of a cluster of the disk; 0 without one.
+    pub(super) fn entry(&mut self, file: &File, cluster: u64) -> io::Result<u64> {
+        let table = self.table(file, (cluster / ENTRIES) as usize, false)?;
+        Ok(table.map_or(0, |table| table.entries[(cluster % ENTRIES) as usize]))
+    }
+
+    /// Sets the entry of a cluster of the disk.
+    pub(super) fn set(&mut self, file: &File, cluster: u64, entry: u64) -> io::Result<()> {
+        if let Some(table) = self.table(file, (cluster / ENTRIES) as usize, true)? {
+            table.entries[(cluster % ENTRIES) as usize] = entry;
+            table.changed = true;
+        }
+        Ok(())
+    }
+
     /// The offset in the file of a cluster of the disk.
     pub(super) fn place(
         &mut self,
@@ -133,25 +206,41 @@ impl Mapping {
         cluster: u64,
         allocate: bool,
     ) -> io::Result<Option<u64>> {
-        let (i, entry) = ((cluster / ENTRIES) as usize, (cluster % ENTRIES) as usize);
-        let Some(table) = self.table(file, i, allocate)? else {
-            return Ok(None);
-        };
-        let at = table.entries[entry] & OFFSET;
+        let at = self.entry(file, cluster)? & OFFSET;
         if at != 0 || !allocate {
             return Ok(Some(at).filter(|at| *at != 0));
         }
         let at = self.clusters.take()?;
-        if let Some(table) = self.table(file, i, true)? {
-            table.entries[entry] = at | COPIED;
-            table.changed = true;
-        }
+        self.set(file, cluster, at | COPIED)?;
         Ok(Some(at))
+    }
+
+    /// Allocates the places of compressed data, one directly after the other.
+    pub(super) fn pack(&mut self, lens: &[u64]) -> io::Result<Vec<Packed>> {
+        let len: u64 = lens.iter().sum();
+        self.clusters.reserve(len.div_ceil(CLUSTER))?;
+        let end = self.clusters.end * CLUSTER;
+        let begun = self.packed_end.next_multiple_of(CLUSTER) == end;
+        let mut at = if begun { self.packed_end } else { end };
+        let more = (at + len).saturating_sub(end).div_ceil(CLUSTER);
+        self.clusters.take_run(more)?;
+        let place = |len: &u64| {
+            let packed = Packed { at, len: *len };
+            at += len;
+            for cluster in packed.clusters() {
+                *self.clusters.shared.entry(cluster).or_default() += 1;
+            }
+            packed
+        };
+        let places = lens.iter().map(place).collect();
+        self.packed_end = at;
+        Ok(places)
     }
 
     /// Writes all changes.
     pub(super) fn write(&mut self, file: &File) -> io::Result<()> {
         self.clusters.write(file)?;
+        self.packed_end = 0;
         for (i, table) in self.level_2.iter_mut().filter(|(_, table)| table.changed) {
             write_table(file, self.level_1[*i] & OFFSET, &table.entries)?;
             table.changed = false;
@@ -163,28 +252,56 @@ impl Mapping {
     }
 }
 
-/// One bit for each cluster of the file.
-struct Used(Vec<u64>);
+/// Removes the entries of clusters that are not wholly in `kept`. `first` is the first of them.
+fn keep(entries: &mut [u64], first: u64, kept: &Extents) {
+    for (i, entry) in entries.iter_mut().enumerate().filter(|(_, e)| **e != 0) {
+        let start = (first + i as u64) * CLUSTER;
+        let there: u64 = kept
+            .parts_of(start..start + CLUSTER)
+            .map(|part| part.end - part.start)
+            .sum();
+        if there < CLUSTER {
+            *entry = 0;
+        }
+    }
+}
+
+/// The references to each cluster of the file.
+struct Used(Vec<u16>);
 
 impl Used {
-    fn has(&self, cluster: u64) -> bool {
-        let word = self.0.get((cluster / 64) as usize).copied();
-        word.unwrap_or_default() >> (cluster % 64) & 1 == 1
+    fn count(&self, cluster: u64) -> u16 {
+        self.0.get(cluster as usize).copied().unwrap_or_default()
     }
 
     /// Marks a cluster. Returns whether it is new.
     fn set(&mut self, cluster: u64) -> bool {
-        let new = !self.has(cluster);
-        if let Some(word) = self.0.get_mut((cluster / 64) as usize) {
-            *word |= 1 << (cluster % 64);
+        let new = self.count(cluster) == 0;
+        if let Some(count) = self.0.get_mut(cluster as usize) {
+            *count = 1;
         }
         new
     }
 
+    /// Counts the clusters of compressed data. `false` if the data is outside the file.
+    fn share(&mut self, data: Packed) -> bool {
+        data.clusters().all(|cluster| {
+            let count = self.0.get_mut(cluster as usize);
+            let more = count.as_deref().and_then(|count| count.checked_add(1));
+            more.zip(count).map(|(more, count)| *count = more).is_some()
+        })
+    }
+
     /// Marks the clusters of the entries. An entry that leads past the end is dropped: no flush has
     /// ended since it was written. `false` if the entries differ from the form written here.
-    fn take(&mut self, entries: &mut [u64], flags: u64, length: u64) -> bool {
-        entries.iter_mut().filter(|e| **e != 0).all(|entry| {
+    fn take<'e>(
+        &mut self,
+        entries: impl IntoIterator<Item = &'e mut u64>,
+        flags: u64,
+        length: u64,
+    ) -> bool {
+        let mut used = entries.into_iter().filter(|entry| **entry != 0);
+        used.all(|entry| {
             let at = *entry & !flags;
             if *entry & flags != flags || at & !OFFSET != 0 || !at.is_multiple_of(CLUSTER) {
                 return false;

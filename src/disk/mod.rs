@@ -39,6 +39,7 @@ mod on_wire;
 mod open;
 mod overlay;
 mod overlay_writer;
+mod packed_writer;
 pub mod partition;
 mod pool;
 mod qcow2;

@@ -17,6 +17,10 @@ pub const COMPRESSED: u64 = 1 << 62;
 pub const ZERO: u64 = 1;
 /// Incompatible feature: clusters are in another file.
 pub const EXTERNAL_DATA: u64 = 1 << 2;
+/// Incompatible feature: byte 104 of the header is the type of compression.
+pub const COMPRESSION_TYPE: u64 = 1 << 3;
+/// That type for zstd.
+pub const ZSTD: u8 = 1;
 /// Incompatible feature: entries of the second level have 16 bytes, the last eight of which are a
 /// bitmap of subclusters.
 pub const EXTENDED_L2: u64 = 1 << 4;

@@ -59,7 +59,7 @@ impl Refill<'_> {
         }
         let file = File::create_new(path).map_err(failed)?;
         match empty::can_create(size) {
-            true => empty::write_qcow2(&file, size).map_err(failed)?,
+            true => empty::write_qcow2(&file, size, false).map_err(failed)?,
             false => qemu_img::create_with(path, TargetFormat::Qcow2.name(), size, None)?,
         }
         file.sync_all().map_err(failed)
@@ -81,7 +81,7 @@ impl Refill<'_> {
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
         let size = self.source.virtual_size();
-        let into = Into::open(self.target, size, (TargetFormat::Qcow2, false))?;
+        let into = Into::open(self.target, size, TargetFormat::Qcow2, None)?;
         let from = Export::open_for_copy(self.source)?;
         let nothing: Arc<dyn BlockRead> = Arc::new(Nothing(size));
         let recorded = work.recorded.bytes();

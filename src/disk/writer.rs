@@ -18,6 +18,7 @@ use super::direct::DirectFile;
 use super::empty::{CLUSTER, PER_ENTRY, can_create, first_free, header};
 use super::mapping::{Mapping, invalid};
 use crate::block::{BlockRead, BlockWrite, check_range};
+use crate::transfer::Extents;
 
 /// A qcow2 that is being filled.
 pub(super) struct Qcow2Writer {
@@ -32,30 +33,33 @@ struct Part {
     len: usize,
 }
 
+/// Reads the tables of an image that a copy continues to fill. One with `kept` is compressed.
+pub(super) fn open(file: &File, size: u64, kept: Option<&Extents>) -> io::Result<Option<Mapping>> {
+    if !can_create(size) || size == 0 {
+        return Ok(None);
+    }
+    let entries = size.next_multiple_of(512).div_ceil(PER_ENTRY);
+    let expected = header(size.next_multiple_of(512), entries, kept.is_some());
+    let mut found = vec![0; expected.len()];
+    if file.metadata()?.len() < first_free(entries) {
+        return Ok(None);
+    }
+    file.read_exact_at(&mut found, 0)?;
+    if found != expected {
+        return Ok(None);
+    }
+    Mapping::read(file, entries, kept)
+}
+
 impl Qcow2Writer {
     /// Opens an image that a copy continues to fill. `None` if hyper2kvm has not written it; QEMU
     /// may still support it.
     pub(super) fn open(file: File, size: u64) -> io::Result<Option<Self>> {
-        if !can_create(size) || size == 0 {
-            return Ok(None);
-        }
-        let entries = size.next_multiple_of(512).div_ceil(PER_ENTRY);
-        let expected = header(size.next_multiple_of(512), entries);
-        let mut found = vec![0; expected.len()];
-        if file.metadata()?.len() < first_free(entries) {
-            return Ok(None);
-        }
-        file.read_exact_at(&mut found, 0)?;
-        if found != expected {
-            return Ok(None);
-        }
-        let Some(tables) = Mapping::read(&file, entries)? else {
-            return Ok(None);
-        };
-        Ok(Some(Self {
+        let mapping = open(&file, size, None)?;
+        Ok(mapping.map(|mapping| Self {
             file: DirectFile::new(file),
             size,
-            tables: Mutex::new(tables),
+            tables: Mutex::new(mapping),
         }))
     }
 
