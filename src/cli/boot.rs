@@ -15,6 +15,7 @@ use crate::guest::keys::Keys;
 use crate::report::text;
 use crate::ui::{Styled, Tone, Ui, count};
 
+use super::connect::ConnectArgs;
 use super::source::parsed_keys;
 
 #[derive(Debug, clap::Args)]
@@ -34,14 +35,8 @@ pub struct BootArgs {
 /// Options for watching the boots.
 #[derive(Debug, clap::Args)]
 pub struct WatchArgs {
-    /// libvirt of this host
-    #[arg(
-        long,
-        value_name = "URI",
-        env = "LIBVIRT_DEFAULT_URI",
-        default_value = "qemu:///system"
-    )]
-    connect: String,
+    #[command(flatten)]
+    libvirt: ConnectArgs,
     /// How to detect that Windows is up
     #[arg(long, value_enum, default_value_t = WaitArg::Auto)]
     wait: WaitArg,
@@ -64,14 +59,14 @@ pub struct WatchArgs {
 
 impl WatchArgs {
     pub fn uri(&self) -> &str {
-        &self.connect
+        &self.libvirt.connect
     }
 
     /// The options for a directory that is filled in later.
     pub fn options(&self, folder: PathBuf, keys: Keys, install: Option<Place>) -> Options {
         Options {
             folder,
-            uri: self.connect.clone(),
+            uri: self.libvirt.connect.clone(),
             wait: match self.wait {
                 WaitArg::Auto => Wait::Auto,
                 WaitArg::Marker => Wait::Marker,

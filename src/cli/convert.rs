@@ -95,7 +95,7 @@ pub fn run(args: &ConvertArgs, ui: &Ui) -> Result<()> {
             "--in-place leaves the disk where it is: it cannot be moved to libvirt's directory too",
         ));
     }
-    let virsh = Virsh::new(&args.connect);
+    let virsh = Virsh::new(&args.libvirt.connect);
     let folder = place
         .as_ref()
         .map(|place| install::destination(place, &virsh));

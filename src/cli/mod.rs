@@ -5,6 +5,7 @@ pub mod batch;
 pub mod boot;
 pub mod completions;
 mod confine;
+mod connect;
 pub mod convert;
 pub mod demo;
 pub mod docs;

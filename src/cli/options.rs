@@ -21,6 +21,7 @@ use crate::text;
 use crate::wire::Transport;
 
 use super::boot::InstallArgs;
+use super::connect::ConnectArgs;
 use super::source::FixArgs;
 
 /// Options by their long names, each with its values; a flag has the value `true`.
@@ -39,20 +40,14 @@ pub const KEY: &str = "key";
 
 /// The arguments for one VM.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("connect", |arg| arg.help("libvirt that has the storage pool")))]
 pub struct OneArgs {
     #[command(flatten)]
     pub fix: FixArgs,
     #[command(flatten)]
     pub(super) install: InstallArgs,
-    /// libvirt that has the storage pool
-    #[arg(
-        long,
-        value_name = "URI",
-        env = "LIBVIRT_DEFAULT_URI",
-        default_value = "qemu:///system",
-        help_heading = "Placing the disks"
-    )]
-    pub(super) connect: String,
+    #[command(flatten, next_help_heading = "Placing the disks")]
+    pub(super) libvirt: ConnectArgs,
 }
 
 /// The definitions of the options alone.

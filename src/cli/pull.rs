@@ -8,18 +8,15 @@ use crate::error::Result;
 use crate::pull::{self, By, Options};
 use crate::ui::{self, Ui};
 
+use super::connect::{ConnectArgs, RECORDED};
+
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("connect", |arg| arg.help(RECORDED)))]
 pub struct PullArgs {
     /// Output directory of `convert --copy later`
     folder: PathBuf,
-    /// libvirt of this host, where no `boot` has recorded one
-    #[arg(
-        long,
-        value_name = "URI",
-        env = "LIBVIRT_DEFAULT_URI",
-        default_value = "qemu:///system"
-    )]
-    connect: String,
+    #[command(flatten)]
+    libvirt: ConnectArgs,
     /// Copy at most so many MiB per second, all disks together
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     bandwidth: Option<u64>,
@@ -29,7 +26,7 @@ pub fn run(args: &PullArgs, ui: &Ui) -> Result<()> {
     let pulled = pull::pull(
         &Options {
             folder: args.folder.clone(),
-            uri: args.connect.clone(),
+            uri: args.libvirt.connect.clone(),
             bandwidth: args.bandwidth,
         },
         ui,

@@ -8,18 +8,15 @@ use crate::error::Result;
 use crate::pull::release::{self, Options};
 use crate::ui::Ui;
 
+use super::connect::{ConnectArgs, RECORDED};
+
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("connect", |arg| arg.help(RECORDED)))]
 pub struct ReleaseArgs {
     /// Output directory of `convert --copy later`, or of `sync`
     folder: PathBuf,
-    /// libvirt of this host, where no `boot` has recorded one
-    #[arg(
-        long,
-        value_name = "URI",
-        env = "LIBVIRT_DEFAULT_URI",
-        default_value = "qemu:///system"
-    )]
-    connect: String,
+    #[command(flatten)]
+    libvirt: ConnectArgs,
     /// Release even if the VM has run: the data it has written is lost
     #[arg(long)]
     force: bool,
@@ -28,7 +25,7 @@ pub struct ReleaseArgs {
 pub fn run(args: &ReleaseArgs, ui: &Ui) -> Result<()> {
     let options = Options {
         folder: args.folder.clone(),
-        uri: args.connect.clone(),
+        uri: args.libvirt.connect.clone(),
         force: args.force,
     };
     let released = release::release(&options, ui)?;

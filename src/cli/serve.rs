@@ -15,19 +15,17 @@ use crate::source::mirror;
 use crate::threads::side_by_side;
 use crate::ui::Ui;
 
+use super::connect::{ConnectArgs, RECORDED};
+
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("connect", |arg| arg.help(format!(
+    "{RECORDED}: its QEMU gets access, and a VM that it has paused is resumed"
+))))]
 pub struct ServeArgs {
     /// Output directory of `convert --copy later`
     folder: PathBuf,
-    /// libvirt of this host, where no `boot` has recorded one: its QEMU gets access, and a VM that
-    /// it has paused is resumed
-    #[arg(
-        long,
-        value_name = "URI",
-        env = "LIBVIRT_DEFAULT_URI",
-        default_value = "qemu:///system"
-    )]
-    connect: String,
+    #[command(flatten)]
+    libvirt: ConnectArgs,
 }
 
 pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
@@ -62,7 +60,7 @@ pub fn run(args: &ServeArgs, ui: &Ui) -> Result<()> {
         return nothing("QEMU itself reads the source on this host");
     }
     let check = || record.check_source(&folder.path);
-    let start = || Serving::start(&folder, &record, &args.connect);
+    let start = || Serving::start(&folder, &record, &args.libvirt.connect);
     let serving = match record.is_composed() {
         true => {
             check()?;
