@@ -125,6 +125,7 @@ impl Fixing<'_> {
             media: self.media,
             before: &session.reader(),
             edited: &self.prepared.edited,
+            saver: self.run.saver(),
             backups,
             journal,
         };

@@ -159,7 +159,8 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     // Runs while the plan is made.
     let opening = run.open_overlays(&session)?;
     let media = media.map_or_else(|| job.drivers.media(), Ok)?;
-    let saver = run.saver();
+    // A resumed run already has the originals.
+    let saver = run.resumed.is_none().then(|| run.saver());
     let seen = Seen {
         survey: &survey,
         guest: &session.reader(),

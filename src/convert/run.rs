@@ -105,12 +105,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The saver for the originals of the changed files; a resumed run already has them.
-    pub(super) fn saver(&self) -> Option<Saver> {
-        self.resumed.is_none().then(|| Saver {
+    /// The saver for the originals of the changed files.
+    pub(super) fn saver(&self) -> Saver {
+        Saver {
             folder: self.folder.path().to_path_buf(),
             durably: self.job.copy.is_in_place(),
-        })
+        }
     }
 
     /// Refuses a blocked plan; otherwise saves the plan beside the result.

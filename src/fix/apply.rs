@@ -126,6 +126,8 @@ pub struct Fix<'a> {
     pub before: &'a dyn GuestRead,
     /// The hives, if they were already edited.
     pub edited: &'a EditedHives,
+    /// Keeps the originals, beside the journal.
+    pub saver: Saver,
     /// The backups started while the plan was made.
     pub backups: Option<Backups>,
     pub journal: &'a mut Journal,
@@ -141,17 +143,13 @@ impl Fix<'_> {
         open_writer: impl FnOnce() -> Result<Box<dyn GuestWrite>>,
     ) -> Result<Vec<Walking>> {
         self.journal.set_state(State::Fixing)?;
-        let saver = Saver {
-            folder: self.journal.folder().to_path_buf(),
-            durably: self.journal.doc.disk.in_place,
-        };
         let backups = match self.backups.take() {
             // The merged hives replace those in memory.
             Some(backups) => {
                 drop(hives);
                 backups
             }
-            None => back_up(self.actions, self.before, hives, &saver)?,
+            None => back_up(self.actions, self.before, hives, &self.saver)?,
         };
         let mut hives = backups.merge(self.edited);
         // The volume is mounted while hives are backed up and edited.
@@ -166,7 +164,7 @@ impl Fix<'_> {
             media: self.media,
             before: self.before,
             writer,
-            saver,
+            saver: self.saver.clone(),
             hives,
             walking: Vec::new(),
         };
@@ -309,6 +307,10 @@ mod tests {
                 media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
                 before: guest,
                 edited: &EditedHives::default(),
+                saver: Saver {
+                    folder: journal.folder().to_path_buf(),
+                    durably: false,
+                },
                 backups: None,
                 journal,
             };
