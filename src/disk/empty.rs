@@ -23,7 +23,9 @@ pub(super) const PER_ENTRY: u64 = CLUSTER / 8 * CLUSTER;
 /// The bits of a reference count, as a power of two.
 const REFCOUNT_ORDER: u32 = 4;
 pub(super) const COUNT_BLOCK: u64 = 2 * CLUSTER;
-pub(super) const LEVEL_1: u64 = 3 * CLUSTER;
+/// The cluster in which the first-level table begins.
+pub(super) const FIRST_OF_LEVEL_1: u64 = 3;
+pub(super) const LEVEL_1: u64 = FIRST_OF_LEVEL_1 * CLUSTER;
 /// The size of a disk from which its overlay has large clusters. With clusters of 64 KiB, the
 /// tables that mark the free space of 2 TiB as zero take 256 MiB; with large ones 16.
 const LARGE: u64 = 256 << 30;
@@ -177,7 +179,7 @@ impl Shape {
         let cluster = 1 << self.cluster_bits;
         let size = virtual_size.next_multiple_of(512);
         let entries = size.div_ceil(cluster / self.entry * cluster);
-        let clusters = 3 + (entries * 8).div_ceil(cluster);
+        let clusters = FIRST_OF_LEVEL_1 + (entries * 8).div_ceil(cluster);
         // Each part begins a cluster: the header, the table of counts with its one block, the first level.
         file.write_all_at(&self.header(size, entries, naming), 0)?;
         file.write_all_at(&(2 * cluster).to_be_bytes(), cluster)?;
@@ -206,7 +208,7 @@ impl Shape {
             size: Be(size),
             encryption: Be(0),
             l1_entries: Be(entries as u32),
-            l1: Be(3 * cluster),
+            l1: Be(FIRST_OF_LEVEL_1 * cluster),
             counts: Be(cluster),
             counts_clusters: Be(1),
             snapshots: Be(0),

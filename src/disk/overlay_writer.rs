@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::clusters::Clusters;
-use super::empty::overlay_shape;
+use super::empty::{FIRST_OF_LEVEL_1, overlay_shape};
 use super::qcow2::{COPIED, SUBCLUSTERS, ZERO};
 use crate::block::{BlockRead, BlockWrite, check_range};
 use crate::bytes::be64;
@@ -368,7 +368,7 @@ impl BlockWrite for OverlayWriter {
     fn flush(&self) -> io::Result<()> {
         let mut state = self.lock();
         let changed = std::mem::take(&mut state.changed);
-        let level_1 = 3 * state.cluster;
+        let level_1 = FIRST_OF_LEVEL_1 * state.cluster;
         for i in changed {
             let at = match state.tables.get(&i) {
                 Some(at) => *at,
