@@ -579,7 +579,7 @@ impl Builder<'_> {
     }
 
     fn device_ids(&self, ops: &mut Vec<RegOp>) {
-        let root = r"DriverDatabase\DeviceIds";
+        let root = KeyPath::new(r"DriverDatabase\DeviceIds");
         let score = |model: usize| {
             self.pkg
                 .inf
@@ -591,13 +591,13 @@ impl Builder<'_> {
         for id in self.pkg.bound_ids() {
             let rank = vec![id.kind, score(id.model), id.index, 0];
             ops.push(RegOp::set(
-                format!("{root}\\{}", id.id),
+                root.join(&id.id),
                 self.oem.as_str(),
                 RegData::Binary(rank),
             ));
         }
         ops.push(RegOp::set(
-            format!("{root}\\{}", self.pkg.inf.class_guid.to_lowercase()),
+            root.join(&self.pkg.inf.class_guid.to_lowercase()),
             self.oem.as_str(),
             RegData::None(Vec::new()),
         ));
@@ -754,16 +754,15 @@ fn token_or_value(text: &Text) -> String {
 }
 
 /// Applies the `HKR` lines below a key.
-fn add_reg(lines: &[AddReg], key: &str, ops: &mut Vec<RegOp>) {
+fn add_reg(lines: &[AddReg], key: &KeyPath, ops: &mut Vec<RegOp>) {
     for line in lines.iter().filter(|l| l.root == "HKR") {
-        let key = if line.subkey.is_empty() {
-            key.to_string()
-        } else {
-            format!("{key}\\{}", line.subkey)
+        let key = match line.subkey.as_str() {
+            "" => key.clone(),
+            subkey => key.join(subkey),
         };
         ops.push(match &line.data {
             Some(data) => RegOp::set(key, line.name.as_str(), data.clone()),
-            None => RegOp::CreateKey { key },
+            None => RegOp::CreateKey { key: key.into() },
         });
     }
 }

@@ -22,7 +22,7 @@ use crate::drivers::pe::machine;
 use crate::guest::{DiskId, GuestError, GuestPath, GuestRead, VolumeId};
 use crate::registry::bcd::{APP_DEVICE, BcdError, Loader, OS_DEVICE};
 use crate::registry::{Bcd, BcdDevice, HiveView, RegData, RegOp};
-use crate::types::Arch;
+use crate::types::{Arch, KeyPath};
 
 /// The size limit for boot managers, which have about 2 MB.
 const MAX_LOADER: u64 = 64 << 20;
@@ -222,7 +222,8 @@ fn repair(
     loader: &Loader,
     code: &str,
 ) -> Result<Option<RegOp>, BcdError> {
-    let key = format!("Objects\\{}\\Elements\\{code}", loader.id);
+    let key = KeyPath::new("Objects").join(&loader.id).join("Elements");
+    let key = key.join(code);
     let Some(value) = view.key(&key)?.map(|k| k.value("Element")).transpose()? else {
         return Ok(None);
     };

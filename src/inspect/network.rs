@@ -17,7 +17,7 @@ use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
 use crate::text::guest_text;
-use crate::types::ControlSet;
+use crate::types::{ControlSet, KeyPath};
 
 use super::model::{Adapter, Cidr, NetworkFacts, Route};
 use super::nsi::{self, Luid, parse_hex};
@@ -41,7 +41,7 @@ pub fn network(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Networ
     let Some(set) = system.key(control_set)? else {
         return Ok(facts);
     };
-    if let Some(class) = set.key(&format!("Control\\Class\\{NET_CLASS}"))? {
+    if let Some(class) = set.key(&KeyPath::new("Control\\Class").join(NET_CLASS))? {
         for key in class.keys()?.into_iter().take(MAX_ADAPTERS) {
             let Some(guid) = key.string("NetCfgInstanceId")?.and_then(|g| guid(&g)) else {
                 continue;
@@ -180,7 +180,7 @@ fn ipv4(key: &Key<'_>, adapter: &mut Adapter) -> Result<()> {
 
 fn enabled(set: &Key<'_>, device: Option<&str>) -> Result<bool> {
     let device = match device.filter(|d| d.len() <= MAX_INSTANCE) {
-        Some(device) => set.key(&format!("Enum\\{device}"))?,
+        Some(device) => set.key(&KeyPath::new("Enum").join(device))?,
         None => None,
     };
     let flags = match device {

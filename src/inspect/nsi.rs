@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
+use crate::types::KeyPath;
 
 use super::model::{Cidr, Route};
 
@@ -116,7 +117,10 @@ fn route(to: IpAddr, prefix: u8, gateway: IpAddr, data: &[u8]) -> Route {
 
 /// The records of a table: the decoded name of the value, and its data.
 fn records(set: &Key<'_>, module: &str, table: u32) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let Some(table) = set.key(&format!("Control\\Nsi\\{module}\\{table}"))? else {
+    let path = KeyPath::new("Control\\Nsi")
+        .join(module)
+        .join(&table.to_string());
+    let Some(table) = set.key(&path)? else {
         return Ok(Vec::new());
     };
     let values = table.values()?.into_iter().take(MAX_RECORDS);

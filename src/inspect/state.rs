@@ -10,7 +10,7 @@ use crate::guest::{
 use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
-use crate::types::ControlSet;
+use crate::types::{ControlSet, KeyPath};
 
 use super::Disk;
 use super::findings;
@@ -353,12 +353,12 @@ pub fn hives(
 }
 
 fn pending(set: &Key<'_>, software: &HiveView<'_>, out: &mut Inspection) -> Result<()> {
-    let current = "Microsoft\\Windows\\CurrentVersion";
+    let current = KeyPath::new("Microsoft\\Windows\\CurrentVersion");
     for key in [
         "Component Based Servicing\\RebootPending",
         "WindowsUpdate\\Auto Update\\RebootRequired",
     ] {
-        let path = format!("{current}\\{key}");
+        let path = current.join(key);
         if software.key(&path)?.is_some() {
             out.pending_updates = true;
             out.findings

@@ -5,7 +5,7 @@ use crate::registry::HiveView;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
 use crate::text::guest_text;
-use crate::types::ControlSet;
+use crate::types::{ControlSet, KeyPath};
 
 use super::model::Tool;
 
@@ -209,7 +209,7 @@ pub fn antivirus(system: &HiveView<'_>, control_set: &ControlSet) -> Result<Vec<
 
 /// Whether the service exists and may start; a left-over key does neither.
 fn is_installed(set: &Key<'_>, service: &str) -> Result<bool> {
-    let Some(key) = set.key(&format!("Services\\{service}"))? else {
+    let Some(key) = set.key(&KeyPath::new("Services").join(service))? else {
         return Ok(false);
     };
     Ok(key.dword("Type")?.is_some() && key.dword("Start")?.is_some_and(|s| s < DISABLED))

@@ -12,7 +12,7 @@ use crate::inspect::HiveName;
 use crate::inspect::model::Tool as Installed;
 use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
-use crate::types::ControlSet;
+use crate::types::{ControlSet, KeyPath};
 
 use super::{Inputs, Layout};
 
@@ -132,7 +132,8 @@ fn without_tasks(
     folders: &[&String],
     ops: &mut Vec<RegOp>,
 ) -> Result<(), HiveError> {
-    let Some(tasks) = software.key(&format!("{TASK_CACHE}\\Tasks"))? else {
+    let cache = KeyPath::new(TASK_CACHE);
+    let Some(tasks) = software.key(&cache.join("Tasks"))? else {
         return Ok(());
     };
     for task in tasks.keys()?.into_iter().take(MAX_TASKS) {
@@ -157,12 +158,10 @@ fn without_tasks(
             continue;
         }
         ops.push(RegOp::DeleteKey { key: node });
-        ops.extend(TASK_LISTS.iter().map(|list| RegOp::DeleteKey {
-            key: format!("{TASK_CACHE}\\{list}\\{id}"),
+        let lists = TASK_LISTS.into_iter().chain(["Tasks"]);
+        ops.extend(lists.map(|list| RegOp::DeleteKey {
+            key: cache.join(list).join(&id).into(),
         }));
-        ops.push(RegOp::DeleteKey {
-            key: format!("{TASK_CACHE}\\Tasks\\{id}"),
-        });
     }
     Ok(())
 }
