@@ -1,9 +1,9 @@
 //! Named places at which a run can be made to fail, wait or die: for tests of recovery.
 //!
-//! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, `kill` ends the
-//! process by SIGKILL, `wait` continues after a signal has requested the end, `pause` stops the
-//! process (SIGSTOP) until it is continued. In a confined child `abort` crashes, `hang` never
-//! returns, `starve` allocates all memory and continues, and `escape` tries actions that must be
+//! `HYPER2KVM_FAILPOINT=name=action` arms one of them. `fail` returns an error, and `kill` ends the
+//! process by SIGKILL. `wait` continues after a signal has requested the end. `pause` stops the
+//! process (SIGSTOP) until it is continued. In a confined child `abort` crashes, and `hang` never
+//! returns. `starve` allocates all memory and continues, and `escape` tries actions that must be
 //! impossible for a child. `orphan` kills the children of this process and continues. `start:FILE`
 //! runs a program with all present restrictions of this process, and continues. Several are
 //! separated by commas.

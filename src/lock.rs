@@ -24,7 +24,7 @@ use crate::fix::trusted::{self, TrustError};
 
 /// The most attempts; in each, another run has removed the file in between.
 const ROUNDS: usize = 1000;
-/// The time for a program to be executed: one that a run was starting when it was killed has the
+/// The time for a program to be executed. If a run was starting it when it was killed, it has the
 /// lock's descriptor until then.
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);

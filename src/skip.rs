@@ -103,7 +103,7 @@ pub fn corpus(name: &str) -> Option<Vec<u8>> {
     bytes
 }
 
-/// A file of the corpus for a test that has other cases too: its absence is a failure if everything
+/// A file of the corpus for a test that has other cases too. Its absence is a failure if everything
 /// is required, and otherwise no skip.
 #[track_caller]
 pub fn corpus_if_there(name: &str) -> Option<Vec<u8>> {

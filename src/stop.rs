@@ -1,6 +1,6 @@
 //! The stop flag: raised by SIGINT, SIGTERM and SIGHUP, checked by everything that takes long.
 //!
-//! Children run in process groups of their own, so Ctrl-C reaches only this process: a rollback
+//! Children run in process groups of their own, so Ctrl-C reaches only this process. A rollback
 //! that follows still finds its storage daemon alive.
 
 use std::error::Error as StdError;

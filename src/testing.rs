@@ -1,5 +1,5 @@
-//! A whole Windows guest in memory, for tests of decisions: the output of `demo`, modified by the
-//! test, inspected, planned for, and after the plan. No tool and no file is needed.
+//! A whole Windows guest in memory, for tests of decisions. It is the output of `demo`, modified by
+//! the test, inspected, planned for, and after the plan. No tool and no file is needed.
 
 use crate::actions::{self, Action, CopyFiles, EditHive, EditedHives, PreviewHives};
 use crate::check::Check;

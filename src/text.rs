@@ -82,8 +82,8 @@ pub fn in_single_quotes(text: &str) -> String {
     text.replace('\'', r"'\''")
 }
 
-/// A path for a JSON document, without loss: unchanged text; if it is not UTF-8, a `file:` URI of
-/// its bytes (RFC 8089).
+/// A path for a JSON document, without loss. It is unchanged text or, if it is not UTF-8, a `file:`
+/// URI of its bytes (RFC 8089).
 pub fn of_path(path: &Path) -> Cow<'_, str> {
     match path.to_str() {
         Some(text) if !text.starts_with(FILE) => text.into(),

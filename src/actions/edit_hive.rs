@@ -1,7 +1,7 @@
 //! Merges registry edits into one hive.
 //!
-//! A hive whose transaction logs were replayed in memory is written as recovered, and `reset_logs`
-//! are emptied so that Windows cannot replay old pages over it.
+//! A hive whose transaction logs were replayed in memory is written as recovered. Then `reset_logs`
+//! are emptied, so that Windows cannot replay old pages over it.
 
 use serde::Serialize;
 

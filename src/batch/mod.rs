@@ -1,10 +1,10 @@
 //! Many conversions on one host.
 //!
-//! [`file`] parses the list, [`run`] starts one child of this same program per VM, a limited number
-//! at a time, and [`report`] summarises the results. A child that crashes, hangs or runs out of
-//! memory affects no other VM, and all of them die with this process.
+//! [`file`] parses the list. [`run`] starts one child of this same program per VM, a limited number
+//! at a time. [`report`] summarises the results. A child that crashes, hangs or runs out of memory
+//! affects no other VM, and all of them die with this process.
 //!
-//! There is no state besides the output directories: a VM is done if its directory is complete, and
+//! There is no state besides the output directories. A VM is done if its directory is complete, and
 //! was made from the same inputs with the same options ([`run::Machine::done`]).
 
 pub mod file;

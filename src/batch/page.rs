@@ -1,4 +1,4 @@
-//! The page of a batch: totals, and a table that can be filtered and sorted without scripts: radio
+//! The page of a batch: totals, and a table that can be filtered and sorted without scripts. Radio
 //! buttons before the table select the rows and their order.
 
 use std::fmt::Write as _;

@@ -43,7 +43,7 @@ const LOG_LINES: usize = 20;
 /// The most conversions at a time; more keep no disk busier.
 const MOST: usize = 4;
 
-/// The number of conversions that this host, container or job supports well at a time: each keeps
+/// The number of conversions that this host, container or job supports well at a time. Each keeps
 /// two CPUs busy (this program's reading and `qemu-img`, or two disks).
 pub fn default_jobs() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);

@@ -1,8 +1,8 @@
-//! Checks whether the user of QEMU can reach a file. libvirt gives the file itself to that user
-//! when the VM starts, but not the directories above it.
+//! Checks whether the user of QEMU can reach a file. When the VM starts, libvirt gives that user
+//! the file itself, but not the directories above it.
 //!
-//! Reads the permission bits. A directory with an access control list counts as accessible:
-//! libvirt's users are admitted by such lists, and the VM's start shows it in any case.
+//! Reads the permission bits. A directory with an access control list counts as accessible. Such
+//! lists admit libvirt's users, and the VM's start shows it in any case.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -96,7 +96,7 @@ fn has_acl(folder: &Path) -> bool {
     )
 }
 
-/// Whether the user cannot read a file whose owner libvirt does not change: a source below an
+/// Whether the user cannot read a file whose owner libvirt does not change. A source below an
 /// overlay keeps its owner and mode.
 pub fn closed(path: &Path, user: &User) -> bool {
     let real = path.canonicalize();

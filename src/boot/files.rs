@@ -54,7 +54,7 @@ impl DomainDisk {
 }
 
 /// Opens the output directory; `None` if it does not exist. Its domains are started, and its record
-/// decides which files replace disks, so only the caller or root may be able to write to it. The
+/// decides which files replace disks. So only the caller or root may be able to write to it. The
 /// directory may be named by a link.
 pub fn trust(folder: &Path) -> Result<Option<TrustedFolder>> {
     let Ok(real) = folder.canonicalize() else {

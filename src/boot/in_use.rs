@@ -2,7 +2,7 @@
 //!
 //! QEMU locks every image that it has open, so an exclusive lock on it fails while a VM runs. Held
 //! until the result is replaced, that lock also keeps a VM from starting in between. A loop device
-//! holds no lock, and neither does a VM that libvirt has suspended to disk: these are looked up by
+//! holds no lock, and neither does a VM that libvirt has suspended to disk. These are looked up by
 //! path.
 
 use std::fs::{self, File};
@@ -73,7 +73,7 @@ fn listed(file: impl AsFd) -> bool {
     })
 }
 
-/// Refuses to write to a disk of a domain that is suspended to disk: when it is resumed, its cached
+/// Refuses to write to a disk of a domain that is suspended to disk. When it is resumed, its cached
 /// data overwrites the disk. A running domain has locked the disk.
 pub fn refuse_suspended(image: &Image) -> Result<()> {
     let files: Vec<PathBuf> = image.written().map(Path::to_path_buf).collect();

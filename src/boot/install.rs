@@ -3,9 +3,9 @@
 //!
 //! A disk gets a free name there: as a second link to the same file. On another file system it is a
 //! copy (a reflink if possible) that was made in a private directory and is durable. Then the
-//! domain XML, the scripts and the report are changed to the new paths, the report last, and only
-//! then are the originals removed. `install.json` records the steps, so the next run finishes one
-//! that was killed.
+//! domain XML, the scripts and the report are changed to the new paths, the report last. Only then
+//! are the originals removed. `install.json` records the steps, so the next run finishes one that
+//! was killed.
 //!
 //! Owner, mode and SELinux label are those that libvirt gives to disks; it sets them again at each
 //! start.
@@ -478,7 +478,7 @@ impl Moved {
         self.is(there) || self.is_renamed(there, report)
     }
 
-    /// Whether the report lists the file at the new name, and the old name is gone: a run was
+    /// Whether the report lists the file at the new name, and the old name is gone. Then a run was
     /// killed after a rename, or after the original was removed.
     fn is_renamed(&self, there: &fs::Metadata, report: &Value) -> bool {
         if !there.is_file() || self.from.symlink_metadata().is_ok() {
@@ -582,7 +582,7 @@ pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Refuses a directory in which others can change names: they could have the ownership of another
+/// Refuses a directory in which others can change names. They could have the ownership of another
 /// file changed, or have it written to. An ordinary user may share a directory with a group.
 fn refuse_others(folder: &Path) -> Result<()> {
     let found = fs::metadata(folder).map_err(io_error("looking at", folder))?;

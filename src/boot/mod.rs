@@ -6,7 +6,7 @@
 //!                                            +---- final-failed <- restoring
 //! ```
 //!
-//! The phase is written to `boot.json` before its step begins ([`record`]), so a killed run can
+//! The phase is written to `boot.json` before its step begins ([`record`]). So a killed run can
 //! continue, and a run after the end changes nothing. Windows is up when its first-boot script has
 //! written [`MARKER`] to COM1, or when the guest agent answers. Between the boots the disk is read
 //! ([`proof`]) and saved ([`protect`]). If the final boot fails, it is restored, and the bootstrap

@@ -2,9 +2,9 @@
 //!
 //! A qcow2 disk gets an overlay that takes all writes from the switch on. It is discarded if the
 //! final boot fails, and merged into the disk ([`merge`](super::merge)) if it succeeds. An internal
-//! snapshot is no alternative: if the disk is itself an overlay on a source, the snapshot's data is
-//! lost with the source. Raw files get a copy beside them (a reflink if the file system has them),
-//! and the UEFI variables a copy in the output directory. All of this happens while the VM is off.
+//! snapshot is no alternative. If the disk is itself an overlay on a source, the snapshot's data is
+//! lost with the source. Raw files get a copy beside them (a reflink if the file system has them).
+//! The UEFI variables get one in the output directory. All of this happens while the VM is off.
 //!
 //! A copy is recorded before it is made, under a free name, and is durable before the switch. It is
 //! restored only if it still has the same size.

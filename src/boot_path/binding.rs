@@ -1,5 +1,5 @@
-//! Determines the service that Windows gives a PCI device at boot: from the CriticalDeviceDatabase
-//! up to NT 6.1, from the DriverDatabase of the SYSTEM hive from NT 6.2 on.
+//! Determines the service that Windows gives a PCI device at boot. Up to NT 6.1 the
+//! CriticalDeviceDatabase names it, from NT 6.2 on the DriverDatabase of the SYSTEM hive.
 
 use crate::bytes::le64;
 use crate::registry::HiveView;

@@ -1,21 +1,21 @@
 //! Determines whether Windows would start with its system disk on a controller.
 //!
-//! [`evaluate`] follows the boot loader and the Plug and Play manager: the id of the controller ->
-//! the service bound to it -> its effective start -> its file. Then come the bus, disk and volume
-//! drivers of every boot, and the class filters, which must not name a dead service. It looks keys
-//! up directly and never walks the hive. Of `Enum` it reads the virtio and bootstrap devices only,
-//! because other records of the old VM do not apply to the new one.
+//! [`evaluate`] follows the boot loader and the Plug and Play manager. From the id of the
+//! controller it finds the service bound to it, its effective start and its file. Then come the
+//! bus, disk and volume drivers of every boot, and the class filters, which must not name a dead
+//! service. It looks keys up directly and never walks the hive. Of `Enum` it reads the virtio and
+//! bootstrap devices only. Other records of the old VM do not apply to the new one.
 //!
-//! A driver is loaded with its imports, those with theirs, and so on; the kernel and the driver of
+//! A driver is loaded with its imports, those with theirs, and so on. The kernel and the driver of
 //! the boot file system are loaded in the same way ([`loader`]). A loader of the NT 5 family was
 //! observed to find an imported file only beside the file that imports it. Later loaders also
 //! search `System32\drivers` and `System32`.
 //!
 //! The list of bus and volume drivers was determined from real hives (Windows 7 x86, Windows 10
 //! x64): `pci acpi partmgr volmgr volmgrx mountmgr disk volsnap` are boot-start in both, `volume`
-//! only in 10. A missing service key of the list is a fault from NT 6.0 on, except for `volume`,
-//! which older builds of NT 6 lack. NT 5 has `ftdisk` for `volmgr` and may lack `acpi` and
-//! `volsnap`, so an absent key is ignored there.
+//! only in 10. From NT 6.0 on, a missing service key of the list is a fault. The exception is
+//! `volume`, which older builds of NT 6 lack. NT 5 has `ftdisk` for `volmgr` and may lack `acpi`
+//! and `volsnap`, so an absent key is ignored there.
 //!
 //! virtio devices are evaluated in their form on q35: modern only. The transitional id is a
 //! separate step that does not decide. NT 5 is the exception: its VM is i440fx, and its drivers

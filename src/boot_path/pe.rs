@@ -1,5 +1,5 @@
-//! Reads the properties of a PE image that matter to a boot loader: its processor (`Machine` of its
-//! COFF header), whether the file is complete, and its imports.
+//! Reads the properties of a PE image that matter to a boot loader. They are its processor
+//! (`Machine` of its COFF header), whether the file is complete, and its imports.
 //!
 //! Specification: Microsoft, "PE Format" (`e_lfanew` at 0x3c, then `PE\0\0`, the COFF header, the
 //! optional header with the data directories, the section table).

@@ -287,8 +287,8 @@ fn distinct(machines: &[Machine], sources: &[(PathBuf, bool)]) -> Result<()> {
     Ok(())
 }
 
-/// The target of a path that need not exist yet: links in the existing part are resolved, `..` in
-/// the rest is removed.
+/// The target of a path that need not exist yet. Links in the existing part are resolved, and `..`
+/// in the rest is removed.
 pub(super) fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let mut plain = PathBuf::new();

@@ -31,8 +31,8 @@ enum Network {
 /// The paths to which a verb writes.
 #[derive(Debug, Default)]
 pub struct Writes<'p> {
-    /// Created if it does not exist: a rule needs an existing path, and one for its parent would
-    /// permit writing to everything else there.
+    /// Created if it does not exist, because a rule needs an existing path. One for its parent
+    /// would permit writing to everything else there.
     pub folder: Option<&'p Path>,
     /// Existing paths: devices, disks, other directories.
     pub there: Vec<&'p Path>,

@@ -44,8 +44,8 @@ use super::wire::{self, WireArgs};
 
 #[derive(Debug, Clone, Args)]
 pub struct SourceArgs {
-    /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or VM (.vmx, .ovf, .ova, libvirt XML);
-    /// or the URL of one: ssh://, https://, nbd://, nbds://, nbd+unix://
+    /// Disk image (vmdk, vhd, vhdx, vdi, qcow2, raw, block device) or VM (.vmx, .ovf, .ova, libvirt
+    /// XML). Or the URL of one: ssh://, https://, nbd://, nbds://, nbd+unix://
     pub source: PathBuf,
     /// Format of the image; default: what qemu-img finds
     #[arg(long, value_name = "FORMAT", help_heading = "Source")]
@@ -59,7 +59,8 @@ pub struct SourceArgs {
     /// Configuration of an OVF (deployment option) to take [default: the one it marks, else its first]
     #[arg(long, value_name = "ID", help_heading = "Source")]
     pub ovf_configuration: Option<String>,
-    /// Convert a disk although a newer link lies beside it (a snapshot's delta, a checkpoint, an overlay): what was written since is not in the result
+    /// Convert a disk although a newer link (snapshot delta, checkpoint, overlay) lies beside it:
+    /// later writes are not in the result
     #[arg(long, help_heading = "Source")]
     pub older_link: bool,
     /// Which of several Windows to convert: its directory, with the numbers of disk and partition
@@ -238,8 +239,8 @@ pub struct FixArgs {
     /// Make the default boot entry and the boot sector name existing partitions, where they do not
     #[arg(long, help_heading = "Drivers and first boot")]
     pub repair_bcd: bool,
-    /// Convert in spite of this finding, blocker or check, where only a start of Windows is at stake; the
-    /// result is NOT READY and the exit code 4 (repeatable)
+    /// Convert in spite of this finding, blocker or check, if only a start of Windows is at stake.
+    /// The result is NOT READY and the exit code 4 (repeatable)
     #[arg(long, value_name = "ID", value_parser = acceptable, help_heading = "Safety")]
     pub accept: Vec<String>,
     /// Replace an output directory that hyper2kvm wrote; overwrite the data on an output device

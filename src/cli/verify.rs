@@ -31,7 +31,7 @@ use super::wire;
 pub struct VerifyArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// Controller from which the disk must boot (repeatable) [default: those in the report of an
+    /// Controller from which the disk must boot (repeatable). [default: those in the report of an
     /// output directory; for a disk virtio-blk, and virtio-scsi except for Windows XP and 2003]
     #[arg(long, value_enum)]
     controller: Vec<DiskBus>,

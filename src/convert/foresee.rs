@@ -1,6 +1,6 @@
 //! Gathers for [`plan::plan`] everything that can be known before the first write. The guest is
 //! inspected and verified as the draft will leave it ([`actions::preview`]). Every disk is opened,
-//! every document of the VM is rendered, and the host is searched for the programs that the fix
+//! and every document of the VM is rendered. The host is searched for the programs that the fix
 //! runs.
 
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! `convert` for a Linux guest.
 //!
-//! If virt-v2v is installed and supports the distribution, it converts an overlay: the guest's own
+//! If virt-v2v is installed and supports the distribution, it converts an overlay. The guest's own
 //! tools make the initramfs and configure the boot loader. `--linux as-is` copies the guest on the
 //! user's word. Any other guest is refused. There is one boot, because Linux accepts the new
 //! controller immediately.
@@ -341,8 +341,8 @@ fn done(id: &str, description: &str) -> ActionLine {
     }
 }
 
-/// Has virt-v2v convert overlays of the disks. virt-v2v opens files by name, so the images below
-/// the overlays are served from the descriptors of this run.
+/// Has virt-v2v convert overlays of the disks. It opens files by name, so the images below the
+/// overlays are served from the descriptors of this run.
 fn hand_over(
     run: &Run<'_>,
     sources: &[Image],

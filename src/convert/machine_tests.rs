@@ -79,8 +79,8 @@ fn the_adapters_of_the_guest_and_the_nics_of_the_source_meet() {
     const A: &str = "00:0c:29:00:00:0a";
     const B: &str = "00:0c:29:00:00:0b";
     const C: &str = "00:0c:29:00:00:0c";
-    // Adapters of the guest, NICs of the source (the empty ones without an address), `--mac`; the
-    // addresses of the new VM, how many adapters are tied, notes, warnings.
+    // In: adapters of the guest, NICs of the source (the empty ones without an address), `--mac`.
+    // Out: the addresses of the new VM, how many adapters are tied, notes, warnings.
     type Case<'c> = (
         &'c [&'c str],
         &'c [&'c str],

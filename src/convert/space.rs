@@ -1,5 +1,5 @@
-//! Checks free space before the first write: on the guest's volumes for what the plan adds to them,
-//! and in the output directory for the result.
+//! Checks free space before the first write. The guest's volumes need it for what the plan adds to
+//! them, the output directory for the result.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

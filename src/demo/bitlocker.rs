@@ -1,7 +1,7 @@
 //! BitLocker volumes made from plain NTFS ones, for the tests: every version, cipher and protector.
 //!
 //! The files that hide BitLocker's own ranges from NTFS are made first ([`reserve`]), as Windows
-//! does; then the volume is encrypted into another image ([`encrypt`]). Keys are the same for the
+//! does. Then the volume is encrypted into another image ([`encrypt`]). Keys are the same for the
 //! same specification. Other programs verify the result (`tests/engines/bitlocker/`).
 
 use std::io;

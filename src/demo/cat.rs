@@ -1,5 +1,5 @@
-//! Driver catalogues: the trust list with the hashes of the files, in PKCS#7 without a signature,
-//! like the output of `inf2cat` before signing.
+//! Driver catalogues: the trust list with the hashes of the files, in PKCS#7. They have no
+//! signature, like the output of `inf2cat` before signing.
 
 use der::asn1::ObjectIdentifier;
 

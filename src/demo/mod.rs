@@ -1,10 +1,10 @@
 //! Generated guests with the shape of Windows: for `hyper2kvm demo`, and for the tests.
 //!
 //! A [`GuestSpec`] specifies the Windows and its disk; [`hives`] and [`bcd`] make its registry,
-//! [`pe`] its programs, and [`guest`] the disk. The result has the shape of a real installation in
-//! all places that this program reads, derived from real hives, and nothing else: it does not boot.
-//! The hives are the same bytes for the same specification; the file systems are not (their tools
-//! choose serial numbers).
+//! [`pe`] its programs, and [`guest`] the disk. The result has the shape of a real installation,
+//! derived from real hives, in all places that this program reads. It has nothing else, and does
+//! not boot. The hives are the same bytes for the same specification; the file systems are not
+//! (their tools choose serial numbers).
 
 pub mod bcd;
 pub mod bitlocker;

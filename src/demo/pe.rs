@@ -1,8 +1,8 @@
 //! Minimal PE images, for readers of headers: drivers and boot loaders.
 //!
-//! Specification: "PE Format" (Microsoft). One `.text` section that returns immediately, no
-//! resources, a right checksum (the boot loader refuses drivers without), and optionally an import
-//! directory in a second section.
+//! Specification: "PE Format" (Microsoft). An image has one `.text` section that returns
+//! immediately, no resources, and a right checksum (the boot loader refuses drivers without). An
+//! import directory in a second section is optional.
 
 use super::Arch;
 

@@ -1,9 +1,10 @@
 //! A directory with the layout of the virtio-win ISO, or of the RPM's driver tree, for the demo and
 //! the tests.
 //!
-//! The INFs are original text with the structure of the real ones: decorations, directory ids 12
-//! and 13, long and short hardware ids, UTF-16 in some. The caller provides the images; catalogues
-//! list them but are not signed; installers are placeholders. No Windows would load any of it.
+//! The INFs are original text with the structure of the real ones. They have decorations, directory
+//! ids 12 and 13, long and short hardware ids, and UTF-16 in some. The caller provides the images;
+//! catalogues list them but are not signed; installers are placeholders. No Windows would load any
+//! of it.
 
 use std::io;
 use std::path::Path;

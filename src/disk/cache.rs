@@ -1,4 +1,4 @@
-//! A read cache in front of a disk. File systems and hives are read in sectors and clusters, and a
+//! A read cache in front of a disk. File systems and hives are read in sectors and clusters. A
 //! round trip to the storage daemon for each would cost more than the data.
 //!
 //! Blocks have 64 KiB, for a disk on another host 16 KiB; the least recently used one is evicted

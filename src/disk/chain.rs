@@ -2,14 +2,14 @@
 //!
 //! Every file of the chain is opened once and held ([`Held`]) until the image is dropped. All later
 //! checks and reads, by this process or by QEMU, use that descriptor. An untrusted image may name
-//! any file of this host as its backing file, extent or data file, and its contents would end up in
-//! the target. So references that leave the directory of the named image are refused unless
-//! allowed, judged by the real path of the opened file. Everything that is not a plain file name
-//! (`nbd://...`, `json:...`) is refused too.
+//! any file of this host as its backing file, extent or data file. The contents of that file would
+//! end up in the target. So references that leave the directory of the named image are refused
+//! unless allowed. The real path of the opened file decides. Everything that is not a plain file
+//! name (`nbd://...`, `json:...`) is refused too.
 //!
 //! The result becomes an explicit block device tree of descriptors ([`Image::spec`]), so that QEMU
 //! decides nothing itself. It does not probe and opens no unchecked file. File names with `:`, `,`
-//! or `%` have no special meaning. QEMU reads the extents of a vmdk from its descriptor text, so it
+//! or `%` have no special meaning. QEMU reads the extents of a vmdk from its descriptor text. So it
 //! gets a new descriptor in which they are file descriptors too.
 
 use std::ops::Range;
@@ -242,7 +242,7 @@ impl Image {
         self.held().try_for_each(Held::check_name)
     }
 
-    /// Fails if the kernel may write to a file of the image: a loop device uses it, or it is a
+    /// Fails if the kernel may write to a file of the image. Then a loop device uses it, or it is a
     /// mounted block device.
     pub fn check_kernel(&self) -> Result<()> {
         self.held()

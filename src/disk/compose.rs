@@ -1,8 +1,8 @@
 //! [`Composed`]: pieces of remote files, and zeroes, in sequence as one raw disk.
 //!
 //! QEMU's vmdk driver opens the extents of a descriptor only as files, and QEMU has no driver that
-//! joins disks. So this process serves a flat VMDK in pieces: a small read-only NBD server on one
-//! end of a pair of sockets, of which QEMU's program gets the other end.
+//! joins disks. So this process serves a flat VMDK in pieces. A small read-only NBD server has one
+//! end of a pair of sockets, and QEMU's program gets the other.
 //!
 //! Specification: NetworkBlockDevice/nbd `doc/proto.md`; fixed newstyle handshake, simple replies.
 

@@ -1,7 +1,7 @@
 //! Detects the format of an image file from its first and last bytes, without QEMU.
 //!
 //! QEMU is then always given the driver. Deciding here also keeps a hostile image from making QEMU
-//! open anything: the file names in a vmdk descriptor are extracted before QEMU sees it.
+//! open anything. The file names in a vmdk descriptor are extracted before QEMU sees it.
 //!
 //! Specifications: QEMU `docs/interop/qcow2.rst`, VMware "Virtual Disk Format 5.0", Microsoft "VHD
 //! image format" and [MS-VHDX], VirtualBox `VDICore.h`.
@@ -202,8 +202,8 @@ pub struct VmdkExtent {
     pub name: Vec<u8>,
 }
 
-/// The descriptor that QEMU would use: the file itself if it is text, or the embedded one if the
-/// sparse header has capacity 0. `None` for a self-contained vmdk.
+/// The descriptor that QEMU would use. It is the file itself if that is text, or the embedded one
+/// if the sparse header has capacity 0. `None` for a self-contained vmdk.
 pub fn vmdk_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let head = head(file, size)?;
     let start = le64(&head, 28).unwrap_or_default();

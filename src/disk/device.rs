@@ -6,7 +6,7 @@
 //! killed, and the next run recognises it. Data behind the end of the copy is not touched.
 //!
 //! The device is held with `O_EXCL` from the check to the end. The kernel refuses that for a device
-//! that is mounted, swapped to, or part of an array or volume group, and prevents mounts in the
+//! that is mounted, swapped to, or part of an array or volume group. It also prevents mounts in the
 //! meantime.
 
 use std::fs::File;

@@ -1,11 +1,11 @@
 //! [`DirectFile`]: the file or device that receives a copy, written past the page cache if
 //! possible.
 //!
-//! Data written directly is on the device when the write ends. A flush then has nothing left to
-//! wait for, and no memory of the host is spent on data that nobody reads soon. Direct writes
-//! consist of whole blocks ([`BLOCK`]). The rest goes through the page cache, and so does
-//! everything on a file system without direct I/O. A block is written with one method at a time, so
-//! cached data never overlaps data written past the cache.
+//! Data written directly is on the device when the write ends. Then a flush has nothing left to
+//! wait for. No memory of the host is spent on data that nobody reads soon. Direct writes consist
+//! of whole blocks ([`BLOCK`]). The rest goes through the page cache, and so does everything on a
+//! file system without direct I/O. A block is written with one method at a time, so cached data
+//! never overlaps data written past the cache.
 
 use std::fs::File;
 use std::io;
@@ -79,7 +79,7 @@ impl DirectFile {
         }
     }
 
-    /// Makes a range read as zeroes: by a hole or a discard if that leaves zeroes, otherwise by
+    /// Makes a range read as zeroes. A hole or a discard is used if that leaves zeroes, otherwise
     /// writes of the device or the kernel.
     pub(super) fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
         let discard = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -1,9 +1,9 @@
 //! Creates an empty qcow2 like `qemu-img create`, without starting it.
 //!
 //! Specification: `docs/interop/qcow2.rst` of QEMU. Version 3, clusters of 64 KiB (an overlay of a
-//! large disk: 2 MiB), reference counts of 16 bits. Four parts follow each other: the header, the
-//! table of reference counts, one block of counts, and the first-level table, which is all zeroes.
-//! One block counts 2 GiB, and the largest first-level table (64 TiB of disk) has 1 MiB.
+//! large disk: 2 MiB), reference counts of 16 bits. It has four parts: the header, the table of
+//! reference counts, one block of counts, and the first-level table. This table is all zeroes. One
+//! block counts 2 GiB, and the largest first-level table (64 TiB of disk) has 1 MiB.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -27,7 +27,7 @@ pub(super) const COUNT_BLOCK: u64 = 2 * CLUSTER;
 pub(super) const FIRST_OF_LEVEL_1: u64 = 3;
 pub(super) const LEVEL_1: u64 = FIRST_OF_LEVEL_1 * CLUSTER;
 /// The size of a disk from which its overlay has large clusters. With clusters of 64 KiB, the
-/// tables that mark the free space of 2 TiB as zero take 256 MiB; with large ones 16.
+/// tables that mark the free space of 2 TiB as zero take 256 MiB. With large ones they take 16.
 const LARGE: u64 = 256 << 30;
 /// The header extension with the format of the backing file.
 const BACKING_FORMAT: u32 = 0xe279_2aca;

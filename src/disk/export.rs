@@ -209,8 +209,8 @@ impl Export<dyn BlockWrite> {
         }
     }
 
-    /// Opens the image itself as the target of a copy: written through several connections, and
-    /// durable after a flush even if the image is of this run.
+    /// Opens the image itself as the target of a copy. It is written through several connections,
+    /// and durable after a flush even if the image is of this run.
     pub(crate) fn open_as_target(image: &Image) -> Result<Self> {
         let image = image.durable();
         let (mut daemon, more) = start_several(&image, true)?;

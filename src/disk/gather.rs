@@ -1,5 +1,5 @@
-//! Gathers small writes. A file system driver writes the same few records again and again, and
-//! every write would be a round trip to the storage daemon.
+//! Gathers small writes. A file system driver writes the same few records again and again. Every
+//! write would be a round trip to the storage daemon.
 //!
 //! Written bytes are kept in memory. They are passed on in order of offset, with neighbours joined,
 //! on a [`BlockWrite::flush`] or when there are too many. Reads see them. A failure is then

@@ -131,7 +131,7 @@ fn unlock_writing(file: &File, usage: Use) {
 }
 
 /// Calls [`lock`] for reading, with retries. A program that is just being started briefly has every
-/// open file of this process, and with it the locks of one that was closed since.
+/// open file of this process. With a file that was closed since, it also has its locks.
 fn lock_for_reading(file: &File) -> io::Result<bool> {
     let start = Instant::now();
     loop {
@@ -166,7 +166,7 @@ pub(super) fn lock_for_writing(file: &File) -> io::Result<bool> {
     }
 }
 
-/// A file found by its name but not opened yet: opening a pipe would block for ever, opening a
+/// A file found by its name but not opened yet. Opening a pipe would block for ever, and opening a
 /// device may have side effects.
 pub(super) struct Found {
     path: PathBuf,

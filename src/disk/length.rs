@@ -1,10 +1,10 @@
 //! Checks whether an image file is as long as its own tables require.
 //!
 //! QEMU reads missing data at the end of a file as zeroes, and `qemu-img check` tolerates up to a
-//! missing cluster. So the end of the last block with data is computed here for every format from
-//! its block tables, and compared with the length of the file. Parts that may be absent do not
-//! count: the part of the last cluster behind the end of the disk, and the rest of the last sector
-//! of compressed data.
+//! missing cluster. So the end of the last block with data is computed here from the block tables
+//! of each format. It is compared with the length of the file. Two parts may be absent and do not
+//! count. One is the part of the last cluster behind the end of the disk. The other is the rest of
+//! the last sector of compressed data.
 //!
 //! Invalid tables are ignored here: QEMU opens the image afterwards. In a hostile image no byte is
 //! read twice, and no more tables than its disk can need.

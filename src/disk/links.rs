@@ -2,8 +2,8 @@
 //!
 //! A VM writes to the last link of a chain. Converting an earlier link would silently use an old
 //! state, because an image names its parent and never its children. So the headers of all files in
-//! the disk's directory (and in `Snapshots` below it, which VirtualBox uses) are read, whatever
-//! their names. A child in another directory is not found.
+//! the disk's directory are read, whatever their names. So are those in `Snapshots` below it, which
+//! VirtualBox uses. A child in another directory is not found.
 //!
 //! A parent is named by a path, often one of another host; then its last component counts. VHDX,
 //! VHD and VDI name it by an id too.

@@ -4,7 +4,7 @@
 //! Fixed newstyle handshake, `NBD_OPT_GO`, simple replies; no TLS, no structured replies. The
 //! server is hyper2kvm's own storage daemon on a private socket, but its answers are checked
 //! nevertheless. Large requests are split into pieces that are all sent before the first reply is
-//! awaited, so the server reads ahead while this process receives.
+//! awaited. So the server reads ahead while this process receives.
 //!
 //! Specification: NetworkBlockDevice/nbd `doc/proto.md`. No block size is negotiated, so any offset
 //! and length may be requested; QEMU handles alignment.

@@ -283,8 +283,8 @@ fn flat_level(mut level: Level, file: &Held, references: &References) -> Result<
     Ok((level, None))
 }
 
-/// The name of the backing file from QEMU. It is read from the image itself if its bytes are not
-/// UTF-8, which QEMU cannot print, or are text in another encoding.
+/// The name of the backing file from QEMU. It is read from the image itself if its bytes are text
+/// in another encoding, or no UTF-8, which QEMU cannot print.
 fn backing_name(told: &str, image: &Held, format: Format) -> io::Result<Name> {
     let (file, size) = (image.contents(), image.size());
     let own = match format {

@@ -3,9 +3,9 @@
 //!
 //! Specification: `docs/interop/qcow2.rst` of QEMU. The storage daemon has written the overlay and
 //! has closed it. It is read here by other code, so faults in the daemon's tables show in the
-//! verification. Only features of hyper2kvm's own overlays are supported: version 3, no backing
-//! name, no snapshots, no encryption, nothing compressed, with or without extended second-level
-//! entries. Anything else, or anything inconsistent, is left to QEMU ([`Overlay::open`] returns
+//! verification. Only features of hyper2kvm's own overlays are supported. That is version 3, with
+//! or without extended second-level entries, but no backing name, snapshots, encryption or
+//! compression. Anything else, or anything inconsistent, is left to QEMU ([`Overlay::open`] returns
 //! `None`).
 
 use std::fs::File;

@@ -52,7 +52,7 @@ pub const SHORT_HINT: &str = "copy or export the disk again and compare sizes an
      the partition table on a copy (gdisk: v, w)";
 
 /// Reads the partition table. Without a table and a file system the result is [`Scheme::None`] and
-/// an empty list; a file system that starts at byte 0 is one partition with index 0.
+/// an empty list. A file system that starts at byte 0 is one partition with index 0.
 pub fn read_layout(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
     let mut layout = read_claimed(disk).map_err(|error| match error {
         LayoutError::DamagedGpt => match cut_gpt(disk) {
@@ -104,9 +104,9 @@ fn read_claimed(disk: &dyn BlockRead) -> Result<DiskLayout, LayoutError> {
     }
 }
 
-/// The size of a disk whose GPT has lost both copies, from the protective entry of its MBR, which
-/// covers the whole disk. The sectors have 512 bytes, unless there are remains of a header of the
-/// other size.
+/// The size of a disk whose GPT has lost both copies. The protective entry of its MBR has it,
+/// because it covers the whole disk. The sectors have 512 bytes, unless there are remains of a
+/// header of the other size.
 fn cut_gpt(disk: &dyn BlockRead) -> io::Result<Option<Short>> {
     let sector = read_up_to(disk, 0, 512)?;
     let has = disk.size();

@@ -1,5 +1,6 @@
-//! Refuses tables of a qcow2 that QEMU would read for hours: many entries of a first table that
-//! lead to one second table, and excessive snapshots. They are checked before QEMU opens the image.
+//! Refuses tables of a qcow2 that QEMU would read for hours. Many entries of a first table may lead
+//! to one second table, or snapshots may be excessive. They are checked before QEMU opens the
+//! image.
 //!
 //! Specification: QEMU's `docs/interop/qcow2.txt`, "Two-level lookup" and "Snapshots". In the first
 //! table of a disk or snapshot no second table occurs twice: each has one reference from there.

@@ -2,9 +2,9 @@
 //!
 //! Workstation, Fusion and Player keep a directory `NAME.lck` beside each file in use, with a file
 //! per holder in it. A crash leaves an empty directory, or the file of a dead holder. ESXi keeps
-//! `.lck-HEX` beside the files of an NFS datastore, where HEX is the inode of the file in use, its
-//! bytes in ascending order (VMware KB 10051). Whether the holder still runs cannot be determined
-//! from this host, so either lock is a reason to stop.
+//! `.lck-HEX` beside the files of an NFS datastore. HEX is the inode of the file in use, its bytes
+//! in ascending order (VMware KB 10051). Whether the holder still runs cannot be determined from
+//! this host, so either lock is a reason to stop.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,13 +1,13 @@
 //! Checks whether a disk is as long as its partition table and file systems require.
 //!
 //! A truncated copy reads well up to its end, and often Windows even starts from it. So the ends of
-//! all partitions, the position of the GPT's backup and the sizes of the file systems are compared
-//! with the size of the disk.
+//! all partitions, the GPT's backup and the sizes of the file systems are compared with the size of
+//! the disk.
 //!
 //! Three deviations are accepted. A table may be written for a smaller disk that was enlarged; the
 //! backup is then where the primary header records it. File systems may be smaller than their
-//! partitions. An old tool may have rounded an MBR partition up to a full cylinder, as long as the
-//! file system in it ends before the disk does.
+//! partitions. An old tool may have rounded an MBR partition up to a full cylinder. That is
+//! accepted if the file system in it ends before the disk does.
 
 use std::io;
 

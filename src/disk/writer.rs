@@ -1,7 +1,7 @@
 //! [`Qcow2Writer`]: writes the qcow2 of a copy without a storage daemon.
 //!
 //! Specification: `docs/interop/qcow2.rst` of QEMU. The image was created by [`super::empty`] and
-//! grows at its end: a cluster of the file is assigned to a cluster of the disk when that is first
+//! grows at its end. A cluster of the file is assigned to a cluster of the disk when that is first
 //! written ([`super::mapping`]).
 //!
 //! A flush may write in any order: ranges that a killed run has written and not recorded are copied

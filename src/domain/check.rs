@@ -1,7 +1,7 @@
 //! Conditions that a VM must fulfil before its XML is written.
 //!
-//! libvirt would refuse most violations too, but only on the host that defines the domain, and with
-//! messages that do not name the cause. No file is read here.
+//! libvirt would refuse most violations too, but only on the host that defines the domain. Its
+//! messages do not name the cause. No file is read here.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

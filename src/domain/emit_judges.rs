@@ -1,6 +1,6 @@
-//! Validates the files of `--emit` against the schemas of their targets: the types generated from
-//! the CRDs of KubeVirt and CDI, and the options of Proxmox VE's API. `.ci/run` fetches both; they
-//! are not part of the sources.
+//! Validates the files of `--emit` against the schemas of their targets. These are the types
+//! generated from the CRDs of KubeVirt and CDI, and the options of Proxmox VE's API. `.ci/run`
+//! fetches both; they are not part of the sources.
 
 #![allow(clippy::disallowed_methods)]
 

@@ -1,6 +1,6 @@
-//! The domain XML files of the project from which this one originated, as facts, compared device by
-//! device with the XML written here. Each difference is listed with its reason, and every device
-//! here is listed.
+//! The domain XML files of the project from which this one originated, as facts. They are compared
+//! device by device with the XML written here. Each difference is listed with its reason, and every
+//! device here is listed.
 //!
 //! The files are `test-confs/62` to `66` of <https://github.com/ssahani/hyper2kvm>: Windows 10 on
 //! UEFI, three times on SATA for the first boot and twice on VirtIO. (Two more there are Linux

@@ -7,7 +7,7 @@
 //! guest with its own NVRAM needs them.
 //!
 //! Distributions list a Secure Boot build first. Without Secure Boot, a build that does not need
-//! SMM is preferred, then a Secure-Boot-capable one with an empty variable store, which leaves
+//! SMM is preferred. Next is a Secure-Boot-capable one with an empty variable store, which leaves
 //! Secure Boot off. A store with enrolled keys is never used then, because it would enable Secure
 //! Boot for a guest that never had it.
 

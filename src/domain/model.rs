@@ -65,8 +65,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The chipset of both stages: the user's choice, or i440fx for NT 5 (no AHCI driver, no PCIe)
-    /// and for a bootstrap disk on its IDE controller, or else q35.
+    /// The chipset of both stages. Unless the user has chosen one, NT 5 (no AHCI driver, no PCIe)
+    /// and a bootstrap disk on IDE get i440fx, and all others q35.
     pub fn chipset(&self) -> Chipset {
         match &self.machine_type {
             Some(asked) if asked.contains("q35") => Chipset::Q35,

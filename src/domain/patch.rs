@@ -3,9 +3,9 @@
 //! A patch is a `<domain>` with only the changes in it. Its elements are merged into those of the
 //! same name: attributes and text are set, children merged recursively, and missing elements added.
 //! Below `<devices>` an element is always added, because there are many of a kind. Attributes in
-//! the namespace [`PATCH_NS`] change that: `op` (`merge`, `add`, `replace`, `remove`), `where`
-//! (`path/@attribute=value` or `path=text`, selects among elements of that name; without it all of
-//! them), `stage` (`bootstrap` or `final`: only there).
+//! the namespace [`PATCH_NS`] change that: `op` is `merge`, `add`, `replace` or `remove`. `where`
+//! (`path/@attribute=value` or `path=text`) selects among elements of that name; without it, all
+//! are meant. `stage` limits the change to `bootstrap` or `final`.
 //!
 //! Name, UUID and the mark of hyper2kvm cannot be changed: both boots are of one VM, and `boot`
 //! finds it by them.

@@ -1,15 +1,15 @@
 //! Writes libvirt domain XML from a [`Machine`].
 //!
 //! Follows <https://libvirt.org/formatdomain.html>. Both stages use the same code. They differ in
-//! the controller of the disks, the model of the NIC while netkvm is missing, and the probe disk
-//! and driver ISO of the first boot.
+//! the controller of the disks, and in the model of the NIC while netkvm is missing. The probe disk
+//! and the driver ISO are only in the first boot.
 //!
 //! Choices that are not obvious:
-//! - The probe of a virtio-blk VM has the PCI address of the later boot disk, and a virtio-scsi
+//! - The probe of a virtio-blk VM has the PCI address of the later boot disk. A virtio-scsi
 //!   controller is the same device in both stages. So the driver that Windows binds in the first
 //!   boot is bound for exactly the device from which it boots next.
-//! - On the virtio-scsi bus the probe has a target number of its own, so that nothing Windows
-//!   records about the probe (offline policy, for one) applies to a real disk.
+//! - On the virtio-scsi bus the probe has a target number of its own. So nothing Windows records
+//!   about the probe (offline policy, for one) applies to a real disk.
 //! - Windows before 8 has no xHCI and no 82574L driver: it gets EHCI and `e1000`; NT 5 UHCI and
 //!   `rtl8139`.
 //! - No Hyper-V enlightenments on NT 5, under software emulation, or on UEFI before Windows 8
@@ -91,8 +91,8 @@ pub fn to_element(
     .domain()
 }
 
-/// Turns free text into a name valid for libvirt: no `/`, no control characters, not empty, and
-/// short enough for the file names that libvirt derives from it.
+/// Turns free text into a name valid for libvirt. It has no `/`, no control characters, is not
+/// empty, and is short enough for the file names that libvirt derives from it.
 pub fn domain_name(name: &str) -> String {
     let mut clean: String = name
         .chars()

@@ -1,7 +1,7 @@
 //! The hashes under which a driver catalogue lists a file.
 //!
-//! A PE image is hashed without the parts that signing changes: its checksum, the directory entry
-//! of the certificates and the certificates themselves. Every other file is hashed unchanged.
+//! A PE image is hashed without the parts that signing changes. They are its checksum, the
+//! directory entry of the certificates, and the certificates. Every other file is hashed unchanged.
 //! Specification: Microsoft, "Windows Authenticode Portable Executable Signature Format",
 //! "Calculating the PE image hash".
 

@@ -79,8 +79,8 @@ fn every_windows_has_its_folder() {
     assert!(!catalogue.skips("viostor.inf"));
 }
 
-/// The build before the first one of an entry belongs to the entry below it, and whatever comes after the
-/// last one that is known is like that.
+/// The build before the first one of an entry belongs to the entry below it. Builds after the last
+/// known one belong to its entry.
 #[test]
 fn the_first_and_the_last_build_of_an_entry_are_its_own() {
     let mut catalogue = Catalogue::builtin();

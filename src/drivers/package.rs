@@ -1,24 +1,25 @@
 //! Determines the files and registry edits that install a driver package offline.
 //!
-//! For boot storage drivers this is the complete package that Windows itself records (DOMAIN.md
-//! section 2): service, event source, driver database with configuration and descriptors, driver
-//! store, lockdown entry. Up to Windows 7 it is the service and `CriticalDeviceDatabase`. For all
-//! other drivers it is the package as `pnputil /add-driver` leaves it: in the store, recorded in
-//! the database, not yet configured. All values are from the INF. [`stage`] and
-//! [`device_path_edit`] put plain copies in a directory that Windows searches for INFs.
+//! For boot storage drivers this is the complete package that Windows itself records. It has a
+//! service, event source, driver database with configuration and descriptors, driver store and
+//! lockdown entry. Up to Windows 7 it is the service and `CriticalDeviceDatabase`. For all other
+//! drivers it is the package as `pnputil /add-driver` leaves it: in the store, recorded in the
+//! database, not yet configured. All values are from the INF. [`stage`] and [`device_path_edit`]
+//! put plain copies in a directory that Windows searches for INFs.
 //!
 //! Facts from real hives (a Windows 10 with `lsi_sas`, `pvscsi`, `vmci`):
-//! - the four bytes under `DeviceIds`: the kind of id (1 hardware, 2 compatible, 3 both), the INF's
-//!   FeatureScore (ff by default), the index among the compatible ids, 0;
-//! - the first bytes of `Version` are 00ff for OEM packages, ffff for inbox ones; then follows the
-//!   `PROCESSOR_ARCHITECTURE`, 9 on amd64 (`DriverDatabase\Architecture` is 9 there too);
-//! - store directory names, string names and tokens in descriptors are lower case; the names of
-//!   configurations and device ids keep the case of the INF;
+//! - The four bytes under `DeviceIds`: kind of id (1 hardware, 2 compatible, 3 both), FeatureScore
+//!   (ff by default), index among compatible ids, 0.
+//! - The first bytes of `Version` are 00ff for OEM packages, ffff for inbox ones. Then follows the
+//!   `PROCESSOR_ARCHITECTURE`, 9 on amd64 (`DriverDatabase\Architecture` is 9 there too).
+//! - Store directory names, string names and tokens in descriptors are lower case. The names of
+//!   configurations and device ids keep the case of the INF.
 //! - `HKR,"Key",,0x10` makes a key and no value.
 //!
-//! Added to the INF: the ids of the catalogue, and the short `VEN&DEV` form of every full PCI id,
-//! because old packages list only the full one. Modern ids are not invented: an INF that does not
-//! list `DEV_1042` belongs to a driver that does not support it, see [`DriverPackage::forms`].
+//! The ids of the catalogue are added to those of the INF. So is the short `VEN&DEV` form of every
+//! full PCI id, because old packages list only the full one. Modern ids are not invented. An INF
+//! that does not list `DEV_1042` belongs to a driver that does not support it, see
+//! [`DriverPackage::forms`].
 
 use std::collections::BTreeSet;
 

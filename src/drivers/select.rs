@@ -1,9 +1,9 @@
 //! Finds the driver packages for one Windows in a driver source.
 //!
 //! A package lies in a directory whose path ends in `<driver>/<os>/<arch>` (the ISO, and the RPM's
-//! `by-driver`) or `<arch>/<os>` (the ISO's storage-only directories, the RPM's `by-os` and short
-//! trees). Only the end counts, so a driver source may be unpacked anywhere below the given
-//! directory. Names compare without regard to case.
+//! `by-driver`). In the ISO's storage-only directories, and the RPM's `by-os` and short trees, it
+//! ends in `<arch>/<os>`. Only the end counts, so a driver source may be unpacked anywhere below
+//! the given directory. Names compare without regard to case.
 //!
 //! Storage drivers are required: a missing one is an error with a remedy. Everything else that is
 //! missing or broken becomes a note. A directory that the catalogue does not list for this Windows

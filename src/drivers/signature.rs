@@ -5,10 +5,10 @@
 //! for the indirect data. DER is parsed with the crate `der`; it is stricter than known catalogues
 //! require, but only where that does no harm.
 //!
-//! Checked: that the catalogue lists each file, that the signer vouches for this list (its message
-//! digest), and that the certificate is not a test certificate. Not checked: the signature itself
-//! and the chain up to a root. Windows does that with its own roots. The concern here is a driver
-//! that was changed, or built for tests, and then stops the guest from starting.
+//! The catalogue must list each file, and the signer must vouch for this list (its message digest).
+//! The certificate must not be a test certificate. Not checked: the signature itself and the chain
+//! up to a root. Windows does that with its own roots. The concern here is a driver that was
+//! changed, or built for tests, and then stops the guest from starting.
 
 use std::collections::{BTreeMap, BTreeSet};
 

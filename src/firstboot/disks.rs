@@ -1,7 +1,7 @@
 //! Data disks whose volumes had a drive letter, for the step that brings them online.
 //!
-//! On a new controller a disk is new to Windows, and its SAN policy may leave it offline (servers
-//! do that on a bus that they consider shared). The policy is not changed. Only disks that were
+//! On a new controller a disk is new to Windows, and its SAN policy may leave it offline. Servers
+//! do that on a bus that they consider shared. The policy is not changed. Only disks that were
 //! certainly in use are brought online, identified by their signature or GUID. `diskpart` prints
 //! these for offline disks too, and in the same form in every language.
 

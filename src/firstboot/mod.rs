@@ -5,9 +5,9 @@
 //! (or COM2, if EMS owns COM1), and gives up after [`MAX_TRIES`] boots. It restores the settings
 //! that were changed for the commissioning before it removes itself. No step is fatal.
 //!
-//! Text that is not a constant of the program gets into the script only through types without any
-//! characters that cmd would interpret: addresses, numbers, MAC addresses and [`FileName`]. The
-//! running script finds names of connections; hyper2kvm never writes them.
+//! Text that is not a constant of the program gets into the script only through types whose
+//! characters cmd does not interpret. These are addresses, numbers, MAC addresses and [`FileName`].
+//! The running script finds names of connections; hyper2kvm never writes them.
 
 pub mod disks;
 pub mod network;

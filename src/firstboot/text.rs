@@ -1,7 +1,7 @@
 //! The constant parts of the script.
 //!
-//! Values provided by a running Windows (names, paths) are read with `for /f` into variables, lose
-//! their quotation marks there, and are used between quotation marks only. So cmd interprets
+//! Values provided by a running Windows (names, paths) are read with `for /f` into variables. They
+//! lose their quotation marks there, and are used between quotation marks only. So cmd interprets
 //! nothing in them.
 
 pub(super) const HEAD: &str = r#"@echo off

@@ -1,7 +1,7 @@
 //! The journal of a fix: its actions, its progress, and what is needed to undo it.
 //!
-//! `journal.json` is replaced as a whole (temporary file, fsync, rename, fsync of the directory),
-//! so a reader sees either the old or the new state. Each state is written before the step it
+//! `journal.json` is replaced as a whole (temporary file, fsync, rename, fsync of the directory).
+//! So a reader sees either the old or the new state. Each state is written before the step it
 //! announces.
 
 use std::fs::File;

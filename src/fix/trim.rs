@@ -1,9 +1,8 @@
-//! Makes unneeded data of a disk read as zeroes, so that it is not copied: free clusters, page
-//! files, and a hibernation file that nobody will resume from.
+//! Makes unneeded data of a disk read as zeroes, so that it is not copied. This is free clusters,
+//! page files, and a hibernation file that nobody will resume from.
 //!
 //! Works on the overlay, after the fix and **before** the verification. So the verified state, trim
-//! included, is the copied one, and a trim that removed something needed shows before a byte is
-//! copied.
+//! included, is the copied one. A trim that removed something needed shows before a byte is copied.
 //!
 //! Trims only volumes whose free space map can be trusted: NTFS and FAT that were closed cleanly. A
 //! volume with shadow copies stays unchanged, because they lie in clusters that its bitmap calls

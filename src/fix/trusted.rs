@@ -3,9 +3,9 @@
 //!
 //! A journal names a disk and the bytes to write to it. In a shared directory (`/tmp`, an NFS
 //! export) anybody can create one under the expected name. So directory, journal and saved blocks
-//! must belong to the caller or to root, and nobody else may be able to write to them. All of that
-//! is read from open descriptors. Every name is opened below the descriptor of its directory, and
-//! no symbolic link is followed, so the checked file is the one that is read.
+//! must belong to the caller or to root. Nobody else may be able to write to them. All of that is
+//! read from open descriptors. Every name is opened below the descriptor of its directory, and no
+//! symbolic link is followed. So the checked file is the one that is read.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -3,8 +3,8 @@
 //! A pure function from bytes to facts. Signatures follow the on-disk formats of the file systems
 //! named below (NTFS and FAT boot sectors, `blkid`'s offsets for the Linux ones). LDM and Storage
 //! Spaces cannot be detected from the contents, so the partition type decides there, and it comes
-//! first. A dynamic disk often has a valid NTFS boot sector at the start of its partition, and
-//! writing to it would still be wrong.
+//! first. A dynamic disk often has a valid NTFS boot sector at the start of its partition. Writing
+//! to it would still be wrong.
 
 use super::FsKind;
 use crate::bytes;

@@ -2,7 +2,7 @@
 //! and never on this host.
 //!
 //! One appliance serves one disk, for reading and then for writing. It is attached to hyper2kvm's
-//! storage daemon over NBD, so it sees the same overlay as everything else and opens no image file
+//! storage daemon over NBD. So it sees the same overlay as everything else, and opens no image file
 //! itself. The state of a volume is read by the same code as in the embedded engine. It reads the
 //! disk itself, or the device on which the appliance exposes its contents
 //! ([`super::guestfish_mapped`]).

@@ -1,8 +1,8 @@
 //! Builds a tar archive with one new file or directory, its security descriptor and its attributes,
 //! for guestfish's `tar-in`.
 //!
-//! guestfish cannot otherwise transfer an extended attribute with NUL bytes in it, and without the
-//! attribute `system.ntfs_acl` ntfs-3g gives everyone full control of a new file. The format is
+//! Otherwise guestfish cannot transfer an extended attribute with NUL bytes in it. Without the
+//! attribute `system.ntfs_acl`, ntfs-3g gives everyone full control of a new file. The format is
 //! POSIX pax: name and attributes are records of an extended header.
 
 use std::io;

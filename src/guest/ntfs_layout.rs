@@ -7,7 +7,7 @@ use crate::bytes::layout;
 
 layout! {
     /// The start of a `FILE`, `INDX` or `RSTR` record (`NTFS_RECORD`). The last word of each 512
-    /// bytes is replaced by a number that is incremented at each write; the original words are in
+    /// bytes is replaced by a number that is incremented at each write. The original words are in
     /// an array.
     Protected[8] {
         /// `FILE`, `INDX`, `RSTR` or `CHKD`.

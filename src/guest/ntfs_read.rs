@@ -5,8 +5,8 @@
 //! fragmented attribute for all of it in two cases that are usual on Windows. Either that extent
 //! stays in the base record, or the extents differ in their instance numbers. It returns stale
 //! clusters behind the initialized size. It cannot read past the first extent of a fragmented
-//! `$MFT`, reads record 0 again for every record, follows cyclic indexes and allocates index blocks
-//! of any size. The tests use it as a second reader.
+//! `$MFT`, and reads record 0 again for every record. It follows cyclic indexes and allocates index
+//! blocks of any size. The tests use it as a second reader.
 //!
 //! The contents of files, compressed or not, are read by `ntfs_data`. Lookups compare with the
 //! volume's own `$UpCase` table.

@@ -1,5 +1,5 @@
-//! Finds the bytes of a volume that Windows does not need: free clusters, and the clusters of files
-//! that it refills at every start.
+//! Finds the bytes of a volume that Windows does not need. They are free clusters, and the clusters
+//! of files that it refills at every start.
 //!
 //! Ranges are in bytes of the disk. Free clusters are those in the file system's own map (NTFS
 //! `$Bitmap`, the FAT of FAT16 and FAT32). So a range never includes anything outside the clusters
@@ -211,7 +211,7 @@ impl NtfsVolume {
             })
             .collect();
         if let Some(first) = clusters.first() {
-            // Read from the disk and not through the file: dumps are written below the file system,
+            // Read from the disk and not through the file. Dumps are written below the file system,
             // which then may treat the file as never written.
             let mut magic = [0; 8];
             self.read_volume(first.start - start, &mut magic)?;

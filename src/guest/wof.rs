@@ -1,5 +1,5 @@
 //! Files compressed by CompactOS (the Windows Overlay Filter, file provider). A reparse point names
-//! the algorithm, the stream `WofCompressedData` has the chunks, and the unnamed stream is a hole
+//! the algorithm, and the stream `WofCompressedData` has the chunks. The unnamed stream is a hole
 //! of the file's size.
 //!
 //! The stream has the layout of a resource of a WIM archive: a table, then the chunks. The table

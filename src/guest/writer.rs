@@ -83,8 +83,8 @@ impl EmbeddedWriter {
     }
 }
 
-/// Refuses a volume that Windows has not released. libntfs-3g also checks the log and the
-/// hibernation file, but not the dirty flag, and returns only a number as the reason.
+/// Refuses a volume that Windows has not released. `libntfs-3g` also checks the log and the
+/// hibernation file, but not the dirty flag. Its reason is only a number.
 pub(super) fn check_ntfs(
     disk: Arc<dyn BlockRead>,
     start: u64,

@@ -1,10 +1,10 @@
 //! Checks that the boot configuration leads to the Windows that is converted. It may be on another
 //! disk of the VM.
 //!
-//! Examines the entry that the boot manager starts without a choice: the partitions it names, the
-//! loader file it names, and whether that loader fits the firmware. On UEFI the fall-back loader is
-//! examined too. The firmware of a new VM has no boot entries, so it starts `\EFI\BOOT\BOOT*.EFI`,
-//! which has to be Windows' own boot manager.
+//! Examines the entry that the boot manager starts without a choice. This concerns the partitions
+//! and the loader file it names, and whether that loader fits the firmware. On UEFI the fall-back
+//! loader is examined too. The firmware of a new VM has no boot entries, so it starts
+//! `\EFI\BOOT\BOOT*.EFI`, which has to be Windows' own boot manager.
 //!
 //! A problem that stops the boot manager is a blocker. A store that is unreadable here is a
 //! warning, because the boot manager may read it. Entries that boot from a RAM disk, from a virtual

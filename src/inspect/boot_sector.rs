@@ -2,7 +2,7 @@
 //! code finds the rest of itself.
 //!
 //! The boot code of NTFS reads "hidden sectors", the start of its partition, from its own boot
-//! sector; tools that move partitions forget to update it. That of Windows 2000, XP and 2003 also
+//! sector. Tools that move partitions forget to update it. That of Windows 2000, XP and 2003 also
 //! relies on the number of heads there (`docs/guests.md`, "Number of heads").
 
 use super::findings;
@@ -65,8 +65,8 @@ pub fn look(
 }
 
 /// The largest number of heads without translation. A disk partitioned with at most so many is
-/// presented with them on IDE, and with others on virtio, up to the largest size that they can
-/// address.
+/// presented with them on IDE, and with others on virtio. This holds up to the largest size that
+/// they can address.
 const UNTRANSLATED_HEADS: u16 = 16;
 const UNTRANSLATED_SIZE: u64 = 16383 * 16 * 63 * 512;
 

@@ -1,9 +1,9 @@
 //! Facts about the guest. Takes a [`GuestRead`], so it cannot write.
 //!
-//! [`inspect`] examines the partition table, the volumes and the boot files, finds Windows, loads
-//! its hives once and reads them by direct lookups. A disk without Windows, or with one that cannot
-//! be converted, is no error here: the result has a blocker. Errors are problems that the caller
-//! can resolve (a choice among several installations) or that make the disk unreadable.
+//! [`inspect`] examines the partition table, the volumes and the boot files, and finds Windows. It
+//! loads the hives once and reads them by direct lookups. A disk without Windows, or with one that
+//! cannot be converted, is no error here: the result has a blocker. Errors are problems that the
+//! caller can resolve (a choice among several installations) or that make the disk unreadable.
 
 mod bcd;
 mod boot_ini;

@@ -1,5 +1,5 @@
-//! Reads `Control\Nsi` of Windows Vista and later, the store of its network modules: manually set
-//! IPv6 addresses, and the static routes of an adapter.
+//! Reads `Control\Nsi` of Windows Vista and later, the store of its network modules. It has
+//! manually set IPv6 addresses, and the static routes of an adapter.
 //!
 //! A table is a key below the module's GUID, named after its number: 10 has addresses, 16 routes. A
 //! record's key is the name of a value, in hexadecimal; its settings are the value's data, where ff

@@ -1,7 +1,7 @@
 //! Marks known holes of the source as zero clusters of the overlay, before the VM starts for the
 //! first time.
 //!
-//! QEMU's pull reads everything that an overlay itself lacks, including holes: for a sparse disk of
+//! QEMU's pull reads everything that an overlay itself lacks, including holes. For a sparse disk of
 //! 2 TiB with 20 GiB of data, that would be minutes of reading zeroes.
 
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! A disk on another host in several files, or in a format that QEMU does not read over NBD: a
-//! chain of snapshots, a VMDK in pieces, a VHDX.
+//! A disk on another host in several files, or in a format that QEMU does not read over NBD.
+//! Examples are a chain of snapshots, a VMDK in pieces, and a VHDX.
 //!
 //! ```text
 //!  QEMU --socket beside the overlay--> storage daemon, the chain as one raw disk --> child that dials --> host

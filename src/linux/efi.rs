@@ -2,7 +2,7 @@
 //!
 //! Firmware starts a boot loader from the entries in its variables, which stay behind with the old
 //! VM. A new VM finds only `\EFI\BOOT\BOOTX64.EFI`, which not every distribution installs. The
-//! distribution's own loader is copied there: shim with the GRUB that it loads from its own
+//! distribution's own loader is copied there. It is shim with the GRUB that it loads from its own
 //! directory, a GRUB without shim, or systemd-boot. The file `fbx64.efi` of shim is left out:
 //! beside it, shim would write boot entries and start over instead of starting GRUB.
 

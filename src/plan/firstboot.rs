@@ -1,9 +1,8 @@
 //! Plans the first boot: the script and its files, the service that starts it, and settings that
 //! apply only until it is done.
 //!
-//! The old values of those settings are kept below the service's key. The script finds them there,
-//! and so does a second run over the same disk, which must not take hyper2kvm's values for the
-//! guest's.
+//! The old values of those settings are kept below the service's key. The script finds them there.
+//! So does a second run over the same disk, which must not take hyper2kvm's values for the guest's.
 
 use crate::drivers::catalogue::VirtioDevice;
 use crate::firstboot::network::{self, Policy};

@@ -296,8 +296,8 @@ pub fn is_boot(package: &DriverPackage) -> bool {
     package.role == Role::Storage && package.required
 }
 
-/// The controllers from which a converted disk must boot: that of the bootstrap, and the virtio
-/// ones with a driver (NT 5 has none for virtio-scsi).
+/// The controllers from which a converted disk must boot. They are that of the bootstrap, and the
+/// virtio ones with a driver (NT 5 has none for virtio-scsi).
 pub fn wanted(bootstrap: Option<DiskBus>, drivers: &DriverSet) -> Vec<DiskBus> {
     let virtio = drivers
         .boot_storage()

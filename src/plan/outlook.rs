@@ -1,5 +1,5 @@
-//! The outlook that `plan` adds to the actions: the files of a conversion, the amount of data to
-//! copy, and an estimate of the time.
+//! The outlook that `plan` adds to the actions. It has the files of a conversion, the amount of
+//! data to copy, and an estimate of the time.
 
 use std::path::{Path, PathBuf};
 

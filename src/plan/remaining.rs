@@ -1,4 +1,4 @@
-//! Finds what still keeps Windows from starting after the plan: the faults of the boot path in the
+//! Finds what still keeps Windows from starting after the plan. The faults of the boot path in the
 //! preview become blockers with remedies that help.
 
 use crate::boot_path::{self, BootPath, Fault, ImageState};

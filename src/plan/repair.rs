@@ -1,9 +1,10 @@
-//! Plans the changes besides the virtio drivers that Windows needs to boot: the bootstrap
-//! controller, the bus and volume drivers of every boot, and class filters that name dead services.
+//! Plans the changes that Windows needs to boot, besides the virtio drivers. They concern the
+//! bootstrap controller, the bus and volume drivers of every boot, and class filters that name dead
+//! services.
 //!
 //! The edits follow from the faults of the boot path; nothing is assumed. A fault that no edit
-//! repairs remains in the preview of the plan, and [`super::remaining`] turns it into a blocker
-//! before anything is written.
+//! repairs remains in the preview of the plan. [`super::remaining`] turns it into a blocker before
+//! anything is written.
 
 use std::collections::BTreeSet;
 

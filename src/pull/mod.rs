@@ -1,7 +1,7 @@
 //! `pull`: copies the data that only the source has, until the disks stand alone.
 //!
 //! While the VM runs, QEMU copies ([`running`]); otherwise this program's copy loop does. In both
-//! cases the overlay itself shows what is left, so no record is needed: flushed data is not copied
+//! cases the overlay itself shows what is left, so no record is needed. Flushed data is not copied
 //! again, whatever ended the run. A disk stands alone when all data is in it, it names no other
 //! file, and reading the chain confirms that. Only then do the domain XML and the report show it.
 

@@ -2,7 +2,7 @@
 //!
 //! Specification: msuhanov/regf, "Base block". A hive is *dirty* when its two sequence numbers
 //! differ **or** its checksum is wrong. A tool that writes equal numbers makes Windows ignore the
-//! logs, so [`set_clean`] must be the very last step of replay and edit.
+//! logs. So [`set_clean`] must be the very last step of replay and edit.
 
 use super::error::{HiveError, Result};
 use super::layout::base as layout;

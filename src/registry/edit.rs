@@ -89,9 +89,9 @@ impl RegEdits {
         }
     }
 
-    /// Finds a value that libhivex would write in a form that Windows cannot read. libhivex
-    /// rewrites all values of an edited key and stores each one in a single cell. Hives from format
-    /// 1.4 on have no such cells over 16,344 bytes. Returns the key, the name and the bytes.
+    /// Finds a value that libhivex would write in a form that Windows cannot read. For an edited
+    /// key, it rewrites all values and stores each one in a single cell. Hives from format 1.4 on
+    /// have no such cells over 16,344 bytes. Returns the key, the name and the bytes.
     pub fn too_large(&self, view: &HiveView<'_>) -> Result<Option<(String, String, usize)>> {
         if !view.has_segments() {
             return Ok(None);

@@ -1,10 +1,10 @@
 //! Read access to a hive in memory.
 //!
 //! The view reads only the hive bins announced by the base block, so the tail of real files is
-//! ignored. It does not determine whether the hive is *dirty* (see [`super::base`]), and it checks
-//! only what it reads (see [`super::walk`] for the rest). It never panics, and no call does more
-//! work than the size of the hive allows. Keys may form a ring, so code that traverses a whole tree
-//! must [`super::walk::walk`] it first. Lists are searched in full, using their hashes, and not by
+//! ignored. It does not determine whether the hive is *dirty* (see [`super::base`]). It checks only
+//! what it reads (see [`super::walk`] for the rest). It never panics, and no call does more work
+//! than the size of the hive allows. Keys may form a ring, so code that traverses a whole tree must
+//! [`super::walk::walk`] it first. Lists are searched in full, using their hashes, and not by
 //! binary search, so a wrong order hides no key here. It does hide keys from Windows, which is why
 //! the walk checks the order.
 

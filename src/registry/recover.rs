@@ -17,8 +17,8 @@
 //! (entries up to 5 gave 6/6). So no entry in the logs can appear newer than the hive.
 //!
 //! hyper2kvm differs from Windows in two cases. Windows replaces a hive bin that is damaged after
-//! replay by an empty one, and it stops in the middle of a bad page log. Both lose keys silently,
-//! so such a result is not [usable](Recovery::usable) here.
+//! replay by an empty one. It stops in the middle of a bad page log. Both lose keys silently, so
+//! such a result is not [usable](Recovery::usable) here.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;

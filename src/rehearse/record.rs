@@ -1,8 +1,8 @@
 //! Records everything that a killed rehearsal would leave behind, before it is made.
 //!
-//! The lock file in the evidence directory names the domain and the work directory, and a copy of
-//! it is where [`leftovers`] finds it. A rehearsal has ended when nobody holds the lock: the next
-//! run removes everything in the record, and `doctor` lists it.
+//! The lock file in the evidence directory names the domain and the work directory. A copy of it is
+//! where [`leftovers`] finds it. A rehearsal has ended when nobody holds the lock: the next run
+//! removes everything in the record, and `doctor` lists it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -1,6 +1,6 @@
 //! The disks of a VM, opened and inspected as one guest.
 //!
-//! Windows is on one disk. Its boot files may be on another: then both are changed, each through
+//! Windows is on one disk. Its boot files may be on another. Then both are changed, each through
 //! its own engine and overlay, and the firmware starts from the second. Every further disk is only
 //! read.
 
@@ -24,8 +24,8 @@ use crate::ui::Ui;
 use super::engine::Engine;
 use super::{Disk, Session, SourceMachine, announce_appliance, refusal};
 
-/// The disks of a VM in the order of the converted disks: the system's disk, then the others in the
-/// order of the source. The id identifies a disk.
+/// The disks of a VM in the order of the converted disks. The system's disk is first, the others
+/// are in the order of the source. The id identifies a disk.
 #[derive(Debug, Clone)]
 pub struct VmDisks {
     list: Vec<Disk>,

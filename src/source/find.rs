@@ -1,9 +1,9 @@
 //! Finds everything below a folder that can be converted: VMs by their descriptions, and disks
 //! without one.
 //!
-//! A disk counts once. It does not count again as the base of a snapshot, as the extent of a split
-//! image, or under a second description (an output directory of hyper2kvm has two). Symbolic links
-//! to directories are not followed.
+//! A disk counts once. It does not count again as the base of a snapshot or as the extent of a
+//! split image. Nor does it under a second description (an output directory of hyper2kvm has two).
+//! Symbolic links to directories are not followed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,15 +1,15 @@
 //! The source: a disk image, or a VM with its disks and its description.
 //!
 //! [`open`] takes the SOURCE of the command line and distinguishes VMs from disks. VMs are `.vmx`,
-//! `.ovf`, `.ova`, libvirt domain XML, and the directory of one of these or of a Hyper-V export;
-//! anything else is a plain disk image. It is quick, because it reads descriptions and never disk
+//! `.ovf`, `.ova`, libvirt domain XML, and the directory of one of these or of a Hyper-V export.
+//! Anything else is a plain disk image. It is quick, because it reads descriptions and never disk
 //! contents. Disks that are not usable in place (members of an OVA, gzip'd disks) and the checksums
 //! of a manifest are left to [`SourceVm::prepare`]. It works in a directory of the caller.
 //!
 //! These files are untrusted. The parsers ([`vmx`], [`ovf`], [`libvirt`], [`tar`], [`vmdk`]) are
 //! pure functions with limits. A reference that leads out of the directory of the description is
-//! refused, because it could otherwise bring any file of the host into a converted guest. The
-//! exception is libvirt XML, whose paths are this host's by definition.
+//! refused. It could otherwise bring any file of the host into a converted guest. The exception is
+//! libvirt XML, whose paths are this host's by definition.
 //!
 //! The description of a source is a hint. Facts found inside the guest take precedence.
 

@@ -1,8 +1,8 @@
 //! OVF descriptors (DMTF DSP0243, versions 1 and 2) of VMware, VirtualBox and others.
 //!
 //! Elements are identified by local name, because producers choose their own prefixes. The parser
-//! reads the files, the disks, the hardware items (RASD and its 2.x forms), and the firmware
-//! settings of VMware (`Config`) and VirtualBox (`Firmware`).
+//! reads the files, the disks, and the hardware items (RASD and its 2.x forms). It also reads the
+//! firmware settings of VMware (`Config`) and VirtualBox (`Firmware`).
 //!
 //! An item with a `bound` is a limit, not a value. One with a `configuration` belongs to these
 //! deployment options only. It is added to, or replaces, an item of the same `InstanceID` (or
@@ -37,8 +37,8 @@ const MAX_ITEMS: usize = 4096;
 pub struct OvfDisk {
     /// The relative, percent-decoded name for people.
     pub href: String,
-    /// The possible names of the file: percent-decoded, and as written (not every producer encodes
-    /// a `%`), each as text and in the encoding of the descriptor.
+    /// The possible names of the file. It may be percent-decoded or as written (not every producer
+    /// encodes a `%`), each as text and in the encoding of the descriptor.
     pub names: Vec<OsString>,
     pub gzip: bool,
     /// The size of the disk, in bytes.

@@ -2,8 +2,7 @@
 //!
 //! A VMDK descriptor ([`crate::disk::vmdk`]) names further files, which QEMU opens. So they are
 //! checked first. Each must exist (the error names a missing one) and lie in the directory of the
-//! descriptor, because a forged extent or parent could name any file of the host. Contents are not
-//! read.
+//! descriptor. A forged extent or parent could name any file of the host. Contents are not read.
 
 use std::path::{Path, PathBuf};
 

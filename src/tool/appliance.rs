@@ -1,8 +1,8 @@
 //! The environment of libguestfs' appliance on this host, for every libguestfs program.
 //!
-//! The backend is `direct`, because the libvirt one starts QEMU as another user, who may neither
-//! use hyper2kvm's socket nor read its directory. If KVM does not work, the appliance is emulated.
-//! On its own, libguestfs falls back only if `/dev/kvm` does not exist, and fails if it exists
+//! The backend is `direct`. The libvirt one starts QEMU as another user, who may neither use
+//! hyper2kvm's socket nor read its directory. If KVM does not work, the appliance is emulated. On
+//! its own, libguestfs falls back only if `/dev/kvm` does not exist. It fails if that exists
 //! without working (a container, a nested VM). Variables set in the environment take precedence.
 
 use std::ffi::OsString;

@@ -1,11 +1,11 @@
 //! The system calls of a server that inherits its listening socket: `qemu-storage-daemon`.
 //!
 //! The filter is installed before the program is started, so it includes the calls of starting:
-//! execution, loading of libraries, threads. It excludes sockets of its own, connections to others,
-//! processes, tracing, other users and namespaces, mounts, kernel interfaces (`bpf`, `keyctl`,
-//! `io_uring`, `perf_event_open`, `userfaultfd`), and signals to others.
+//! execution, loading of libraries, threads. It excludes sockets of its own, connections and
+//! signals to others, processes, tracing, other users and namespaces, and mounts. It also excludes
+//! kernel interfaces (`bpf`, `keyctl`, `io_uring`, `perf_event_open`, `userfaultfd`).
 //!
-//! Calls that are not listed fail with EPERM and the program continues: libraries of another
+//! Calls that are not listed fail with EPERM and the program continues. Libraries of another
 //! release try various calls and work without them. `clone3` alone fails with ENOSYS: its flags
 //! cannot be examined, and after that error C libraries use `clone`.
 
@@ -237,7 +237,7 @@ fn install_only(mut rules: Rules) -> io::Result<()> {
 }
 
 /// Restricts this process, which is about to become a server, to the calls above, threads, and
-/// signals to itself; a script may also start processes.
+/// signals to itself. A script may also start processes.
 pub(super) fn server(script: bool) -> io::Result<()> {
     let more = if script { SCRIPT } else { &[] };
     let calls = COMMON.iter().chain(OLD).chain(more);

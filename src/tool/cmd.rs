@@ -1,8 +1,8 @@
 //! [`Cmd`], the only code that runs another program, and [`Child`], the guard of a running one.
 //!
 //! By default stdin is empty. The locale is fixed, stdout is limited or passed on in chunks, and
-//! the error has the tail of stderr. A child runs in its own process group, which is killed as a
-//! whole when the guard is dropped, at the time limit, and when [`stop`] is requested.
+//! the error has the tail of stderr. A child runs in its own process group. The group is killed as
+//! a whole when the guard is dropped, at the time limit, and when [`stop`] is requested.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -29,7 +29,7 @@ const STDOUT_LIMIT: usize = 64 << 20;
 const STDERR_TAIL: usize = 8 << 10;
 /// The interval at which the stop flag and the time limit are checked while a child is silent.
 const TICK: Duration = Duration::from_millis(20);
-/// The time for output after the child itself has ended: a grandchild may have inherited the pipe
+/// The time for output after the child itself has ended. A grandchild may have inherited the pipe
 /// and keep it open for ever.
 const DRAIN: Duration = Duration::from_secs(3);
 

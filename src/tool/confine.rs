@@ -8,8 +8,8 @@
 //! - [`writes_only`]: this process and all its children write only below some directories.
 //!
 //! Each is as strong as the kernel permits. Without landlock (before 5.13) files stay accessible.
-//! On an architecture that `seccompiler` does not support, system calls stay available. seccomp
-//! filters survive `execve`, landlock domains are inherited, and neither can be undone.
+//! On an architecture that `seccompiler` does not support, system calls stay available. Filters of
+//! seccomp survive `execve`, and landlock domains are inherited. Neither can be undone.
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::io;
@@ -104,17 +104,17 @@ fn limit(limits: &[(Resource, u64)]) -> io::Result<()> {
     Ok(())
 }
 
-/// Restricts this process to its open descriptors, memory to work with, and exiting: no files,
-/// network, programs, threads, processes or signals to others, no executable memory. Any other
-/// attempt fails with EPERM, so that a C library of another release continues after a harmless
-/// call.
+/// Restricts this process to its open descriptors, memory to work with, and exiting. It gets no
+/// files, network, programs, threads, processes or signals to others, and no executable memory. Any
+/// other attempt fails with EPERM, so that a C library of another release continues after a
+/// harmless call.
 pub fn parser() -> io::Result<()> {
     alone(&[])?;
     install_only(parser_calls()?)
 }
 
 /// The same as [`parser`], plus one file of at most so many bytes that is opened by name. The name
-/// must be a constant: system calls are distinguished by the address of the name, whose memory must
+/// must be a constant. System calls are distinguished by the address of the name, whose memory must
 /// not be writable, replaceable or movable.
 pub fn editor(file: &'static CStr, size: u64) -> io::Result<()> {
     alone(&[
@@ -194,7 +194,7 @@ impl<'p> Allowed<'p> {
 }
 
 /// Restricts the writes of this process, and of all its children, to these paths, a few harmless
-/// devices, and open files; reads are unrestricted. Nothing is written in `/proc`, `/sys`, `/run`
+/// devices, and open files. Reads are unrestricted. Nothing is written in `/proc`, `/sys`, `/run`
 /// and `/dev` unless a path lies there. Must be called before there are other threads and children.
 /// Returns whether the kernel supports that.
 pub(super) fn writes_only(below: &[PathBuf], network: bool) -> io::Result<bool> {
@@ -326,7 +326,7 @@ impl Confinement {
     }
 
     /// No sockets, no other program, and only the files that the arguments name and those that
-    /// programs consist of; a file that will be created, in its directory.
+    /// programs consist of. A file that will be created gives access to its directory.
     pub fn to_arguments() -> Self {
         Self {
             offline: true,

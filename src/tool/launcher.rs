@@ -1,7 +1,7 @@
 //! Starts children so that none outlives this process, even if it is killed by SIGKILL.
 //!
-//! The kernel can send a child a signal when its parent dies, but only the child can request it,
-//! between fork and exec; doing that in `pre_exec` is unsafe code. So the child is this program
+//! The kernel can send a child a signal when its parent dies. But only the child can request it,
+//! between fork and exec, and doing that in `pre_exec` is unsafe code. So the child is this program
 //! again, as `hyper2kvm __exec PARENT_PID FLAGS -- PROGRAM ARGS...`. It requests the signal, gives
 //! up its [`Privileges`] and everything denied by its [`Confinement`], and becomes the program.
 //!

@@ -5,7 +5,7 @@
 //!
 //! A tool that opens a file by name may need a capability for exactly that. The image of a VM
 //! belongs to the user of QEMU, or lies in somebody's home. So [`drop_all`] tries each file that
-//! the arguments name, and keeps `CAP_DAC_OVERRIDE` only if one of them is out of reach without it.
+//! the arguments name. It keeps `CAP_DAC_OVERRIDE` only if one of them is out of reach without it.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -86,7 +86,7 @@ fn drop_for(args: &[OsString]) -> io::Result<()> {
     drop_unless(&|| named(args).iter().any(|file| !file.in_reach()))
 }
 
-/// Gives up every capability except the one that connecting to the socket requires: libvirt gives
+/// Gives up every capability except the one that connecting to the socket requires. libvirt gives
 /// the socket of a backup to QEMU's user.
 pub(super) fn drop_for_socket(socket: &Path) -> io::Result<()> {
     let flags = AtFlags::EACCESS;

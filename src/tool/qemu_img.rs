@@ -1,6 +1,6 @@
 //! `qemu-img`: facts of an image, overlays, copies, checks.
 //!
-//! Images are always named by a `json:` specification with an explicit driver, so that QEMU neither
+//! Images are always named by a `json:` specification with an explicit driver. So QEMU neither
 //! probes the format nor parses a colon in a file name as a protocol.
 
 use std::ffi::OsString;
@@ -95,7 +95,7 @@ pub fn info(spec: &Spec) -> Result<Info> {
     parse_info(&out.stdout)
 }
 
-/// The number of images of a qcow2's chain, according to its header and those below it; a running
+/// The number of images of a qcow2's chain, according to its header and those below it. A running
 /// VM may have it open. Only the file itself is accessible, so for one that names another the count
 /// is not 1, or an error.
 pub fn chain_length(file: &Path) -> Result<usize> {
@@ -249,7 +249,7 @@ fn map_entries(spec: &Spec, shared: bool, found: &mut dyn FnMut(MapEntry)) -> Re
     }
 }
 
-/// Parses the output of `qemu-img map` as it arrives, one object a line: for a fragmented image it
+/// Parses the output of `qemu-img map` as it arrives, one object a line. For a fragmented image it
 /// is too large to keep in memory.
 #[derive(Debug, Default)]
 struct MapLines {

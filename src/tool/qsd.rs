@@ -1,7 +1,7 @@
 //! `qemu-storage-daemon`: serves one image over NBD on a private Unix socket.
 //!
 //! The daemon inherits the listening socket as its stdin, so a client may connect before the daemon
-//! is ready: no polling is needed, and no other process can intervene. It has no monitor and no
+//! is ready. No polling is needed, and no other process can intervene. It has no monitor and no
 //! network, and access only to the files of the image ([`Spec::confinement`]), which it gets as
 //! descriptors.
 

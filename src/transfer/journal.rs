@@ -1,11 +1,11 @@
 //! [`ExtentJournal`]: the ranges of a disk that are durable on the target of a copy.
 //!
-//! A text file that only grows. Each line is the CRC-32 of the rest, and a JSON value: first the
-//! identity of source and target, then one array of `[start, length]` pairs for each batch. A line
-//! is written after the target was flushed, so no line is ever durable before its ranges. The lines
-//! are synced together ([`SYNC_EVERY`]): a killed process loses none, a host without power those of
-//! the last moment. However the process ends, the file has whole lines and at most torn ones at its
-//! end, which are cut off when it is opened.
+//! A text file that only grows. Each line is the CRC-32 of the rest, and a JSON value. The first
+//! has the identity of source and target, each further one an array of `[start, length]` pairs for
+//! a batch. A line is written after the target was flushed, so no line is ever durable before its
+//! ranges. The lines are synced together ([`SYNC_EVERY`]): a killed process loses none, a host
+//! without power those of the last moment. However the process ends, the file has whole lines and
+//! at most torn ones at its end, which are cut off when it is opened.
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};

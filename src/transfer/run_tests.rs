@@ -136,7 +136,7 @@ fn copies_what_the_ranges_hold_and_no_zeroes() {
     assert!(target.zeroes.load(Ordering::SeqCst) > 0);
 }
 
-/// The power fails at any write: the ranges in the journal are present, the rest is copied, and no
+/// The power fails at any write. The ranges in the journal are present, the rest is copied, and no
 /// more than the window is copied again.
 #[test]
 fn a_copy_that_lost_power_goes_on() {

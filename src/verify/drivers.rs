@@ -322,7 +322,7 @@ fn is_dead(
 /// The boot loader loads every boot-start driver. One that cannot be loaded stops it if its
 /// `ErrorControl` is "critical", and is skipped otherwise. This check is no blocker. The drivers
 /// that a boot needs are evaluated in `boot_path`. For the others a wrong verdict would refuse
-/// guests that start, and whatever is missing here was missing on the old host too.
+/// guests that start. Whatever is missing here was missing on the old host too.
 pub fn critical_services(c: &Context<'_>) -> Outcome {
     services(c, true, "the boot loader stops at drivers it cannot load")
 }

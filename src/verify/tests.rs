@@ -367,8 +367,8 @@ const ROWS: &[Row] = &[
     },
 ];
 
-/// The table of identifiers says what is at stake: what may keep Windows from starting, or loses data, makes a
-/// disk not ready, and nothing else does. How bad the boot configuration is its findings say.
+/// The table of identifiers states what is at stake. A disk is not ready if Windows may not start
+/// from it or data is lost, and only then. How bad the boot configuration is its findings say.
 #[test]
 fn a_check_is_a_blocker_when_something_is_at_stake() {
     for def in &CHECKS {

@@ -1,6 +1,6 @@
-//! The protocol of parent and child on their socket: one line of JSON in each direction, and the
-//! bytes of a file after the line that announces them. Secrets are sent over it too, never by
-//! argument or environment.
+//! The protocol of parent and child on their socket. There is one line of JSON in each direction,
+//! and the bytes of a file follow the line that announces them. Secrets are sent over it too, never
+//! by argument or environment.
 
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;

@@ -1,9 +1,9 @@
 //! Sources on the wire: files and NBD exports of other hosts, read without copying them first.
 //!
 //! A child process (`hyper2kvm __wire`) makes the connections. It gets its order over a socket,
-//! gives up unneeded rights, connects, and serves every file it opens as an export of one read-only
-//! NBD server on a Unix socket. This process, and QEMU's programs, see only that socket. The child
-//! ends when the last [`Wire`] is dropped, and dies with its parent.
+//! gives up unneeded rights, and connects. It serves every file it opens as an export of one
+//! read-only NBD server on a Unix socket. This process, and QEMU's programs, see only that socket.
+//! The child ends when the last [`Wire`] is dropped, and dies with its parent.
 //!
 //! - [`url`]: the user's names of sources; [`error`]: errors
 //! - [`control`]: the protocol of parent and child; [`child`]: the child's side
@@ -91,7 +91,7 @@ pub(crate) struct Access {
 
 impl Access {
     /// The limit of connections. A client of ssh handles 2 MiB per round trip, so a distant server
-    /// needs more of them; servers of other protocols limit sessions.
+    /// needs more of them. Servers of other protocols limit sessions.
     fn connections(&self, server: &url::Server) -> u32 {
         let usual = match server {
             url::Server::Ssh { .. } => 12,

@@ -1,7 +1,7 @@
 //! Threads with one connection each, and the queue of their requests.
 //!
 //! A connection is opened when there is more to fetch than the present connections can begin, so a
-//! quiet run has one, and only while one more is useful ([`Limit`]). Requests in flight on a broken
+//! quiet run has one. One more must also be useful ([`Limit`]). Requests in flight on a broken
 //! connection are repeated on another, after growing pauses, up to `--retries` times. While others
 //! work, a connection that cannot be opened costs nothing: servers limit how many they accept.
 

@@ -2,7 +2,7 @@
 //!
 //! A large read is divided into pieces over several connections. A small one fetches only the bytes
 //! it needs: `inspect` must not cost more than it reads. Data is fetched ahead if it was announced
-//! ([`Service::expect`]), or as the next part of a long stream, a sixteenth of its length so far.
+//! ([`Service::expect`]). So is the next part of a long stream, a sixteenth of its length so far.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;

@@ -1,9 +1,9 @@
 //! A reader of SFTP version 3 (draft-ietf-secsh-filexfer-02, as in OpenSSH and ESXi) over any
 //! stream.
 //!
-//! Requests are pipelined: a piece is requested in parts of the server's limit
-//! (`limits@openssh.com`, otherwise 32 KiB), and several pieces are in flight. Every length,
-//! identifier and offset of an answer is checked before it is used.
+//! Requests are pipelined, and several pieces are in flight. A piece is requested in parts of the
+//! server's limit (`limits@openssh.com`, otherwise 32 KiB). Every length, identifier and offset of
+//! an answer is checked before it is used.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Write};

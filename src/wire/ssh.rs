@@ -190,7 +190,7 @@ fn has_aes() -> bool {
     return false;
 }
 
-/// The ciphers of a configuration (`ssh -G`) with AES-GCM first: if the CPU has instructions for
+/// The ciphers of a configuration (`ssh -G`) with AES-GCM first. If the CPU has instructions for
 /// it, a byte takes a third of the time. `None` if another order than OpenSSH's default was
 /// configured.
 fn preferred(config: &str) -> Option<String> {

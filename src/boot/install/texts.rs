@@ -55,8 +55,8 @@ pub(in crate::boot) fn rewrite(element: &mut Element, new: &dyn Fn(&str) -> Opti
 
 const REPORT: &str = "report.html";
 
-/// Replaces the paths in all other files that name the disks: in scripts and YAML, where paths are
-/// in single quotes, and in the HTML report.
+/// Replaces the paths in all other files that name the disks. These are scripts and YAML, where
+/// paths are in single quotes, and the HTML report.
 pub(super) fn rewrite_texts(folder: &Path, report: &Value, moved: &[Moved]) -> Result<()> {
     let emitted = report.pointer("/outputs/emitted").and_then(Value::as_array);
     let names = emitted.into_iter().flatten().filter_map(Value::as_str);

@@ -58,8 +58,8 @@ struct Rest {
 }
 
 impl Rest {
-    /// Of a copy that is to hold `live`: what of it this run's overlay holds, what the journal says is done, and
-    /// what the copy has data for.
+    /// Of a copy that is to hold `live`. `own` is what this run's overlay holds of it, `done` what
+    /// the journal records, and `there` what the copy has data for.
     fn of(live: &Extents, own: &Extents, done: &Extents, there: &Extents) -> Self {
         let done = done.within(live).minus(own);
         let left = live.minus(&done);

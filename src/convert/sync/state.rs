@@ -232,8 +232,8 @@ impl State {
         self.save(folder)
     }
 
-    /// The copy rate in bytes per second: that of the pass that copied most, or of one under the
-    /// same limit that copied enough to measure.
+    /// The copy rate in bytes per second. It is that of the pass that copied most, or of one under
+    /// the same limit that copied enough to measure.
     pub(super) fn rate(&self, limit: Option<u64>) -> Option<f64> {
         let worth = |pass: &&Pass| {
             (
@@ -347,8 +347,8 @@ const FIX: f64 = 0.1;
 /// inspect, verify, and map the disks and check the copy.
 const READINGS: f64 = 4.0;
 
-/// The projected duration of the last pass: inspection, fix, verification, and the copy of the rest
-/// at no more than `limit` bytes per second.
+/// The projected duration of the last pass. It has inspection, fix, verification, and the copy of
+/// the rest at no more than `limit` bytes per second.
 pub(super) fn projection(state: &State, left: u64, limit: Option<u64>) -> f64 {
     // The chain of the latest pass is the most similar one.
     let overhead = state.passes.last().map_or(0.0, |pass| pass.overhead_s);

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A stand-in for `qm`. It stores the options of a VM as Proxmox shows them, records its arguments,
-/// and refuses options that `qm create` and `qm set` of Proxmox VE 8 do not have.
+/// A stand-in for `qm`. It stores the options of a VM as Proxmox shows them, and records its
+/// arguments. It refuses options that `qm create` and `qm set` of Proxmox VE 8 do not have.
 const QM: &str = r#"#!/bin/sh
 state=$(dirname "$0")
 for a in "$@"; do printf '[%s]' "$a" >>"$state/calls"; done; echo >>"$state/calls"

@@ -199,7 +199,7 @@ fn libvirt_defines_every_domain() {
         .collect();
     let script = script.join("; ");
     let virsh = ["virsh", "-q", "-c", &uri, &script];
-    // The user may not open /dev/kvm: if it exists and does not work, libvirt 9 queries QEMU again
+    // The user may not open /dev/kvm. If it exists and does not work, libvirt 9 queries QEMU again
     // for every document, for most of a minute.
     let judged = match rustix::process::geteuid().is_root() {
         true => {

@@ -1,10 +1,10 @@
 //! Determines what an INF would install on one particular Windows.
 //!
-//! [`text`] reads the file, [`decoration`] selects the sections for the target, and this module
+//! [`text`] reads the file, and [`decoration`] selects the sections for the target. This module
 //! gathers what offline installation needs: models, service, device settings, files, event log.
 //! `Include`/`Needs`, co-installers, `DelReg` and the KMDF sections are left to Windows.
 //!
-//! Windows records the name of the install section with its decoration (`vmci.install.x64.NT`), so
+//! Windows records the name of the install section with its decoration (`vmci.install.x64.NT`). So
 //! the actual name is kept and not the one of the models line.
 
 pub mod decoration;

@@ -1,8 +1,8 @@
 //! The protocol of the socket between this process and the confined child: frames of a length, a
 //! tag and fields.
 //!
-//! One conversation at a time. The parent sends a request; while the child processes it, it
-//! requests blocks of the volume and gets them; then it sends its answer. The author of the disk
+//! One conversation at a time. The parent sends a request. While the child processes it, it
+//! requests blocks of the volume and gets them. Then it sends its answer. The author of the disk
 //! may control the child, so every length is limited and every text cleaned.
 
 use std::io::{self, Read, Write};

@@ -1,5 +1,5 @@
-//! Derives the key of a volume from the user's credential: a recovery password, a password, a
-//! `.BEK` file, or nothing if the key is stored in clear.
+//! Derives the key of a volume from the user's credential. That is a recovery password, a password,
+//! a `.BEK` file, or nothing if the key is stored in clear.
 //!
 //! A password is hashed 0x100000 times with a salt. This is the only slow step; its results are
 //! kept for as long as the keys are. All keys are erased from memory when they are dropped.

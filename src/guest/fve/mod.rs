@@ -3,9 +3,9 @@
 //!
 //! This layer is below the file systems: [`Unlocked::over`] is the disk with the unlocked volumes
 //! in clear and everything else unchanged. So the NTFS reader, the confined NTFS writer, the trim
-//! and the rollback need no support for encryption, and written data is encrypted again. A volume
-//! stays as encrypted, as locked or as suspended as before. The metadata of a volume is read and
-//! never written.
+//! and the rollback need no support for encryption. Written data is encrypted again. A volume stays
+//! as encrypted, as locked or as suspended as before. The metadata of a volume is read and never
+//! written.
 //!
 //! The format is described by libyal's libbde ("BitLocker Drive Encryption (BDE) format"),
 //! cryptsetup's bitlk, dislocker and dissect.fve; see [`layout`]. Vista stores the copy of its boot

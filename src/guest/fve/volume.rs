@@ -1,8 +1,8 @@
 //! The layout of an unlocked volume, and reading and writing of its bytes.
 //!
 //! Most sectors are encrypted at their own offset. The start of the volume is stored elsewhere
-//! (Windows 7 and later), or is in clear (Vista). BitLocker's own ranges - the copies of the
-//! metadata and the moved start - read as zeroes, like in Windows, and are never written.
+//! (Windows 7 and later), or is in clear (Vista). BitLocker's own ranges are the copies of the
+//! metadata and the moved start. They read as zeroes, like in Windows, and are never written.
 
 use std::io;
 use std::ops::Range;

@@ -7,12 +7,12 @@
 //! is meant to fill it in.
 //!
 //! Properties of the library:
-//! - It must never have one inode open twice, so a file is opened after its directory is closed, or
+//! - It must never have one inode open twice. So a file is opened after its directory is closed, or
 //!   closed "in" the directory that is still open.
 //! - `ntfs_delete` and `ntfs_set_ntfs_dos_name` close both inodes they are given, on error too.
 //! - A null attribute name means "any name"; "no name" is the address of the symbol `AT_UNNAMED`.
-//! - New names get the POSIX namespace. Windows accepts them, but a name that fits 8.3 is converted
-//!   to `WIN32_AND_DOS`, as Windows itself would have made it; there is no call for Win32 alone.
+//! - New names get the POSIX namespace. Windows accepts them. But a name that fits 8.3 is converted
+//!   to `WIN32_AND_DOS`, as Windows itself would have made it. There is no call for Win32 alone.
 //! - Growing a file makes a sparse one, unless `ntfs_attr_truncate_solid` is used.
 //! - The `$Volume` dirty flag does not prevent a mount, so the caller has to check it.
 #![allow(unsafe_code)]
@@ -527,7 +527,7 @@ impl Ntfs3g {
         })
     }
 
-    /// Removes a compressed file for a plain one with the same security: the library writes no
+    /// Removes a compressed file for a plain one with the same security. The library writes no
     /// LZNT1 here, and cannot clear the flag of a file. `None` if the file is not compressed.
     fn remove_lznt1(&self, path: &GuestPath, reference: u64) -> Result<Option<Security>> {
         const OP: &str = "replacing the compressed";

@@ -6,9 +6,8 @@
 //! least a byte or consumes input, nothing is allocated beyond the given size, and damaged input
 //! returns `None`.
 //!
-//! No crate is suitable: `lzxd` reads the CAB kind of LZX only, `xpress-huffman` and `lznt1` are
-//! one format each, and `ms-compress`, which has all, needs a newer compiler than the supported
-//! one.
+//! No crate is suitable. `lzxd` reads the CAB kind of LZX only, and `xpress-huffman` and `lznt1`
+//! are one format each. `ms-compress` has all, but needs a newer compiler than the supported one.
 
 pub mod lznt1;
 pub mod lzx;
@@ -31,7 +30,7 @@ impl<'i> Bits<'i> {
     }
 
     /// Makes at least 16 bits available. In XPRESS the position of raw bytes depends on how far
-    /// ahead the words are read, so this is never more than one word too many.
+    /// ahead the words are read. So this is never more than one word too many.
     fn fill(&mut self) {
         if self.left < 16 {
             let word = match self.input {

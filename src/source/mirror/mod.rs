@@ -7,7 +7,7 @@
 //! this directory.
 //!
 //! The names are from the other host and are hostile. Every one stays below the mirror's root,
-//! which stands for the root of that host, and no file of this host is ever read.
+//! which stands for the root of that host. No file of this host is ever read.
 //!
 //! A package's manifest is not mirrored, because comparing its digests would require fetching every
 //! byte.

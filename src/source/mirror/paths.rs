@@ -5,8 +5,8 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::source::extension;
 
-/// Whether the file may contain the data of a disk of this kind: a delta beside a VMDK, an overlay
-/// of any name beside another image.
+/// Whether the file may contain the data of a disk of this kind. That is a delta beside a VMDK, or
+/// an overlay of any name beside another image.
 pub(super) fn may_be_link(path: &Path, name: &str) -> bool {
     let (own, other) = (extension(path), extension(Path::new(name)));
     let vmware = |kind: &str| matches!(kind, "vmdk" | "vmx" | "vmtx");

@@ -1,4 +1,4 @@
-//! Web servers over TLS that return wrong data, disconnect and stall: every fault leads to the
+//! Web servers over TLS that return wrong data, disconnect and stall. Every fault leads to the
 //! right bytes or to a precise error.
 
 use std::sync::Arc;
