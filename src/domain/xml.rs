@@ -702,9 +702,14 @@ fn backing_store(levels: &[Backing]) -> Result<Element, DomainError> {
         .child(backing_store(below)?))
 }
 
+/// Whether a path is that of a block device. `/dev/shm` holds files in memory.
+fn is_device(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
+}
+
 /// `type` of a disk, and the attribute of its `<source>`.
 fn kind_of(path: &Path) -> (&'static str, &'static str) {
-    match path.starts_with("/dev") {
+    match is_device(path) {
         true => ("block", "dev"),
         false => ("file", "file"),
     }
@@ -734,7 +739,7 @@ fn disk_element(
     let mut element = source_element(&disk.path, "disk")?;
     if let Some(driver) = element.children.first_mut() {
         // Linux AIO helps on block devices; on sparse files it blocks.
-        let io = if disk.path.starts_with("/dev") {
+        let io = if is_device(&disk.path) {
             "native"
         } else {
             "threads"

@@ -413,11 +413,24 @@ fn a_chain_is_written_level_by_level() {
     let alone = disks_of(&root)[0];
     assert!(alone.first("backingStore").is_none());
     assert_eq!(texts_of(alone, "driver", "error_policy"), None);
-    // Linux AIO pays off on block devices only.
     assert_eq!(texts_of(alone, "driver", "io"), Some("threads"));
-    m.disks[0].path = "/dev/vg/win10".into();
-    let root = tree(&m, Stage::Final);
-    assert_eq!(texts_of(disks_of(&root)[0], "driver", "io"), Some("native"));
+}
+
+/// Linux AIO pays off on block devices only; what is in memory below /dev is none.
+#[test]
+fn a_file_below_dev_shm_is_no_block_device() {
+    let mut m = machine();
+    for (path, kind, io) in [
+        ("/dev/vg/win10", "block", "native"),
+        ("/dev/shm/win10.qcow2", "file", "threads"),
+        ("/device/win10.qcow2", "file", "threads"),
+    ] {
+        m.disks[0].path = path.into();
+        let root = tree(&m, Stage::Final);
+        let disk = disks_of(&root)[0];
+        assert_eq!(disk.attr("type"), Some(kind), "{path}");
+        assert_eq!(texts_of(disk, "driver", "io"), Some(io), "{path}");
+    }
 }
 
 /// Linux on SATA for good: there is no VirtIO to probe for, and so many disks as the controllers have ports.
