@@ -5,7 +5,7 @@
 //! affects no other VM, and all of them die with this process.
 //!
 //! There is no state besides the output directories. A VM is done if its directory is complete, and
-//! was made from the same inputs with the same options ([`run::Machine::done`]).
+//! was made from the same inputs with the same options ([`run::Conversion::done`]).
 
 pub mod file;
 pub(crate) mod page;

@@ -51,7 +51,7 @@ pub fn default_jobs() -> usize {
 }
 
 /// One conversion to make.
-pub struct Machine {
+pub struct Conversion {
     pub name: String,
     pub source: PathBuf,
     /// Absolute.
@@ -77,7 +77,7 @@ pub enum Done {
     Differs(String),
 }
 
-impl Machine {
+impl Conversion {
     fn line(&self, state: State) -> Line {
         Line::new(&self.name, &self.source, &self.folder, state)
     }
@@ -171,7 +171,7 @@ struct Slot {
 
 /// The progress of all of them together.
 struct Watch<'a> {
-    machines: &'a [Machine],
+    machines: &'a [Conversion],
     slots: Mutex<Vec<Slot>>,
     finished: AtomicUsize,
     failed: AtomicUsize,
@@ -221,7 +221,7 @@ impl Watch<'_> {
 }
 
 /// Converts all VMs; returns one line per VM, in the order of the list. `dry_run` only plans.
-pub fn run(machines: &[Machine], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Line> {
+pub fn run(machines: &[Conversion], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Line> {
     let watch = Watch {
         machines,
         slots: Mutex::new(vec![Slot::default(); machines.len()]),
@@ -265,14 +265,14 @@ pub fn run(machines: &[Machine], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<Lin
     });
     watch.board.finish();
     let lines = lines.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let not_started = |m: &Machine| m.line(State::NotStarted);
+    let not_started = |m: &Conversion| m.line(State::NotStarted);
     let pairs = lines.into_iter().zip(machines);
     pairs
         .map(|(l, m)| l.unwrap_or_else(|| not_started(m)))
         .collect()
 }
 
-fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
+fn one(machine: &Conversion, i: usize, dry_run: bool, watch: &Watch) -> Line {
     let start = Instant::now();
     let mut line = match machine.done() {
         Done::Yes => skipped(machine),
@@ -322,7 +322,7 @@ fn one(machine: &Machine, i: usize, dry_run: bool, watch: &Watch) -> Line {
 }
 
 /// The line of a VM that an earlier run has converted, with the data of that run.
-fn skipped(machine: &Machine) -> Line {
+fn skipped(machine: &Conversion) -> Line {
     let report = machine.report().unwrap_or(Value::Null);
     told(&report, machine.line(State::Skipped))
 }
@@ -355,7 +355,7 @@ pub(crate) struct Ended {
 /// Runs one conversion to its end. When this process is asked to stop, so is the child, which gets
 /// the time to clean up.
 fn child(
-    machine: &Machine,
+    machine: &Conversion,
     dry_run: bool,
     pace: Option<&Arc<File>>,
     on_event: &mut dyn FnMut(&Value),
@@ -463,7 +463,7 @@ fn document(mut stdout: File) -> Option<Value> {
     serde_json::from_slice(&bytes).ok()
 }
 
-fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
+fn outcome(machine: &Conversion, ended: Ended, dry_run: bool) -> Line {
     let Ended {
         status,
         document,
@@ -511,7 +511,7 @@ fn outcome(machine: &Machine, ended: Ended, dry_run: bool) -> Line {
 }
 
 /// A VM converted despite accepted problems: the directory exists, but it counts as a failure.
-fn not_ready(machine: &Machine, document: &Value, dry_run: bool) -> Line {
+fn not_ready(machine: &Conversion, document: &Value, dry_run: bool) -> Line {
     let codes = document["accepted"].as_array().into_iter().flatten();
     let codes: Vec<&str> = codes.filter_map(Value::as_str).collect();
     let done = match dry_run {
@@ -550,7 +550,7 @@ mod tests {
     fn done_means_complete_and_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("vm.qcow2");
-        let mut machine = Machine {
+        let mut machine = Conversion {
             name: "vm".into(),
             source: "/vm.vmdk".into(),
             folder: dir.path().into(),
@@ -565,7 +565,7 @@ mod tests {
         };
         assert_eq!(machine.done(), Done::No);
         report(true, &request("qcow2", 5));
-        let differs = |machine: &Machine, says: &str| match machine.done() {
+        let differs = |machine: &Conversion, says: &str| match machine.done() {
             Done::Differs(why) => assert!(why.contains(says), "{why}"),
             other => panic!("{other:?}"),
         };

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::batch::file::{Kind, List, Place, Rules, Settings};
 use crate::batch::page::page as render;
 use crate::batch::report::{PAGE_TITLE, State, Summary};
-use crate::batch::run::{self, Machine};
+use crate::batch::run::{self, Conversion};
 use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ui::{Ui, count};
@@ -122,7 +122,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
 }
 
 /// Selects one VM, by name or otherwise by position.
-fn only(machines: Vec<Machine>, wanted: &str) -> Result<Vec<Machine>> {
+fn only(machines: Vec<Conversion>, wanted: &str) -> Result<Vec<Conversion>> {
     let count = machines.len();
     let position = machines
         .iter()
@@ -138,7 +138,7 @@ fn only(machines: Vec<Machine>, wanted: &str) -> Result<Vec<Machine>> {
 }
 
 /// The VMs with all decisions made, or a usage error before any of them is started.
-fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Result<Vec<Machine>> {
+fn machines(list: &List, given: &Options, folder: &Path, output: &Path) -> Result<Vec<Conversion>> {
     let mut machines = Vec::new();
     let mut in_place: Vec<(PathBuf, bool)> = Vec::new();
     for (i, settings) in list.machines.iter().enumerate() {
@@ -196,7 +196,7 @@ pub(super) fn merge(list: &List, settings: &Settings, given: &Options, folder: &
     merged
 }
 
-fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Result<Machine> {
+fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Result<Conversion> {
     merged.remove(SOURCE);
     let folder = merged.remove(OUTPUT_DIR).and_then(|v| v.into_iter().next());
     let (one, effective) = options::parse(&source, &merged)
@@ -219,7 +219,7 @@ fn machine(source: PathBuf, mut merged: Options, output: &Path, at: &str) -> Res
     };
     let force = merged.contains_key(FORCE);
     let env = options::hide_keys(&mut merged);
-    Ok(Machine {
+    Ok(Conversion {
         env,
         folder: folder.map_or_else(|| output.join(format!("{name}-kvm")), PathBuf::from),
         force,
@@ -257,7 +257,7 @@ fn remote(fix: &FixArgs) -> Result<Option<String>> {
 }
 
 /// Refuses VMs that would interfere with each other.
-fn distinct(machines: &[Machine], sources: &[(PathBuf, bool)]) -> Result<()> {
+fn distinct(machines: &[Conversion], sources: &[(PathBuf, bool)]) -> Result<()> {
     let folders: Vec<PathBuf> = machines.iter().map(|m| real(&m.folder)).collect();
     for (i, one) in machines.iter().enumerate() {
         for (j, other) in machines.iter().enumerate().skip(i + 1) {
@@ -313,7 +313,7 @@ mod tests {
     use super::*;
     use crate::batch::file;
 
-    fn list(text: &str) -> Result<Vec<Machine>> {
+    fn list(text: &str) -> Result<Vec<Conversion>> {
         let list = file::parse(text, &ConvertOptions).map_err(Error::usage)?;
         machines(
             &list,

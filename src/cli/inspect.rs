@@ -97,7 +97,7 @@ fn plan_command() -> Option<String> {
 /// The inspection, and the evidence collected with it.
 struct Seen {
     name: String,
-    machine: Option<vm::Machine>,
+    machine: Option<vm::VmFacts>,
     engine: Engine,
     inspection: Inspection,
     archive: Option<Archive>,
@@ -167,7 +167,7 @@ fn one(args: &InspectArgs, path: &Path, ui: &Ui) -> Result<Seen> {
     linux::complete(&machine, &mut survey.inspection, ui)?;
     Ok(Seen {
         name,
-        machine: vm::Machine::of(&machine.vm),
+        machine: vm::VmFacts::of(&machine.vm),
         engine,
         inspection: survey.inspection,
         archive,

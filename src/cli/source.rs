@@ -26,7 +26,7 @@ use crate::guest::keys::Keys;
 use crate::ids::Accepted;
 use crate::inspect::InspectOptions;
 use crate::plan::firstboot::Preferences;
-use crate::plan::linux::Preference;
+use crate::plan::linux::LinuxChoice;
 use crate::report::Request;
 use crate::session::engine::Engine;
 use crate::session::{Access, Opened, SourceMachine};
@@ -103,7 +103,7 @@ pub struct FixArgs {
         default_value_t,
         help_heading = "Drivers and first boot"
     )]
-    pub linux: Preference,
+    pub linux: LinuxChoice,
     /// Output directory [default: ./<name>-kvm]
     #[arg(short, long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,

@@ -88,7 +88,7 @@ pub(super) fn render_domains(
     }
     let domains = domains(job, target, basis, inspection, &targets)?;
     let outputs = domains.outputs(target, &targets);
-    Ok(Outlook::new(vm::Machine::of(&job.source.vm), outputs, list))
+    Ok(Outlook::new(vm::VmFacts::of(&job.source.vm), outputs, list))
 }
 
 /// The expected sizes of the copied disks. `more` is what the fix adds.

@@ -9,7 +9,7 @@ use crate::drivers::origin;
 use crate::error::{Error, Result};
 use crate::ids::Accepted;
 use crate::plan::firstboot::Preferences;
-use crate::plan::linux::Preference;
+use crate::plan::linux::LinuxChoice;
 use crate::report::Request;
 use crate::transfer::Pace;
 use crate::types::DiskBus;
@@ -53,7 +53,7 @@ pub struct GuestOptions {
     pub keep_tools: bool,
     pub firstboot: Preferences,
     /// The preferred method for Linux guests.
-    pub linux: Preference,
+    pub linux: LinuxChoice,
     /// Problems at the start of Windows that do not stop the conversion.
     pub accept: Accepted,
 }

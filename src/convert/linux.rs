@@ -25,7 +25,7 @@ use crate::guest::{EmbeddedWriter, GuestRead, GuestWrite, embedded};
 use crate::inspect::linux::{LinuxFacts, LoaderCopies};
 use crate::inspect::{Firmware, Inspection, Severity};
 use crate::linux;
-use crate::plan::linux::{Foreseen, ON_MY_WORD, Preference, describe, wanted_copies, warnings};
+use crate::plan::linux::{Foreseen, LinuxChoice, ON_MY_WORD, describe, wanted_copies, warnings};
 use crate::plan::model::Method;
 use crate::plan::outlook::Outlook;
 use crate::plan::{self, Plan};
@@ -123,7 +123,7 @@ fn render_domains(
     }
     let machine = machine::linux_machine(inspection, facts, &targets, &options(job, target));
     let outputs = finish::written(job, target, &machine)?.outputs(target, &targets);
-    Ok(Outlook::new(vm::Machine::of(&job.source.vm), outputs, list))
+    Ok(Outlook::new(vm::VmFacts::of(&job.source.vm), outputs, list))
 }
 
 fn options(job: &Job, target: &Path) -> MachineOptions {
@@ -164,7 +164,7 @@ fn installed(job: &Job) -> Option<Method> {
         .map(|(method, _)| method)
         // virt-v2v starts an appliance; `--engine embedded` rules that out unless the user names
         // virt-v2v.
-        .filter(|_| !job.source.no_appliance || job.guest.linux == Preference::VirtV2v)
+        .filter(|_| !job.source.no_appliance || job.guest.linux == LinuxChoice::VirtV2v)
 }
 
 /// The converted disks and the facts known about them.

@@ -124,9 +124,9 @@ fn virt_v2v_starts_an_appliance_where_the_user_let_it() {
     let mut job = job(&["/a.raw".into()], Path::new("/out"));
     job.source.no_appliance = true;
     assert_eq!(installed(&job), None);
-    job.guest.linux = Preference::VirtV2v;
+    job.guest.linux = LinuxChoice::VirtV2v;
     let there = installed(&job);
     job.source.no_appliance = false;
-    job.guest.linux = Preference::Auto;
+    job.guest.linux = LinuxChoice::Auto;
     assert_eq!(installed(&job), there);
 }

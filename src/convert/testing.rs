@@ -12,7 +12,7 @@ use crate::domain::{
 };
 use crate::ids::Accepted;
 use crate::plan::firstboot::Preferences;
-use crate::plan::linux::Preference;
+use crate::plan::linux::LinuxChoice;
 use crate::report::Request;
 use crate::session::engine::Engine;
 use crate::session::{Access, SourceMachine};
@@ -98,7 +98,7 @@ pub(super) fn job(disks: &[PathBuf], folder: &Path) -> Job {
             repair_bcd: false,
             keep_tools: true,
             firstboot: Preferences::default(),
-            linux: Preference::Auto,
+            linux: LinuxChoice::Auto,
             accept: Accepted::default(),
         },
         copy: DiskOptions {

@@ -10,7 +10,7 @@ use super::model::{Handover, Method, Plan, Step};
 
 /// `--linux`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Preference {
+pub enum LinuxChoice {
     /// virt-v2v if it is installed and supports the distribution; otherwise the guest is refused
     #[default]
     Auto,
@@ -23,7 +23,7 @@ pub enum Preference {
 /// The decisions of the user, and the facts about guest and host.
 pub struct Foreseen<'a> {
     pub inspection: &'a Inspection,
-    pub preference: Preference,
+    pub preference: LinuxChoice,
     /// The better one of virt-v2v's two programs on this host.
     pub installed: Option<Method>,
     pub in_place: bool,
@@ -146,7 +146,7 @@ fn known_to_v2v(facts: &LinuxFacts) -> bool {
 
 /// The method and its reason, or the blocker for what is missing.
 fn method(
-    preference: Preference,
+    preference: LinuxChoice,
     installed: Option<Method>,
     facts: &LinuxFacts,
 ) -> Result<(Method, String), Blocker> {
@@ -156,12 +156,12 @@ fn method(
         name => name,
     };
     match (preference, installed) {
-        (Preference::AsIs, _) => Ok((Method::AsIs, "--linux as-is".to_string())),
-        (Preference::VirtV2v, Some(way)) => Ok((way, "--linux virt-v2v".to_string())),
-        (Preference::Auto, Some(way)) if known_to_v2v(facts) => {
+        (LinuxChoice::AsIs, _) => Ok((Method::AsIs, "--linux as-is".to_string())),
+        (LinuxChoice::VirtV2v, Some(way)) => Ok((way, "--linux virt-v2v".to_string())),
+        (LinuxChoice::Auto, Some(way)) if known_to_v2v(facts) => {
             Ok((way, format!("it is installed and supports {distribution}")))
         }
-        (Preference::Auto, Some(_)) => Err(Blocker::new(
+        (LinuxChoice::Auto, Some(_)) => Err(Blocker::new(
             "linux-distribution",
             format!("virt-v2v does not know {distribution}"),
             format!("convert with --linux virt-v2v to let it try; {YOUR_WORD}"),

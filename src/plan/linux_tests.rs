@@ -14,7 +14,7 @@ fn facts(distribution: &str) -> LinuxFacts {
 
 #[test]
 fn only_virt_v2v_or_the_users_word_makes_a_linux_ready() {
-    use Preference::{AsIs, Auto, VirtV2v};
+    use LinuxChoice::{AsIs, Auto, VirtV2v};
     let v2v = Some(Method::VirtV2v);
     let in_place = Some(Method::VirtV2vInPlace);
     let cases = [
@@ -109,7 +109,7 @@ fn inspection(linux: Option<LinuxFacts>, firmware: Firmware) -> Inspection {
 }
 
 struct Case {
-    preference: Preference,
+    preference: LinuxChoice,
     installed: Option<Method>,
     in_place: bool,
     copy_later: bool,
@@ -121,7 +121,7 @@ struct Case {
 }
 
 const USUAL: Case = Case {
-    preference: Preference::Auto,
+    preference: LinuxChoice::Auto,
     installed: Some(Method::VirtV2v),
     in_place: false,
     copy_later: false,
@@ -156,7 +156,7 @@ fn what_speaks_against_a_linux_guest_is_a_blocker() {
             ..USUAL
         },
         Case {
-            preference: Preference::AsIs,
+            preference: LinuxChoice::AsIs,
             copy_later: true,
             method: Method::AsIs,
             ..USUAL
@@ -216,7 +216,7 @@ fn what_was_accepted_is_a_warning_and_not_ready() {
     for (accepted, left) in [(&[][..], 2), (&[code], 1)] {
         let seen = Foreseen {
             inspection: &inspection,
-            preference: Preference::Auto,
+            preference: LinuxChoice::Auto,
             installed: Some(Method::VirtV2v),
             in_place: true,
             copy_later: false,
@@ -235,7 +235,7 @@ fn what_was_accepted_is_a_warning_and_not_ready() {
     }
     let only = Foreseen {
         inspection: &inspection,
-        preference: Preference::Auto,
+        preference: LinuxChoice::Auto,
         installed: Some(Method::VirtV2v),
         in_place: false,
         copy_later: false,
@@ -251,15 +251,15 @@ fn what_was_accepted_is_a_warning_and_not_ready() {
 fn the_loader_is_copied_where_uefi_would_not_find_it() {
     for (preference, firmware, fallback, steps) in [
         (
-            Preference::Auto,
+            LinuxChoice::Auto,
             Firmware::Uefi,
             true,
             &[VIRT_V2V, UEFI_FALLBACK][..],
         ),
-        (Preference::Auto, Firmware::Uefi, false, &[VIRT_V2V]),
-        (Preference::Auto, Firmware::Bios, true, &[VIRT_V2V]),
-        (Preference::AsIs, Firmware::Uefi, true, &[UEFI_FALLBACK]),
-        (Preference::AsIs, Firmware::Bios, true, &[]),
+        (LinuxChoice::Auto, Firmware::Uefi, false, &[VIRT_V2V]),
+        (LinuxChoice::Auto, Firmware::Bios, true, &[VIRT_V2V]),
+        (LinuxChoice::AsIs, Firmware::Uefi, true, &[UEFI_FALLBACK]),
+        (LinuxChoice::AsIs, Firmware::Bios, true, &[]),
     ] {
         let linux = LinuxFacts {
             fallback: fallback.then(copies),

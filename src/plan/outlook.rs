@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::domain::DiskFormat;
-use crate::source::vm::Machine;
+use crate::source::vm::VmFacts;
 use crate::text::lower;
 use crate::ui::{Styled, Tone, bytes};
 
@@ -39,7 +39,7 @@ impl Outputs {
 pub struct Outlook {
     /// Absent for a disk image, which describes no VM.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub machine: Option<Machine>,
+    pub machine: Option<VmFacts>,
     pub outputs: Outputs,
     pub disks: Vec<DiskOutlook>,
     pub estimate: Estimate,
@@ -67,7 +67,7 @@ pub struct Estimate {
 
 impl Outlook {
     /// Creates an outlook. `disks` are in the order of the outputs; in place nothing is copied.
-    pub fn new(machine: Option<Machine>, outputs: Outputs, disks: Vec<DiskOutlook>) -> Self {
+    pub fn new(machine: Option<VmFacts>, outputs: Outputs, disks: Vec<DiskOutlook>) -> Self {
         let copied = (disks.iter()).fold(0u64, |sum, d| sum.saturating_add(d.copied_at_most));
         Self {
             machine,

@@ -9,7 +9,7 @@ use crate::ui::{Styled, Tone};
 
 /// `machine` in the JSON documents; absent for a disk image, which describes no VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Machine {
+pub struct VmFacts {
     pub name: String,
     pub memory_mib: Option<u64>,
     pub vcpus: Option<u32>,
@@ -28,7 +28,7 @@ pub struct Nic {
     pub connected: bool,
 }
 
-impl Machine {
+impl VmFacts {
     pub fn of(vm: &SourceVm) -> Option<Self> {
         if matches!(vm.kind, SourceKind::Disk | SourceKind::HyperV) {
             return None;
@@ -105,7 +105,7 @@ mod tests {
         let path = dir.path().join("web.vmx");
         std::fs::write(&path, text).unwrap();
         std::fs::write(dir.path().join("web.vmdk"), "").unwrap();
-        let machine = Machine::of(&crate::source::open(&path).unwrap()).unwrap();
+        let machine = VmFacts::of(&crate::source::open(&path).unwrap()).unwrap();
         let rows = machine.rows();
         let row = |label: &str| rows.iter().find(|(l, _)| *l == label).unwrap().1.as_str();
         for (label, value) in [
