@@ -23,7 +23,7 @@ pub struct CopyFiles {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FileCopy {
     pub to: GuestPath,
-    /// Path on the virtio-win media.
+    /// Path in the driver source.
     pub from: String,
     pub size: u64,
     /// Whether a different file of that name exists now.

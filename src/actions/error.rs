@@ -21,7 +21,7 @@ pub enum ActionError {
         #[source]
         source: SecondReaderError,
     },
-    #[error("reading {path} from the virtio-win media")]
+    #[error("reading {path} from the driver source")]
     Media {
         path: String,
         #[source]

@@ -28,7 +28,7 @@ pub enum MediaError {
     Empty { path: String },
     #[error("{path} has more than {limit}")]
     Limit { path: String, limit: &'static str },
-    #[error("{path} is {size} bytes, more than the {MAX_FILE} bytes read from driver media")]
+    #[error("{path} is {size} bytes, more than the {MAX_FILE} bytes read from a driver source")]
     TooLarge { path: String, size: u64 },
     #[error("reading {path}")]
     Io { path: String, source: io::Error },

@@ -1,4 +1,4 @@
-//! The origin of driver media: addresses, the release that each Windows needs, and how to check
+//! The origin of driver sources: addresses, the release that each Windows needs, and how to check
 //! them.
 
 use std::fmt::Write as _;

@@ -110,7 +110,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Every path the fix may write, with the media path of its contents and its size.
+    /// Every path the fix may write, with the driver source path of its contents and its size.
     pub fn files(&self) -> impl Iterator<Item = &(GuestPath, String, u64)> {
         self.parts.iter().flat_map(|p| &p.files)
     }

@@ -19,7 +19,7 @@ pub struct Skipped {
 pub struct PlannedDriver {
     pub driver: String,
     pub role: Role,
-    /// Directory on the media, e.g. `w10`.
+    /// Directory in the driver source, e.g. `w10`.
     pub folder: String,
     pub version: String,
     /// `boot` (complete package, starts with the system), `installed` (in the driver store: Windows
