@@ -20,7 +20,7 @@ use serde_json::Value;
 use support::{Lab, TOOLS, corpus, create_overlay, export, h2k, have, sha256, tool, virtio_win};
 
 /// Verifies everything that must hold after a conversion of `source`, without hyper2kvm's readers.
-fn judge(lab: &Lab, source: &Path, bootstrap: &str, more: &[&str]) -> Value {
+fn convert_and_verify(lab: &Lab, source: &Path, bootstrap: &str, more: &[&str]) -> Value {
     let digest = sha256(source);
     let before = h2k(["inspect", source.to_str().unwrap(), "--json"])
         .expect(0)
@@ -110,7 +110,7 @@ fn files_are_those_of_the_media(lab: &Lab, volume: &Path, plan: &Value) {
     assert!(count >= 10, "only {count} files were copied");
 }
 
-/// The judge: `hivexregedit` applies our `.reg` files to the original hives by hand, and what it then
+/// Another implementation, `hivexregedit`, applies our `.reg` files to the original hives by hand, and what it then
 /// exports must be what it exports from the converted guest, line by line.
 fn hives_are_the_old_ones_plus_the_reg_files(lab: &Lab, volume: &Path, out: &Path, plan: &Value) {
     for action in actions(plan, "edit-hive") {
@@ -168,17 +168,17 @@ fn every_format() {
     for (format, options, name) in formats {
         let source = lab.in_format(format, options, name);
         eprintln!("{name}");
-        judge(&lab, &source, "sata", &["--force"]);
+        convert_and_verify(&lab, &source, "sata", &["--force"]);
     }
     eprintln!("backing file");
     let top = lab.path("top.qcow2");
     let base = lab.path("guest.qcow2");
     create_overlay(base.to_str().unwrap(), "qcow2", &top);
     let digest = sha256(&base);
-    judge(&lab, &top, "sata", &["--force"]);
+    convert_and_verify(&lab, &top, "sata", &["--force"]);
     assert_eq!(sha256(&base), digest);
     eprintln!("raw");
-    judge(&lab, &lab.raw, "sata", &["--force", "--format", "raw"]);
+    convert_and_verify(&lab, &lab.raw, "sata", &["--force", "--format", "raw"]);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn every_windows() {
             s.arch = arch;
             s.firmware = firmware;
         }));
-        let report = judge(&lab, &lab.raw, "sata", &[]);
+        let report = convert_and_verify(&lab, &lab.raw, "sata", &[]);
         for xml in ["bootstrap_xml", "final_xml"] {
             let path = report["outputs"][xml].as_str().unwrap();
             if have(&["virt-xml-validate"]) {
@@ -249,7 +249,7 @@ fn besides_storage() {
     ] {
         eprintln!("{version:?}");
         let lab = Lab::new(spec(version, |_| {}));
-        judge(&lab, &lab.raw, "sata", &[]);
+        convert_and_verify(&lab, &lab.raw, "sata", &[]);
         let plan: Value = serde_json::from_str(&read(&lab, "plan.json")).unwrap();
         for driver in plan["drivers"].as_array().unwrap() {
             let boot = driver["role"] == "storage";
@@ -342,7 +342,7 @@ fn clusters_and_sectors() {
         }));
         // QEMU has no SATA disk with 4096-byte sectors: such a guest boots from virtio directly.
         let bootstrap = if sector == 4096 { "virtio-blk" } else { "sata" };
-        let report = judge(&lab, &lab.raw, bootstrap, &[]);
+        let report = convert_and_verify(&lab, &lab.raw, bootstrap, &[]);
         assert_eq!(report["outputs"]["bootstrap_xml"].is_null(), sector == 4096);
     }
 }
@@ -357,7 +357,7 @@ fn traps_of_real_hives() {
         s.pci_overridden = true;
         s.windows_dir = "WINNT".into();
     }));
-    judge(&lab, &lab.raw, "sata", &["--storage", "virtio-scsi"]);
+    convert_and_verify(&lab, &lab.raw, "sata", &["--storage", "virtio-scsi"]);
 }
 
 #[test]
@@ -376,11 +376,11 @@ fn real_hives() {
         s.system_hive = Some(system);
         s.software_hive = Some(software);
     }));
-    judge(&lab, &lab.raw, "sata", &[]);
+    convert_and_verify(&lab, &lab.raw, "sata", &[]);
 
     let system = corpus("win10-vmware/SYSTEM").unwrap();
     let lab = Lab::new(spec(WinVersion::Win10, |s| s.system_hive = Some(system)));
-    let report = judge(&lab, &lab.raw, "sata", &[]);
+    let report = convert_and_verify(&lab, &lab.raw, "sata", &[]);
     // Its logs are lost: it is converted nevertheless, with a warning.
     let findings = report["inspection"]["findings"].to_string();
     assert!(findings.contains("hive-stale"), "{findings}");
@@ -425,7 +425,7 @@ fn compact_os() {
             contents: old.clone(),
         });
     }));
-    let report = judge(&lab, &lab.raw, "sata", &["--force"]);
+    let report = convert_and_verify(&lab, &lab.raw, "sata", &["--force"]);
     assert_eq!(report["inspection"]["compact_os"], true);
     let backup = lab.path("out/backup/files/Windows/System32/drivers/viostor.sys");
     assert_eq!(fs::read(backup).unwrap(), old);
@@ -513,7 +513,7 @@ fn signatures() {
 
 /// A NIC of the source without an address, or with another one, is still the adapter in Windows.
 #[test]
-fn static_addresses_find_the_card_of_the_source() {
+fn static_addresses_find_the_nic_of_the_source() {
     if !have(&TOOLS) {
         return;
     }

@@ -191,7 +191,7 @@ impl Windows {
     }
 
     /// A virtio NIC as Windows 10 records it, with a name that contains a command.
-    fn network_card(&self) {
+    fn nic(&self) {
         let instance = r"PCI\VEN_1AF4&DEV_1041&SUBSYS_11001AF4&REV_01\3&11583659&0&18";
         self.set(r"Services\netkvm\Enum", "Count", "REG_DWORD", "1");
         self.set(r"Services\netkvm\Enum", "0", "REG_SZ", instance);
@@ -228,7 +228,7 @@ impl Windows {
     }
 
     /// The NIC of the old VM, which no longer exists.
-    fn old_card(&self) {
+    fn old_nic(&self) {
         self.set(
             &format!("Enum\\{OLD_DEVICE}"),
             "Service",
@@ -372,8 +372,8 @@ fn two_boots() {
     let Some(windows) = Windows::new() else {
         return;
     };
-    windows.network_card();
-    windows.old_card();
+    windows.nic();
+    windows.old_nic();
     windows.cdrom();
     let folder = windows.install(&script());
     let saved = format!("Services\\{SERVICE}\\Parameters");

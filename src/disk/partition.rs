@@ -402,9 +402,9 @@ mod tests {
         let got = layout(&path).unwrap();
         assert_eq!((got.scheme, got.sector_size), (Scheme::Mbr, 512));
         assert_eq!(got.disk_id.as_deref(), Some("0xdeadbeef"));
-        // The judge.
-        let judge = mbrman::MBR::read_from(&mut File::open(&path).unwrap(), 512).unwrap();
-        let want: Vec<_> = judge
+        // Read by another program.
+        let other = mbrman::MBR::read_from(&mut File::open(&path).unwrap(), 512).unwrap();
+        let want: Vec<_> = other
             .iter()
             .filter(|(_, p)| p.is_used() && !p.is_extended())
             .map(|(i, p)| {

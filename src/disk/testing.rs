@@ -26,7 +26,7 @@ pub fn run(program: &str, args: &[&str]) {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "a judge independent of the wrapper"
+    reason = "an implementation independent of the wrapper"
 )]
 pub fn run_input(program: &str, args: &[&str], input: &[u8]) {
     let path = crate::tool::find(program).unwrap();

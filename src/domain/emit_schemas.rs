@@ -17,7 +17,7 @@ use super::*;
 use crate::skip::{have, skip};
 
 /// A directory that `.ci/run` fills.
-fn judges(name: &str, program: &str) -> Option<PathBuf> {
+fn schemas(name: &str, program: &str) -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target")
         .join(name);
@@ -127,7 +127,7 @@ fn typed(folder: &Path, documents: &[Value]) -> (bool, String) {
 
 #[test]
 fn kubevirt_documents_have_the_types_of_its_api() {
-    let Some(folder) = judges("kubevirt-types", "node_modules/typescript/bin/tsc") else {
+    let Some(folder) = schemas("kubevirt-types", "node_modules/typescript/bin/tsc") else {
         return;
     };
     if !have(&["node"]) {
@@ -153,11 +153,11 @@ fn kubevirt_documents_have_the_types_of_its_api() {
 
 #[test]
 fn proxmox_options_are_those_of_its_api() {
-    let Some(folder) = judges("proxmox-schema", "bin/python") else {
+    let Some(folder) = schemas("proxmox-schema", "bin/python") else {
         return;
     };
-    let judge = |calls: &Value| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/qm_judge.py");
+    let validate = |calls: &Value| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/qm_schema.py");
         let mut child = Command::new(folder.join("bin/python"))
             .arg(script)
             .stdin(Stdio::piped())
@@ -197,8 +197,8 @@ fn proxmox_options_are_those_of_its_api() {
         ["set", "100", "--net0", "virtio=00:0c:29:aa:bb:01,tag=lan"],
         ["create", "100", "--ostype", "windows"],
     ]);
-    let (ok, said) = judge(&wrong);
+    let (ok, said) = validate(&wrong);
     assert!(!ok && said.lines().count() == 4, "{said}");
-    let (ok, said) = judge(&json!(calls));
+    let (ok, said) = validate(&json!(calls));
     assert!(ok, "{said}");
 }

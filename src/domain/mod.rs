@@ -40,7 +40,7 @@ pub use patch::Patch;
 pub use xml::{HYPER2KVM_NS, to_xml};
 
 #[cfg(test)]
-mod emit_judges;
+mod emit_schemas;
 #[cfg(test)]
 mod emit_tests;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The matrix: every VM that can be written, read back as XML and validated by libvirt's own tools.
 
-mod judges;
+mod validators;
 mod variants;
 
 use std::path::{Path, PathBuf};

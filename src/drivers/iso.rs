@@ -409,7 +409,7 @@ mod tests {
     /// Builds an image with a real tool; without the tool `None`, or a panic if tools are required.
     #[expect(
         clippy::disallowed_methods,
-        reason = "a test judges with the real tool"
+        reason = "a test compares with the real tool"
     )]
     fn build(tool: &str, args: &[&str], tree: &Path) -> Option<Vec<u8>> {
         let dir = tempfile::tempdir().unwrap();

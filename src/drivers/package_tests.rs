@@ -513,7 +513,7 @@ fn staging() {
 fn run(program: &str, args: &[&std::ffi::OsStr]) -> Option<Vec<u8>> {
     #[expect(
         clippy::disallowed_methods,
-        reason = "a test judges with the real tool"
+        reason = "a test compares with the real tool"
     )]
     let output = std::process::Command::new(program).args(args).output();
     match output {

@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ties_an_adapter_to_a_card() {
+    fn what_ties_an_adapter_to_a_nic() {
         const A: &str = "00:0c:29:00:00:0a";
         const B: &str = "00:0c:29:00:00:0b";
         let fixed: &[(&str, u8)] = &[("10.0.0.5", 24)];

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[allow(clippy::disallowed_methods)] // tar is the judge
+    #[allow(clippy::disallowed_methods)] // tar reads it back
     fn tar_reads_it() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.tar");

@@ -69,10 +69,10 @@ fn adapters_of_real_hives() {
     }
     // One 82574L on DHCP; the adapters of the debugger and of Bluetooth are no NICs.
     if let Some(ten) = read("win10-vmware/SYSTEM") {
-        let cards = ten["adapters"].as_array().unwrap();
-        assert_eq!(cards.len(), 1, "{cards:?}");
+        let nics = ten["adapters"].as_array().unwrap();
+        assert_eq!(nics.len(), 1, "{nics:?}");
         assert_eq!(
-            cards[0],
+            nics[0],
             serde_json::json!({
                 "guid": "{5f3f359e-9d52-4566-9bec-37efdfb25abe}",
                 "mac": "00:0c:29:f3:ff:de", "name": "Ethernet0", "dhcp": true,

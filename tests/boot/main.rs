@@ -1,4 +1,4 @@
-//! From a VM to two boots: what `convert` writes is judged by libvirt, and `boot` is run with a
+//! From a VM to two boots: what `convert` writes is validated by libvirt, and `boot` is run with a
 //! payload of our own where Windows' boot loader would be.
 //!
 //! The payload is a few machine instructions, as a boot sector or as an EFI application. The guest's own

@@ -53,7 +53,7 @@ fn page_log(hive: &[u8]) -> Vec<u8> {
     log
 }
 
-/// The judge is `hivexregedit`: what it exports from the converted hive must be what it exports from
+/// The second reader is `hivexregedit`. What it exports from the converted hive must be what it exports from
 /// the recovered one after merging our `.reg` file.
 #[test]
 fn logs_are_replayed_before_the_edit() {

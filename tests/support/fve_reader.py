@@ -1,6 +1,6 @@
 """Reads sectors of a BitLocker volume with another program, for tests/engines/bitlocker/.
 
-fve_judge.py dissect|libbde IMAGE recovery|password|file|clear KEY SECTORS
+fve_reader.py dissect|libbde IMAGE recovery|password|file|clear KEY SECTORS
 SECTORS is a file with a sector number in each line. Prints the SHA-256 of these sectors, one after the other.
 """
 

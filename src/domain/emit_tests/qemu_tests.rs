@@ -236,7 +236,7 @@ fn qemu_has_what_the_xml_says() {
         data.contains(",logical_block_size=4096,physical_block_size=4096"),
         "{data}"
     );
-    // On i440fx every AHCI controller is a card of its own.
+    // On i440fx every AHCI controller is a device of its own.
     m.disks.truncate(1);
     (m.machine_type, m.bootstrap) = (Some("pc".into()), Some(DiskBus::Sata));
     let first = texts(Emit::Qemu, &m).remove(0);

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Runs a validator; prints that it is missing, or fails if tools are required.
-fn judge(program: &str, args: &[&str]) -> Option<(bool, String)> {
+fn validator(program: &str, args: &[&str]) -> Option<(bool, String)> {
     #[allow(clippy::disallowed_methods)]
     let output = std::process::Command::new(program)
         .args(args)
@@ -124,11 +124,11 @@ fn schema_accepts_every_domain() {
     let names: Vec<&str> = files.iter().map(|f| f.to_str().unwrap()).collect();
     // virt-xml-validate accepts one file per run, so a few use it and all use xmllint, which it
     // calls.
-    if judge("xmllint", &["--version"]).is_none() {
+    if validator("xmllint", &["--version"]).is_none() {
         return;
     }
     for index in [0, 5, cases.len() - 1] {
-        let Some((ok, text)) = judge("virt-xml-validate", &[names[index], "domain"]) else {
+        let Some((ok, text)) = validator("virt-xml-validate", &[names[index], "domain"]) else {
             return;
         };
         assert!(ok, "{}\n{text}", cases[index].label);
@@ -138,7 +138,7 @@ fn schema_accepts_every_domain() {
         .into_iter()
         .chain(names)
         .collect();
-    if let Some((ok, text)) = judge("xmllint", &args) {
+    if let Some((ok, text)) = validator("xmllint", &args) {
         let bad: Vec<&str> = text
             .lines()
             .filter(|l| !l.ends_with(" validates"))
@@ -201,7 +201,7 @@ fn libvirt_defines_every_domain() {
     let virsh = ["virsh", "-q", "-c", &uri, &script];
     // The user may not open /dev/kvm. If it exists and does not work, libvirt 9 queries QEMU again
     // for every document, for most of a minute.
-    let judged = match rustix::process::geteuid().is_root() {
+    let validated = match rustix::process::geteuid().is_root() {
         true => {
             let home = format!("HOME={}", dir.path().display());
             let folders = ["CACHE_HOME", "CONFIG_HOME", "DATA_HOME", "RUNTIME_DIR"];
@@ -214,11 +214,11 @@ fn libvirt_defines_every_domain() {
             args.extend(["--clear-groups", "env", &home]);
             args.extend(folders.iter().map(String::as_str));
             args.extend(virsh);
-            judge("virsh", &["--version"]).and_then(|_| judge("setpriv", &args))
+            validator("virsh", &["--version"]).and_then(|_| validator("setpriv", &args))
         }
-        false => judge(virsh[0], &virsh[1..]),
+        false => validator(virsh[0], &virsh[1..]),
     };
-    let Some((ok, text)) = judged else {
+    let Some((ok, text)) = validated else {
         return;
     };
     let errors: Vec<&str> = text.lines().filter(|l| l.starts_with("error:")).collect();

@@ -62,7 +62,7 @@ fn ovf_of_ovirt() {
 
 /// Its items have no MAC addresses, on which Windows' static addresses depend.
 #[test]
-fn network_cards_of_virtualbox() {
+fn nics_of_virtualbox() {
     let folder = Folder::new();
     let nic = "<Item><rasd:InstanceID>7</rasd:InstanceID><rasd:ResourceType>10</rasd:ResourceType>\
                <rasd:ResourceSubType>E1000</rasd:ResourceSubType><rasd:Connection>NAT</rasd:Connection></Item>";

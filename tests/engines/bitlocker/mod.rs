@@ -2,7 +2,7 @@
 //! programs, and whole conversions.
 //!
 //! The volumes are made by `hyper2kvm::demo::bitlocker`. They are verified by dissect.fve and
-//! libbde (Python, in `target/bitlocker-judges`, which `.ci/run` makes), dislocker, and cryptsetup
+//! libbde (Python, in `target/bitlocker-readers`, which `.ci/run` makes), dislocker, and cryptsetup
 //! for the metadata.
 
 mod conversions;
@@ -49,13 +49,13 @@ const VOLUME: u64 = 24 << 20;
 const SECTORS: usize = 1000;
 
 /// The Python with dissect.fve and libbde; `None` is a visible skip.
-fn judges() -> Option<PathBuf> {
-    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bitlocker-judges/bin/python");
+fn readers() -> Option<PathBuf> {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bitlocker-readers/bin/python");
     if python.exists() {
         return Some(python);
     }
     skip(
-        "bitlocker-judges",
+        "bitlocker-readers",
         format!("{} is missing (.ci/run makes it)", python.display()),
     );
     None

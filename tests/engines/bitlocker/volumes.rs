@@ -8,7 +8,7 @@ fn others_read_what_we_write_in_every_cipher() {
     if !have(&["mkntfs", "dislocker-file", "cryptsetup"]) {
         return;
     }
-    let Some(python) = judges() else { return };
+    let Some(python) = readers() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (plain, places) = plain_volume(dir.path());
     let bek = dir.path().join("startup.bek");
@@ -58,7 +58,7 @@ fn others_read_what_we_write_in_every_cipher() {
             write_sectors(&disk, &places, &list)
         };
         for program in ["dissect", "libbde"] {
-            let said = judged(&python, program, &image, [kind, key], &list);
+            let said = read_by(&python, program, &image, [kind, key], &list);
             assert_eq!(said, expected, "{program}");
         }
         // Debian's dislocker (0.7.3) opens no volume of Vista, cryptsetup none at all.
@@ -106,9 +106,9 @@ const OF_WINDOWS: [(&str, &str, &str); 11] = [
 
 #[test]
 fn volumes_that_windows_made() {
-    let Some(python) = judges() else { return };
+    let Some(python) = readers() else { return };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("target/bitlocker-judges/dissect_fve-4.6/tests/_data/bde");
+        .join("target/bitlocker-readers/dissect_fve-4.6/tests/_data/bde");
     if !folder.exists() {
         return support::skip(
             "bitlocker-images",
@@ -172,7 +172,7 @@ fn volumes_that_windows_made() {
             .take(if name == "vista" { 1 } else { 2 });
         for program in programs {
             assert_eq!(
-                judged(&python, program, &image, [kind, key], &list),
+                read_by(&python, program, &image, [kind, key], &list),
                 ours,
                 "{name} by {program}"
             );
@@ -181,16 +181,16 @@ fn volumes_that_windows_made() {
 }
 
 /// What another program says of the sectors.
-fn judged(python: &Path, program: &str, image: &Path, key: [&str; 2], list: &Path) -> String {
-    let mut judge = Command::new(python);
-    judge
-        .arg("tests/support/fve_judge.py")
+fn read_by(python: &Path, program: &str, image: &Path, key: [&str; 2], list: &Path) -> String {
+    let mut reader = Command::new(python);
+    reader
+        .arg("tests/support/fve_reader.py")
         .arg(program)
         .arg(image)
         .args(key)
         .arg(list)
         .current_dir(env!("CARGO_MANIFEST_DIR"));
-    let run = judge.output().unwrap();
+    let run = reader.output().unwrap();
     let said = String::from_utf8_lossy(&run.stdout).trim().to_string();
     assert!(!said.is_empty(), "{}", String::from_utf8_lossy(&run.stderr));
     said
