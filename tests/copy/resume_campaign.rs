@@ -98,7 +98,8 @@ impl Copies {
         let options = options.chain(["--verify-copy"]);
         let all: Vec<&str> = options.chain(more.iter().copied()).collect();
         let mut command = convert(&self.source, &self.folder.join("out"), &all, "");
-        let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+        let log = File::create(self.lab.path("log")).unwrap();
+        let quiet = command.stdout(Stdio::null()).stderr(log);
         quiet.spawn().unwrap()
     }
 
@@ -147,7 +148,8 @@ impl Copies {
         };
         while !due() {
             if let Some(status) = child.try_wait().unwrap() {
-                assert!(status.success(), "{status}");
+                let log = || fs::read_to_string(self.lab.path("log")).unwrap();
+                assert!(status.success(), "{status}: {}", log());
                 return false;
             }
             std::thread::sleep(Duration::from_millis(3));
