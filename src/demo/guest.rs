@@ -157,6 +157,14 @@ fn check(spec: &GuestSpec) -> Result<(), DemoError> {
     Err(DemoError::Spec(problem))
 }
 
+fn open(path: &Path) -> Result<File, DemoError> {
+    let file = File::options().read(true).write(true).open(path);
+    file.map_err(|source| DemoError::Io {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
 fn write_gpt(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
     let table = |e: &dyn ToString| DemoError::Table(e.to_string());
     let sector = u64::from(spec.sector_size);
@@ -164,15 +172,7 @@ fn write_gpt(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
         4096 => gpt::disk::LogicalBlockSize::Lb4096,
         _ => gpt::disk::LogicalBlockSize::Lb512,
     };
-    let io = |source| DemoError::Io {
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(io)?;
+    let mut file = open(path)?;
     let sectors = u32::try_from(spec.disk_size / sector - 1).unwrap_or(u32::MAX);
     gpt::mbr::ProtectiveMBR::with_lb_size(sectors)
         .overwrite_lba0(&mut file)
@@ -210,15 +210,7 @@ fn write_gpt(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
 
 fn write_mbr(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
     let table = |e: &dyn ToString| DemoError::Table(e.to_string());
-    let io = |source| DemoError::Io {
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(io)?;
+    let mut file = open(path)?;
     let signature = MBR_SIGNATURE.to_le_bytes();
     let mut mbr =
         mbrman::MBR::new_from(&mut file, spec.sector_size, signature).map_err(|e| table(&e))?;

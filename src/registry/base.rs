@@ -2,7 +2,7 @@
 //!
 //! Specification: msuhanov/regf, "Base block". A hive is *dirty* when its two sequence numbers
 //! differ **or** its checksum is wrong. A tool that writes equal numbers makes Windows ignore the
-//! logs. So [`set_clean`] must be the very last step of replay and edit.
+//! logs.
 
 use super::error::{HiveError, Result};
 use super::layout::base as layout;
@@ -107,6 +107,7 @@ pub fn checksum(base: &[u8]) -> u32 {
 }
 
 /// Sets both sequence numbers and the checksum, so that Windows loads the hive without recovery.
+/// For hives that tests make.
 pub fn set_clean(bytes: &mut [u8], sequence: u32) -> Result<()> {
     BaseBlock::parse(bytes)?;
     for at in [layout::PRIMARY_SEQUENCE, layout::SECONDARY_SEQUENCE] {

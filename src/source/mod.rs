@@ -337,11 +337,6 @@ impl SourceVm {
         }
     }
 
-    /// Whether [`SourceVm::prepare`] must copy something.
-    pub fn is_packed(&self) -> bool {
-        self.disks.iter().any(|disk| disk.packed.is_some())
-    }
-
     /// Unpacks disks that are unreadable in place below `work`, and verifies the manifest. Each
     /// disk is read once. Afterwards every disk is a separate file; an unpacked one is named only
     /// by a link. `most` overrides the limit for unpacking, which is the declared size and the free

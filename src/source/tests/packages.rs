@@ -276,12 +276,12 @@ fn ova_is_unpacked_and_verified() {
             ]),
         );
         let mut vm = folder.open("x.ova").unwrap();
-        assert_eq!((vm.kind, vm.is_packed()), (SourceKind::Ova, true));
+        assert_eq!(vm.kind, SourceKind::Ova);
         let (offset, size) = vm.disks[0].packed.as_ref().unwrap().member.unwrap();
         assert_eq!((offset % 512, size), (0, DISK.len() as u64));
         fs::create_dir(folder.path("work")).unwrap();
         vm.prepare(&folder.path("work"), None).unwrap();
-        assert!(!vm.is_packed());
+        assert!(vm.disks[0].packed.is_none());
         assert_eq!(names(&vm), ["0-d.vmdk"]);
         assert_eq!(fs::read(&vm.disks[0].path).unwrap(), DISK);
 
