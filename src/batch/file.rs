@@ -29,12 +29,12 @@ const MAX_VALUES: usize = 1000;
 /// The permitted options. Returns whether one may be repeated (`Ok`), or why it is not permitted
 /// here.
 pub trait Rules {
-    fn shape(&self, name: &str, place: Place) -> Result<Kind, String>;
+    fn shape(&self, name: &str, place: Section) -> Result<Kind, String>;
     fn check(&self, name: &str, value: &str) -> Result<(), String>;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Section {
     Defaults,
     Machine,
 }
@@ -97,7 +97,7 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
             match name.as_str() {
                 "output-dir" => list.output_dir = Some(map.next_value()?),
                 "defaults" => {
-                    list.defaults = map.next_value_seed(SettingsSeed(self.0, Place::Defaults))?;
+                    list.defaults = map.next_value_seed(SettingsSeed(self.0, Section::Defaults))?;
                 }
                 _ => list.machines = map.next_value_seed(MachinesSeed(self.0))?,
             }
@@ -128,7 +128,7 @@ impl<'de> Visitor<'de> for MachinesSeed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut machines = Vec::new();
-        while let Some(machine) = seq.next_element_seed(SettingsSeed(self.0, Place::Machine))? {
+        while let Some(machine) = seq.next_element_seed(SettingsSeed(self.0, Section::Machine))? {
             if machines.len() == MAX_MACHINES {
                 return Err(A::Error::custom(format!("more than {MAX_MACHINES} VMs")));
             }
@@ -138,7 +138,7 @@ impl<'de> Visitor<'de> for MachinesSeed<'_> {
     }
 }
 
-struct SettingsSeed<'r>(&'r dyn Rules, Place);
+struct SettingsSeed<'r>(&'r dyn Rules, Section);
 
 impl<'de> DeserializeSeed<'de> for SettingsSeed<'_> {
     type Value = Settings;
@@ -152,8 +152,8 @@ impl<'de> Visitor<'de> for SettingsSeed<'_> {
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self.1 {
-            Place::Machine => "a machine: `source` and options of `convert`",
-            Place::Defaults => "options of `convert`",
+            Section::Machine => "a machine: `source` and options of `convert`",
+            Section::Defaults => "options of `convert`",
         })
     }
 
@@ -173,7 +173,7 @@ impl<'de> Visitor<'de> for SettingsSeed<'_> {
             }
             settings.insert(name, value);
         }
-        if place == Place::Machine && !matches!(settings.get("source"), Some(Some(_))) {
+        if place == Section::Machine && !matches!(settings.get("source"), Some(Some(_))) {
             return Err(A::Error::custom("a VM without `source`"));
         }
         Ok(settings)
@@ -286,7 +286,7 @@ mod tests {
     struct Some3;
 
     impl Rules for Some3 {
-        fn shape(&self, name: &str, _: Place) -> Result<Kind, String> {
+        fn shape(&self, name: &str, _: Section) -> Result<Kind, String> {
             match name {
                 "source" | "memory" => Ok(Kind::One),
                 "compress" => Ok(Kind::Flag),

@@ -42,7 +42,7 @@ use texts::{files_of, replace, rewrite, rewrite_report, rewrite_texts};
 
 /// The target of the disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Destination {
     Folder(PathBuf),
     /// A storage pool of libvirt that is a directory.
     Pool(String),
@@ -120,7 +120,7 @@ pub struct Installed {
 
 /// Moves the disks, the probe and the UEFI variables of an output directory. Files already there
 /// stay; disks elsewhere (block devices, `--in-place`) are not moved.
-pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed> {
+pub fn install(folder: &Path, place: &Destination, virsh: &Virsh) -> Result<Installed> {
     let mut output = Output::open(folder)?;
     let target = output.destination(place, virsh)?;
     let user = access::qemu_user(virsh.uri());
@@ -147,7 +147,7 @@ pub fn install(folder: &Path, place: &Place, virsh: &Virsh) -> Result<Installed>
     output.name_anew(&state.moves)?;
     point("installed")?;
     state.remove_originals(&output.folder)?;
-    if let Place::Pool(name) = place {
+    if let Destination::Pool(name) = place {
         virsh.pool_refresh(name)?;
     }
     installed.moved = state.moves;
@@ -198,7 +198,7 @@ impl Output {
         })
     }
 
-    fn destination(&self, place: &Place, virsh: &Virsh) -> Result<PathBuf> {
+    fn destination(&self, place: &Destination, virsh: &Virsh) -> Result<PathBuf> {
         let target = destination(place, virsh)?;
         let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino()));
         if identity(&self.folder).ok() == identity(&target).ok() {
@@ -557,10 +557,10 @@ impl Moved {
     }
 }
 
-pub fn destination(place: &Place, virsh: &Virsh) -> Result<PathBuf> {
+pub fn destination(place: &Destination, virsh: &Virsh) -> Result<PathBuf> {
     let path = match place {
-        Place::Folder(path) => path.clone(),
-        Place::Pool(name) => {
+        Destination::Folder(path) => path.clone(),
+        Destination::Pool(name) => {
             let xml = virsh.pool_xml(name).map_err(|e| {
                 Error::from(e).hint(format!(
                     "virsh -c {} pool-list --all names the pools",

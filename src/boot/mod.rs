@@ -49,7 +49,7 @@ use crate::tool::virsh::{State, Virsh};
 use crate::ui::Ui;
 
 use files::{Domain, Files};
-use install::Place;
+use install::Destination;
 use outage::{Line, Outages};
 use proof::Proof;
 use record::{Phase, Record, StageRecord};
@@ -91,7 +91,7 @@ pub struct Options {
     /// The keys of BitLocker volumes, for reading the disk while the VM is off.
     pub keys: Keys,
     /// The directory to which the disks are moved first.
-    pub install: Option<Place>,
+    pub install: Option<Destination>,
     /// The evidence directory of a rehearsal ([`crate::rehearse`]), which keeps nothing of the VM.
     /// Evidence of every boot is saved, and a failed final boot is not undone.
     pub rehearsal: Option<PathBuf>,
@@ -178,7 +178,12 @@ pub(crate) fn boot_served(options: &Options, server: Option<&Server>, ui: &Ui) -
 }
 
 /// Step 0: moves the disks. Those of a VM that was started stay in their place.
-fn install_first(options: &Options, place: &Place, virsh: &Virsh, ui: &Ui) -> Result<Vec<String>> {
+fn install_first(
+    options: &Options,
+    place: &Destination,
+    virsh: &Virsh,
+    ui: &Ui,
+) -> Result<Vec<String>> {
     files::trust(&options.folder)?;
     if !options.folder.join("report.json").is_file() {
         // `Files::open` reports errors.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
-use crate::batch::file::{Kind, List, Place, Rules, Settings};
+use crate::batch::file::{Kind, List, Rules, Section, Settings};
 use crate::batch::page::page as render;
 use crate::batch::report::{PAGE_TITLE, State, Summary};
 use crate::batch::run::{self, Conversion};
@@ -40,7 +40,7 @@ pub struct BatchArgs {
 struct ConvertOptions;
 
 impl Rules for ConvertOptions {
-    fn shape(&self, name: &str, place: Place) -> Result<Kind, String> {
+    fn shape(&self, name: &str, place: Section) -> Result<Kind, String> {
         let shape = options::shape(name).filter(|_| name != DRY_RUN);
         let Some(shape) = shape else {
             return Err(format!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::boot::install::Place;
+use crate::boot::install::Destination;
 use crate::boot::record::{Phase, Record, StageRecord};
 use crate::boot::{self, Options, Wait};
 use crate::convert::exchange;
@@ -63,7 +63,7 @@ impl WatchArgs {
     }
 
     /// The options for a directory that is filled in later.
-    pub fn options(&self, folder: PathBuf, keys: Keys, install: Option<Place>) -> Options {
+    pub fn options(&self, folder: PathBuf, keys: Keys, install: Option<Destination>) -> Options {
         Options {
             folder,
             uri: self.libvirt.connect.clone(),
@@ -102,9 +102,9 @@ pub struct InstallArgs {
 }
 
 impl InstallArgs {
-    pub fn place(&self) -> Option<Place> {
-        let folder = self.install_to.clone().map(Place::Folder);
-        folder.or_else(|| self.pool.clone().map(Place::Pool))
+    pub fn place(&self) -> Option<Destination> {
+        let folder = self.install_to.clone().map(Destination::Folder);
+        folder.or_else(|| self.pool.clone().map(Destination::Pool))
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::batch::file::{self, Kind, List, Place, Rules};
+use crate::batch::file::{self, Kind, List, Rules, Section};
 use crate::batch::report::save;
 use crate::error::{Error, Result};
 use crate::files::create_passage;
@@ -54,8 +54,8 @@ fn folder_of(file: &Path) -> &Path {
 }
 
 /// The form of an option in a list. Fails if an option for one VM is among the defaults.
-pub(super) fn kind(name: &str, shape: &Shape, place: Place, what: &str) -> Result<Kind, String> {
-    if place == Place::Defaults && [SOURCE, NAME, OUTPUT_DIR, "mac", "root"].contains(&name) {
+pub(super) fn kind(name: &str, shape: &Shape, place: Section, what: &str) -> Result<Kind, String> {
+    if place == Section::Defaults && [SOURCE, NAME, OUTPUT_DIR, "mac", "root"].contains(&name) {
         return Err(format!("`{name}` is for one {what}, not for all of them"));
     }
     Ok(match shape {

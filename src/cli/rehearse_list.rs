@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::FromArgMatches;
 
-use crate::batch::file::{Kind, List, Place, Rules};
+use crate::batch::file::{Kind, List, Rules, Section};
 use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rehearse::batch::{self, Summary, Vm};
@@ -37,7 +37,7 @@ pub struct ListArgs {
 struct RehearseOptions;
 
 impl Rules for RehearseOptions {
-    fn shape(&self, name: &str, place: Place) -> Result<Kind, String> {
+    fn shape(&self, name: &str, place: Section) -> Result<Kind, String> {
         if let Some(objection) = objection(name, &[]) {
             return Err(objection);
         }

@@ -10,7 +10,7 @@ use super::model::{Attachment, Bridge, Nic, NicSource};
 
 /// The right side of one mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub enum MappedTo {
     Libvirt(String),
     Bridge(Bridge),
     Attachment(Attachment),
@@ -24,7 +24,7 @@ pub enum Target {
 pub struct Mapping {
     /// The name of the network on the source host.
     pub network: String,
-    pub target: Target,
+    pub target: MappedTo,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,13 +56,13 @@ impl FromStr for Mapping {
             .filter(|(network, _)| !network.is_empty())
             .ok_or_else(|| MapError::NoTarget(text.to_owned()))?;
         let target = if target == "none" {
-            Target::None
+            MappedTo::None
         } else {
             match target.split_once(':') {
-                Some(("net", name)) => Target::Libvirt(libvirt_network(name)?),
-                Some(("br", name)) => Target::Bridge(bridge(name)?),
-                Some(("pve", name)) => Target::Proxmox(bridge(name)?),
-                Some(("nad", name)) => Target::Attachment(attachment(name)?),
+                Some(("net", name)) => MappedTo::Libvirt(libvirt_network(name)?),
+                Some(("br", name)) => MappedTo::Bridge(bridge(name)?),
+                Some(("pve", name)) => MappedTo::Proxmox(bridge(name)?),
+                Some(("nad", name)) => MappedTo::Attachment(attachment(name)?),
                 _ => return Err(MapError::Kind(target.to_owned())),
             }
         };
@@ -163,11 +163,11 @@ impl NetworkMap {
         };
         for mapping in self.0.iter().filter(|m| m.network == *network) {
             match &mapping.target {
-                Target::Libvirt(name) => nic.source = NicSource::Network(name.clone()),
-                Target::Bridge(bridge) => nic.source = NicSource::Bridge(bridge.clone()),
-                Target::Attachment(attachment) => nic.attachment = Some(attachment.clone()),
-                Target::Proxmox(bridge) => nic.proxmox = Some(bridge.clone()),
-                Target::None => nic.link_up = false,
+                MappedTo::Libvirt(name) => nic.source = NicSource::Network(name.clone()),
+                MappedTo::Bridge(bridge) => nic.source = NicSource::Bridge(bridge.clone()),
+                MappedTo::Attachment(attachment) => nic.attachment = Some(attachment.clone()),
+                MappedTo::Proxmox(bridge) => nic.proxmox = Some(bridge.clone()),
+                MappedTo::None => nic.link_up = false,
             }
         }
     }
@@ -190,8 +190,8 @@ impl NetworkMap {
 }
 
 /// Whether two targets are for the same writer. `none` excludes every other target.
-fn excludes(one: &Target, other: &Target) -> bool {
-    use Target::{Attachment, Bridge, Libvirt, None, Proxmox};
+fn excludes(one: &MappedTo, other: &MappedTo) -> bool {
+    use MappedTo::{Attachment, Bridge, Libvirt, None, Proxmox};
     match one {
         None => true,
         Libvirt(_) | Bridge(_) => matches!(other, Libvirt(_) | Bridge(_)),
@@ -204,7 +204,7 @@ fn excludes(one: &Target, other: &Target) -> bool {
 mod tests {
     use super::*;
 
-    fn target(text: &str) -> Result<Target, MapError> {
+    fn target(text: &str) -> Result<MappedTo, MapError> {
         text.parse::<Mapping>().map(|m| m.target)
     }
 
@@ -219,15 +219,18 @@ mod tests {
             name: "vlan20.net".into(),
         };
         for (text, want) in [
-            ("VM Network=net:default", Target::Libvirt("default".into())),
-            ("a=br:br0", Target::Bridge(bridge("br0", None))),
-            ("a=br:br0@20", Target::Bridge(bridge("br0", Some(20)))),
+            (
+                "VM Network=net:default",
+                MappedTo::Libvirt("default".into()),
+            ),
+            ("a=br:br0", MappedTo::Bridge(bridge("br0", None))),
+            ("a=br:br0@20", MappedTo::Bridge(bridge("br0", Some(20)))),
             (
                 "a=pve:vmbr1@4094",
-                Target::Proxmox(bridge("vmbr1", Some(4094))),
+                MappedTo::Proxmox(bridge("vmbr1", Some(4094))),
             ),
-            ("a=nad:prod/vlan20.net", Target::Attachment(attachment)),
-            ("a=none", Target::None),
+            ("a=nad:prod/vlan20.net", MappedTo::Attachment(attachment)),
+            ("a=none", MappedTo::None),
         ] {
             assert_eq!(target(text), Ok(want), "{text}");
         }

@@ -36,7 +36,7 @@ pub struct Store {
 }
 
 /// The location of Windows.
-pub struct Place<'p> {
+pub struct Location<'p> {
     pub guest: &'p dyn GuestRead,
     pub disks: &'p [Disk],
     pub boot: &'p BootFiles,
@@ -44,7 +44,7 @@ pub struct Place<'p> {
     pub root: &'p GuestPath,
 }
 
-pub fn look(place: &Place<'_>, findings: &mut Vec<Finding>) -> Result<Store, GuestError> {
+pub fn look(place: &Location<'_>, findings: &mut Vec<Finding>) -> Result<Store, GuestError> {
     let mut store = Store::default();
     if let (Some(Firmware::Uefi), Some(esp)) = (place.boot.firmware, place.boot.esp) {
         store.facts.fallback = fallback(place.guest, esp, findings)?;
@@ -108,7 +108,7 @@ fn damaged(evidence: String) -> Finding {
 }
 
 fn entries(
-    place: &Place<'_>,
+    place: &Location<'_>,
     hive: &LoadedBytes,
     facts: &mut BootFacts,
     findings: &mut Vec<Finding>,
@@ -217,7 +217,7 @@ fn partition_of<'l>(disks: &'l [Disk], first: DiskId, device: Option<&BcdDevice>
 /// The element with the identity of the partition of Windows. `None` without an element to start
 /// from, because options around the identity cannot be invented.
 fn repair(
-    place: &Place<'_>,
+    place: &Location<'_>,
     view: &HiveView<'_>,
     loader: &Loader,
     code: &str,
@@ -270,7 +270,7 @@ fn set_identity(bytes: &mut [u8], layout: &DiskLayout, partition: &Partition) ->
 
 /// Checks that the loader exists and is for this firmware.
 fn loader_file(
-    place: &Place<'_>,
+    place: &Location<'_>,
     hive: &LoadedBytes,
     loader: &Loader,
     findings: &mut Vec<Finding>,

@@ -38,7 +38,7 @@ enum Device {
 }
 
 /// Reports a default entry that does not start Windows on `place.system`.
-pub fn look(place: &bcd::Place<'_>, findings: &mut Vec<Finding>) -> Result<(), GuestError> {
+pub fn look(place: &bcd::Location<'_>, findings: &mut Vec<Finding>) -> Result<(), GuestError> {
     let (Some(Firmware::Bios), Some(volume)) = (place.boot.firmware, place.boot.boot_volume) else {
         return Ok(());
     };
@@ -143,7 +143,7 @@ impl Entry {
 }
 
 /// The volume an entry names, or the reason why there is none.
-fn target(place: &bcd::Place<'_>, device: &Device) -> Result<VolumeId, String> {
+fn target(place: &bcd::Location<'_>, device: &Device) -> Result<VolumeId, String> {
     let in_order = bios_order(place.disks, place.boot);
     let (disk, number) = match device {
         Device::Multi { disk, partition } => {
@@ -201,7 +201,7 @@ fn arc_order(layout: &DiskLayout) -> Vec<&Partition> {
 
 /// Reports another Windows as a fact, and a directory without one as a problem.
 fn other_folder(
-    place: &bcd::Place<'_>,
+    place: &bcd::Location<'_>,
     volume: VolumeId,
     folder: &str,
     findings: &mut Vec<Finding>,
@@ -222,7 +222,7 @@ fn other_folder(
 }
 
 /// The path that would start the converted Windows.
-fn right_path(place: &bcd::Place<'_>) -> Option<String> {
+fn right_path(place: &bcd::Location<'_>) -> Option<String> {
     let order = bios_order(place.disks, place.boot);
     let disk = order.iter().position(|d| d.id == place.system.disk)?;
     let partitions = arc_order(&order.get(disk)?.layout);

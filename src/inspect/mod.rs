@@ -182,7 +182,7 @@ pub fn inspect(
     let hives = match chosen {
         Some(chosen) => {
             firmware::findings(guest, &boot_disk.layout, &boot, &mut out.findings);
-            let place = Place {
+            let place = ChosenWindows {
                 guest,
                 disks,
                 system: main,
@@ -285,8 +285,8 @@ fn empty(guest: &dyn GuestRead, disks: &[Disk]) -> Inspection {
 }
 
 /// Loads the hives and reads them. `None` if they are unusable; a blocker has the reason.
-fn windows(place: &Place<'_>, out: &mut Inspection) -> Result<Option<Hives>, InspectError> {
-    let Place { guest, chosen, .. } = *place;
+fn windows(place: &ChosenWindows<'_>, out: &mut Inspection) -> Result<Option<Hives>, InspectError> {
+    let ChosenWindows { guest, chosen, .. } = *place;
     out.os.family = OsFamily::Windows;
     out.os.windows_root = Some(chosen.root.clone());
     state::files(guest, chosen.volume, &chosen.root, out);
@@ -302,7 +302,7 @@ fn windows(place: &Place<'_>, out: &mut Inspection) -> Result<Option<Hives>, Ins
     let (system_state, system) = load("SYSTEM")?;
     let (software_state, software) = load("SOFTWARE")?;
     let (drivers_state, drivers) = load("DRIVERS")?;
-    let boot_place = bcd::Place {
+    let boot_place = bcd::Location {
         guest,
         disks: place.disks,
         boot: place.boot,
@@ -353,7 +353,7 @@ fn missing_hive(path: &GuestPath) -> Finding {
 }
 
 /// The location of the chosen Windows.
-struct Place<'p> {
+struct ChosenWindows<'p> {
     guest: &'p dyn GuestRead,
     disks: &'p [Disk],
     system: &'p Disk,
@@ -395,7 +395,7 @@ fn control_set(
 /// Reads all facts in the hives. `false` if they do not describe a Windows; a blocker has the
 /// reason.
 fn read_hives(
-    place: &Place<'_>,
+    place: &ChosenWindows<'_>,
     boot_facts: BootFacts,
     hives: &Hives,
     out: &mut Inspection,

@@ -25,7 +25,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::boot::access;
-use crate::boot::install::{self, Place};
+use crate::boot::install::{self, Destination};
 use crate::boot::record::Record as BootRecord;
 use crate::boot::{self, files};
 use crate::convert::exchange;
@@ -56,7 +56,7 @@ pub(crate) struct Options {
     /// The evidence directory.
     pub(crate) evidence: PathBuf,
     /// The directory for the overlay, if it is not the evidence directory.
-    pub(crate) place: Option<Place>,
+    pub(crate) place: Option<Destination>,
     /// A libvirt network to which the NICs are attached; without one their links are down.
     pub(crate) network: Option<String>,
     pub(crate) convert: child::Conversion,

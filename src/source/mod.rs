@@ -404,15 +404,15 @@ pub fn open_with(path: &Path, options: &Options) -> Result<SourceVm> {
 /// lost. Two files of one name on two datastores cause this, and two descriptors that name one
 /// extent.
 fn refuse_same_files(path: &Path, disks: &[SourceDisk]) -> Result<()> {
-    type Place = (u64, u64, Option<u64>);
-    let place = |file: &Path, member| -> Option<Place> {
+    type FileId = (u64, u64, Option<u64>);
+    let place = |file: &Path, member| -> Option<FileId> {
         let meta = std::fs::metadata(file).ok()?;
         Some(match meta.file_type().is_block_device() {
             true => (meta.rdev(), 0, member),
             false => (meta.dev(), meta.ino(), member),
         })
     };
-    let mut seen: Vec<(Place, &SourceDisk)> = Vec::new();
+    let mut seen: Vec<(FileId, &SourceDisk)> = Vec::new();
     for disk in disks {
         let member = disk.packed.as_ref().and_then(|p| p.member);
         let mut files = vec![(disk.path.clone(), member.map(|(at, _)| at))];
