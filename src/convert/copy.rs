@@ -509,7 +509,7 @@ mod tests {
             let target = dir.path().join("out");
             let mut job = testing::job(&[dir.path().join("disk.raw")], &target);
             (job.output.resume, job.output.from_sync) = (resume, from_sync);
-            let folder = OutputFolder::create(&target, &output::OutputOptions::default()).unwrap();
+            let folder = OutputFolder::create(&target, &output::FolderOptions::default()).unwrap();
             let failure = Failure {
                 error,
                 can_be_resumed: can,

@@ -52,7 +52,7 @@ use fixing::Fixing;
 use foresee::Seen;
 use in_place::in_place;
 use job::{Copying, Job};
-use output::{OutputFolder, OutputOptions};
+use output::{FolderOptions, OutputFolder};
 use run::{Run, check_in_place, decided};
 use sync::Last;
 
@@ -69,7 +69,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
     let catalogue = job.drivers.catalogue()?;
     let media = job.drivers.media_if_named()?;
     let sources = || job.source_files();
-    let target = OutputFolder::check(&job.target_folder(), &OutputOptions::of(job, &sources))?;
+    let target = OutputFolder::check(&job.target_folder(), &FolderOptions::of(job, &sources))?;
     // `plan` may run in any directory.
     if job.output.folder.is_some() {
         OutputFolder::check_writable(&target)?;

@@ -40,7 +40,7 @@ const ROUNDS: usize = 8;
 
 /// What the run may replace, and what the directory will contain.
 #[derive(Default)]
-pub struct OutputOptions<'a> {
+pub struct FolderOptions<'a> {
     /// Replace an earlier result.
     pub force: bool,
     /// The directory will contain the undo log of a fix in place.
@@ -53,7 +53,7 @@ pub struct OutputOptions<'a> {
     pub sources: Option<&'a dyn Fn() -> Vec<PathBuf>>,
 }
 
-impl<'a> OutputOptions<'a> {
+impl<'a> FolderOptions<'a> {
     fn replace_options<'s>(&self, sources: &'s [PathBuf]) -> ReplaceOptions<'s> {
         ReplaceOptions {
             force: self.force,
@@ -108,7 +108,7 @@ fn refuse_unless_text(target: &Path) -> Result<()> {
 impl OutputFolder {
     /// Checks, as far as possible without writing, that [`OutputFolder::create`] would accept this
     /// directory. Returns its absolute path.
-    pub fn check(target: &Path, preference: &OutputOptions) -> Result<PathBuf> {
+    pub fn check(target: &Path, preference: &FolderOptions) -> Result<PathBuf> {
         let absolute = std::path::absolute(target)
             .map_err(|e| Error::usage("the output directory has no absolute path").because(e))?;
         refuse_unless_text(&absolute)?;
@@ -147,7 +147,7 @@ impl OutputFolder {
     }
 
     /// Checks that `target` may be created, and creates the partial directory.
-    pub fn create(target: &Path, preference: &OutputOptions) -> Result<Self> {
+    pub fn create(target: &Path, preference: &FolderOptions) -> Result<Self> {
         if let Ok(absolute) = std::path::absolute(target) {
             refuse_unless_text(&absolute)?;
         }
@@ -467,7 +467,7 @@ impl OutputFolder {
 impl Place {
     /// The files of the source; listed only if the target contains something that could be one of
     /// them.
-    fn sources(&self, preference: &OutputOptions) -> Vec<PathBuf> {
+    fn sources(&self, preference: &FolderOptions) -> Vec<PathBuf> {
         let exists = |name: &OsStr| self.inode(name).is_some();
         match preference.sources {
             Some(list) if exists(&self.name) || exists(&self.partial) => list(),

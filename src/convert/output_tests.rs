@@ -7,7 +7,7 @@ use super::super::testing::names;
 use super::*;
 use crate::error::ErrorKind;
 
-const FORCE: OutputOptions = OutputOptions {
+const FORCE: FolderOptions = FolderOptions {
     force: true,
     undo: false,
     resume: false,
@@ -15,15 +15,15 @@ const FORCE: OutputOptions = OutputOptions {
     sources: None,
 };
 
-fn create(target: &Path, preference: &OutputOptions) -> Result<OutputFolder> {
+fn create(target: &Path, preference: &FolderOptions) -> Result<OutputFolder> {
     OutputFolder::create(target, preference)
 }
 
 fn plain(target: &Path) -> Result<OutputFolder> {
-    create(target, &OutputOptions::default())
+    create(target, &FolderOptions::default())
 }
 
-fn refusal(target: &Path, preference: &OutputOptions) -> Error {
+fn refusal(target: &Path, preference: &FolderOptions) -> Error {
     create(target, preference).map(drop).unwrap_err()
 }
 
@@ -60,7 +60,7 @@ fn appears_whole_or_not_at_all() {
     let folder = plain(&target).unwrap();
     fs::write(folder.path().join("x"), "1").unwrap();
     assert_eq!(names(dir.path()), [".vm-kvm.lock", ".vm-kvm.partial"]);
-    let second = refusal(&target, &OutputOptions::default());
+    let second = refusal(&target, &FolderOptions::default());
     assert!(second.message.contains("another conversion"), "{second}");
     drop(folder);
     assert!(names(dir.path()).is_empty());
@@ -81,7 +81,7 @@ fn appears_whole_or_not_at_all() {
     assert_eq!(names(dir.path()), ["vm-kvm"]);
 
     assert_eq!(
-        refusal(&target, &OutputOptions::default()).kind,
+        refusal(&target, &FolderOptions::default()).kind,
         ErrorKind::Failed
     );
     let mut folder = create(&target, &FORCE).unwrap();
@@ -280,7 +280,7 @@ fn the_source_is_not_replaced_by_its_result() {
         target.join("../vm-kvm/vm.qcow2"),
     ] {
         let sources = || vec![source.clone()];
-        let preference = OutputOptions {
+        let preference = FolderOptions {
             force: true,
             undo: false,
             resume: false,
@@ -299,9 +299,9 @@ fn the_source_is_not_replaced_by_its_result() {
     fs::set_permissions(&partial, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(partial.join("vm.qcow2"), "finished").unwrap();
     let sources = || vec![partial.join("vm.qcow2")];
-    let preference = OutputOptions {
+    let preference = FolderOptions {
         sources: Some(&sources),
-        ..OutputOptions::default()
+        ..FolderOptions::default()
     };
     let error = refusal(&target, &preference);
     assert!(error.message.contains("killed run left"), "{error}");
@@ -439,7 +439,7 @@ fn a_partial_folder_of_somebody_else_is_refused() {
     fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(elsewhere.join("x"), "").unwrap();
     let refused = |says: &str| {
-        let error = refusal(&target, &OutputOptions::default());
+        let error = refusal(&target, &FolderOptions::default());
         let causes = error.causes().join(" ");
         assert_eq!(error.kind, ErrorKind::Failed, "{error}");
         assert!(causes.contains(says), "{says}: {causes}");
@@ -510,7 +510,7 @@ fn a_replacement_that_was_interrupted_is_finished() {
     result(&target, "old");
     fs::rename(&target, &replaced).unwrap();
     assert!(
-        refusal(&target, &OutputOptions::default())
+        refusal(&target, &FolderOptions::default())
             .message
             .ends_with("exists")
     );
@@ -544,7 +544,7 @@ fn saved_blocks_with_an_unreadable_journal_are_kept() {
         fs::write(partial.join(journal::FILE_NAME), text).unwrap();
         fs::write(partial.join(blocks), "old bytes").unwrap();
         drop(folder);
-        for preference in [&FORCE, &OutputOptions::default()] {
+        for preference in [&FORCE, &FolderOptions::default()] {
             let error = refusal(&target, preference);
             assert_eq!(error.kind, ErrorKind::NotRolledBack, "{text:?}: {error}");
             assert!(error.hints[0].contains("rollback --journal"), "{error:?}");

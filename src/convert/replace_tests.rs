@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::super::exchange::{INTENT, repair};
-use super::super::output::{OutputFolder, OutputOptions};
+use super::super::output::{FolderOptions, OutputFolder};
 use super::super::place::{Place, inside};
 use super::super::testing::names;
 use super::*;
@@ -15,16 +15,16 @@ use crate::boot::record::{Phase, Record};
 use crate::error::ErrorKind;
 use crate::report::OutputFile;
 
-fn force() -> OutputOptions<'static> {
-    OutputOptions {
+fn force() -> FolderOptions<'static> {
+    FolderOptions {
         force: true,
-        ..OutputOptions::default()
+        ..FolderOptions::default()
     }
 }
 
 /// A result with these files, and its report; `change` sees the report before it is written.
 fn result(target: &Path, files: &[&str], change: impl FnOnce(&mut Value)) {
-    let mut folder = OutputFolder::create(target, &OutputOptions::default()).unwrap();
+    let mut folder = OutputFolder::create(target, &FolderOptions::default()).unwrap();
     fill(&folder, files);
     let files = folder.settle().unwrap();
     let mut report = json!({
@@ -169,7 +169,7 @@ fn disks_that_were_moved_elsewhere_stay_there_and_are_named() {
     assert!(refused(&target).message.contains("in use"));
     // By this very run, which reads it.
     let sources = || vec![moved.clone()];
-    let reading = OutputOptions {
+    let reading = FolderOptions {
         sources: Some(&sources),
         ..force()
     };
@@ -305,14 +305,14 @@ fn a_file_is_inside_by_its_name_or_by_where_that_leads() {
 fn who_only_asks_leaves_nothing_and_is_told_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("vm-kvm");
-    let check = |target: &Path, preference: &OutputOptions| OutputFolder::check(target, preference);
-    assert_eq!(check(&target, &OutputOptions::default()).unwrap(), target);
+    let check = |target: &Path, preference: &FolderOptions| OutputFolder::check(target, preference);
+    assert_eq!(check(&target, &FolderOptions::default()).unwrap(), target);
     assert!(names(dir.path()).is_empty());
     let deep = dir.path().join("a/b/vm-kvm");
-    assert_eq!(check(&deep, &OutputOptions::default()).unwrap(), deep);
+    assert_eq!(check(&deep, &FolderOptions::default()).unwrap(), deep);
     assert!(names(dir.path()).is_empty());
     result(&target, &["vm.qcow2"], |_| {});
-    let error = check(&target, &OutputOptions::default()).unwrap_err();
+    let error = check(&target, &FolderOptions::default()).unwrap_err();
     assert!(error.message.ends_with("exists"), "{error}");
     check(&target, &force()).unwrap();
     assert_eq!(names(dir.path()), ["vm-kvm"]);
@@ -323,8 +323,8 @@ fn who_only_asks_leaves_nothing_and_is_told_the_same() {
     drop(folder);
     use std::os::unix::ffi::OsStrExt;
     let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"vm\xff"));
-    let asked = check(&odd, &OutputOptions::default()).map(drop);
-    let made = OutputFolder::create(&odd, &OutputOptions::default()).map(drop);
+    let asked = check(&odd, &FolderOptions::default()).map(drop);
+    let made = OutputFolder::create(&odd, &FolderOptions::default()).map(drop);
     for refused in [asked, made] {
         assert_eq!(refused.unwrap_err().kind, ErrorKind::Usage);
     }
@@ -374,7 +374,7 @@ fn a_result_is_durable_before_it_has_its_name_and_its_name_is_after() {
     let target = dir.path().join("vm-kvm");
     let above = format!("sync {}", dir.path().file_name().unwrap().to_string_lossy());
     let order = crate::files::order::seen;
-    let mut folder = OutputFolder::create(&target, &OutputOptions::default()).unwrap();
+    let mut folder = OutputFolder::create(&target, &FolderOptions::default()).unwrap();
     order();
     folder.complete().unwrap();
     assert_eq!(
@@ -395,9 +395,9 @@ fn a_result_is_durable_before_it_has_its_name_and_its_name_is_after() {
     ];
     assert_eq!(order(), steps);
     // The saved blocks of a fix in place must be found.
-    let undo = OutputOptions {
+    let undo = FolderOptions {
         undo: true,
-        ..OutputOptions::default()
+        ..FolderOptions::default()
     };
     let _folder = OutputFolder::create(&dir.path().join("other"), &undo).unwrap();
     assert_eq!(order(), [above]);

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::output::OutputOptions;
+use super::super::output::FolderOptions;
 use super::super::testing::{job, ui};
 use super::super::work::WORK;
 
@@ -165,9 +165,9 @@ impl Left {
 
     fn open(&self) -> (Job, OutputFolder) {
         let job = self.job();
-        let preference = OutputOptions {
+        let preference = FolderOptions {
             resume: true,
-            ..OutputOptions::default()
+            ..FolderOptions::default()
         };
         let folder = OutputFolder::create(&job.target_folder(), &preference).unwrap();
         (job, folder)
@@ -292,7 +292,7 @@ fn without_resume_nothing_is_taken_over() {
     drop(folder);
     // The directory was opened for it all the same; one that is not is emptied.
     assert_eq!(left.there(), [true; 5]);
-    let folder = OutputFolder::create(&left.path("out"), &OutputOptions::default()).unwrap();
+    let folder = OutputFolder::create(&left.path("out"), &FolderOptions::default()).unwrap();
     assert_eq!(left.there(), [false; 5]);
     assert!(!folder.was_taken_over());
 }

@@ -17,7 +17,7 @@ use crate::ui::{Ui, document};
 use super::devices::Devices;
 use super::disks::in_place_format;
 use super::job::{Copying, Job};
-use super::output::{OutputFolder, OutputOptions, save_json, work_file};
+use super::output::{FolderOptions, OutputFolder, save_json, work_file};
 use super::prepare::{self, Prepared};
 use super::resume::{self, Resumed};
 use super::steps::point;
@@ -50,7 +50,7 @@ impl<'a> Run<'a> {
         let clock = Clock::start();
         let sources = || job.source_files();
         let mut folder =
-            OutputFolder::create(&job.target_folder(), &OutputOptions::of(job, &sources))?;
+            OutputFolder::create(&job.target_folder(), &FolderOptions::of(job, &sources))?;
         resume::refuse_packed(job, &mut folder)?;
         let disks = job.source.disks(&folder.path().join(WORK))?;
         check_in_place(job, &disks)?;
