@@ -38,6 +38,12 @@ impl Clusters {
         })
     }
 
+    /// Removes the end of the file, which nothing uses.
+    pub(super) fn cut(&mut self, file: &File, end: u64) -> io::Result<()> {
+        (self.end, self.counted) = (end, end);
+        file.set_len(end * self.size)
+    }
+
     /// Clusters that one block counts: 2 bytes for each.
     pub(super) fn per_block(&self) -> u64 {
         self.size / 2

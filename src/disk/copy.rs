@@ -276,7 +276,8 @@ pub fn copy(
     // No record is kept of that: an interrupted copy starts over, which costs next to nothing.
     let is_shared = shared.is_some();
     let ranges = shared.map_or(ranges, Arc::new);
-    if compress && matches!(into, Into::Image(_)) && !done.is_empty() {
+    let continued = compress && matches!(into, Into::Image(_)) && !done.is_empty();
+    if continued {
         clear(&ranges.minus(&done), into.disk().as_ref())
             .map_err(|e| CopyError::of(e, source.path(), target))?;
     }
@@ -299,24 +300,11 @@ pub fn copy(
     drop(span);
     from.close()?;
     into.close()?;
-    let _span = timeline::span("check the copy");
-    // Written to disk while the copy is verified.
-    let file = File::open(target).map_err(io_error)?;
-    let synced = thread::scope(|scope| {
-        let sync = scope.spawn(|| {
-            let _span = timeline::span("make the copy durable");
-            file.sync_all()
-        });
-        check_target(target, format)?;
-        joined(sync.join()).map_err(|e| full_or(e, target))
-    });
-    synced?;
+    if continued {
+        drop_leaks(target)?;
+    }
+    let written = verified(target, format)?;
     compare(source, target, how)?;
-    let written = file
-        .metadata()
-        .map_err(io_error)?
-        .blocks()
-        .saturating_mul(512);
     unfinished.keep();
     Ok(Copied {
         virtual_size: source.virtual_size(),
@@ -327,6 +315,27 @@ pub fn copy(
             false => 0,
         },
     })
+}
+
+/// Checks the copy while it is made durable. Returns the bytes that it takes on the host.
+fn verified(target: &Path, format: TargetFormat) -> Result<u64> {
+    let _span = timeline::span("check the copy");
+    let io_error = |source| CopyError::Io {
+        path: target.into(),
+        source,
+    };
+    let file = File::open(target).map_err(io_error)?;
+    let synced = thread::scope(|scope| {
+        let sync = scope.spawn(|| {
+            let _span = timeline::span("make the copy durable");
+            file.sync_all()
+        });
+        check_target(target, format)?;
+        joined(sync.join()).map_err(|e| full_or(e, target))
+    });
+    synced?;
+    let meta = file.metadata().map_err(io_error)?;
+    Ok(meta.blocks().saturating_mul(512))
 }
 
 /// Makes a new raw copy share the blocks of its source. Returns the ranges still to be copied.

@@ -133,6 +133,10 @@ impl Mapping {
                 tables.level_2.insert(i, Table { entries, changed });
             }
         }
+        if kept.is_some() {
+            // What was dropped was written last.
+            tables.clusters.cut(file, used.end())?;
+        }
         tables.count(file, &used)?;
         Ok(Some(tables))
     }
@@ -272,6 +276,12 @@ struct Used(Vec<u16>);
 impl Used {
     fn count(&self, cluster: u64) -> u16 {
         self.0.get(cluster as usize).copied().unwrap_or_default()
+    }
+
+    /// The end of the last used cluster, in clusters.
+    fn end(&self) -> u64 {
+        let last = self.0.iter().rposition(|count| *count > 0);
+        last.map_or(0, |last| last as u64 + 1)
     }
 
     /// Marks a cluster. Returns whether it is new.

@@ -1,7 +1,7 @@
 //! An interrupted copy continues with `--resume`, and nothing else does.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -56,6 +56,21 @@ pub(super) fn recorded_ranges(partial: &Path, disk: usize) -> Vec<[u64; 2]> {
     text.lines().skip(1).flat_map(pairs).collect()
 }
 
+/// A search path on which QEMU was built without zstd.
+fn without_zstd(lab: &Lab) -> String {
+    let bin = lab.path("bin");
+    fs::create_dir(&bin).unwrap();
+    let real = hyper2kvm::tool::find("qemu-img").unwrap();
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *compression_type=zstd*) exit 1;; esac\nexec {} \"$@\"\n",
+        text(&real)
+    );
+    let program = bin.join("qemu-img");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+    format!("{}:{}", text(&bin), std::env::var("PATH").unwrap())
+}
+
 #[test]
 fn a_killed_copy_goes_on() {
     if !have(&TOOLS) {
@@ -64,12 +79,22 @@ fn a_killed_copy_goes_on() {
     let lab = with_data(60);
     let source = sha256(&lab.raw);
     let (out, partial) = (lab.path("out"), lab.path(".out.partial"));
-    for (format, compress) in [("qcow2", false), ("qcow2", true), ("raw", false)] {
+    let without_zstd = without_zstd(&lab);
+    for (format, compressed) in [
+        ("qcow2", None),
+        ("qcow2", Some("zstd")),
+        ("qcow2", Some("zlib")),
+        ("raw", None),
+    ] {
         let mut options = vec!["--format", format];
-        options.extend(compress.then_some("--compress"));
+        options.extend(compressed.map(|_| "--compress"));
         let run = |more: &[&str], point: &str| {
             let all = [options.as_slice(), more].concat();
-            finish(convert(&lab.raw, &out, &all, point))
+            let mut command = convert(&lab.raw, &out, &all, point);
+            if compressed == Some("zlib") {
+                command.env("PATH", &without_zstd);
+            }
+            finish(command)
         };
         // Each run is killed once it has recorded one batch.
         run(&[], "copy-recorded=kill").expect(-1);
@@ -86,7 +111,11 @@ fn a_killed_copy_goes_on() {
         let steps = lab.path("steps");
         let point = format!("*=record:{}", text(&steps));
         let report = run(&["--resume", "--verify-copy"], &point).expect(0).json();
-        assert_eq!(number(&report, "resumed"), before, "{format} {compress}");
+        assert_eq!(
+            number(&report, "resumed"),
+            before,
+            "{format} {compressed:?}"
+        );
         assert!(report["checks"].to_string().contains("copy-identical"));
         assert_eq!(report["ready"], true);
         assert!(report["actions"].as_array().unwrap().len() > 3);
@@ -96,7 +125,18 @@ fn a_killed_copy_goes_on() {
             assert!(!steps.contains(step), "{step}: {steps}");
         }
         assert!(!partial.exists() && !out.join(".work").exists());
-        let raw = lab.raw_result(&out.join(format!("guest.{format}")));
+        let target = out.join(format!("guest.{format}"));
+        if let Some(compressed) = compressed {
+            let said = tool("qemu-img", &["info", "--output=json", text(&target)]);
+            let said = String::from_utf8(said).unwrap();
+            let kind = format!("\"compression-type\": \"{compressed}\"");
+            assert!(said.contains(&kind), "{said}");
+            tool("qemu-img", &["check", "-q", text(&target)]);
+            // Most of it is noise. What a killed run wrote and did not record takes no room.
+            let (read, written) = (number(&report, "read"), number(&report, "written"));
+            assert!(written < read + MIB, "{written} of {read}");
+        }
+        let raw = lab.raw_result(&target);
         assert!(live_files_are_the_same(&lab, &raw, 0) > 20);
         fs::remove_dir_all(&out).unwrap();
         fs::remove_file(lab.path("steps")).unwrap();
