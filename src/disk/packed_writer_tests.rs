@@ -165,7 +165,7 @@ fn qemu_reads_what_was_packed() {
     }
 }
 
-/// What was recorded stays, whatever a kill or a loss of power leaves of the rest.
+/// Recorded data stays, whatever a kill or a loss of power leaves of the rest.
 #[test]
 fn a_compressed_image_is_continued_after_a_kill() {
     if !have(&[qemu_img::TOOL]) || !qemu_img::has_zstd() {
