@@ -184,7 +184,7 @@ impl MemoryGuest {
         })
     }
 
-    fn disk(&self) -> Disk {
+    pub fn disk(&self) -> Disk {
         let source = SourceFacts {
             path: "guest.raw".into(),
             format: "raw".into(),

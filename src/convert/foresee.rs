@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::actions::{self, Backups, EditedHives, PreviewHives, Saver};
+use crate::actions::{self, Action, Backups, EditedHives, PreviewHives, Saver};
 use crate::drivers::catalogue::Catalogue;
 use crate::drivers::media::{self, Media};
 use crate::drivers::signature;
@@ -15,7 +15,7 @@ use crate::guest::GuestRead;
 use crate::inspect::{Hives, Survey, WindowsFacts};
 use crate::plan::firstboot::Preferences;
 use crate::plan::outlook::Outlook;
-use crate::plan::{self, After, Draft, Foreseen, Plan};
+use crate::plan::{self, After, Draft, Foreseen};
 use crate::registry::{self, HiveError};
 use crate::threads::joined;
 use crate::timeline;
@@ -55,13 +55,34 @@ pub(super) fn plan_for(
     media: &dyn Media,
     catalogue: &Catalogue,
 ) -> Result<Prepared> {
+    let (prepared, failed) = foreseen(job, seen, media, catalogue)?;
+    // The blockers already name what to do first.
+    if prepared.plan.blockers.is_empty() {
+        let missing = || {
+            missing(
+                &prepared.plan.actions,
+                seen.engine.writes_past_us(),
+                &is_there,
+            )
+        };
+        if let Some(error) = failed.or_else(missing) {
+            return Err(error);
+        }
+    }
+    Ok(prepared)
+}
+
+/// The plan, and the first of the errors that it cannot show.
+fn foreseen(
+    job: &Job,
+    seen: &Seen<'_>,
+    media: &dyn Media,
+    catalogue: &Catalogue,
+) -> Result<(Prepared, Option<Error>)> {
     let survey = seen.survey;
     let (windows, hives) = prepare::windows_or_refuse(survey)?;
     let options = options(job, survey, windows);
-    let preferences = Preferences {
-        macs: machine::macs(&survey.inspection.network.adapters, &job.vm.machine),
-        ..job.guest.firstboot.clone()
-    };
+    let preferences = preferences(job, survey);
     let (draft, basis) = prepare::draft(
         survey,
         seen.guest,
@@ -92,20 +113,14 @@ pub(super) fn plan_for(
     };
     let plan = plan::plan(draft, foreseen, &job.guest.accept)
         .map_err(|e| Error::failed("planning").because(e))?;
-    // The blockers already name what to do first.
-    if plan.blockers.is_empty() {
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        programs(&plan, seen.engine)?;
-    }
-    Ok(Prepared {
+    let prepared = Prepared {
         plan,
         basis,
         edited,
         backups,
         outlook,
-    })
+    };
+    Ok((prepared, failed))
 }
 
 /// Begins to back up what the draft edits: the disk has time while the plan is made. A draft whose guest lacks what
@@ -125,6 +140,14 @@ fn options(job: &Job, survey: &Survey, windows: &WindowsFacts) -> plan::Options 
         storage: job.vm.machine.storage,
         require_signed: job.drivers.require_signed,
         force_dirty: job.source.access.inspect.force_dirty,
+    }
+}
+
+/// The decisions about the first boot, with the MACs that the NICs of the new VM have.
+fn preferences(job: &Job, survey: &Survey) -> Preferences {
+    Preferences {
+        macs: machine::macs(&survey.inspection.network.adapters, &job.vm.machine),
+        ..job.guest.firstboot.clone()
     }
 }
 
@@ -242,63 +265,31 @@ fn other_disks(job: &Job, disks: &VmDisks) -> Result<()> {
     Ok(())
 }
 
-/// Checks the programs and libraries that the fix uses.
-fn programs(plan: &Plan, engine: Engine) -> Result<()> {
-    let missing = |what: &str, tool: &str| {
-        Error::missing_tool(format!("{what} is not installed")).hint(host::hint(tool))
-    };
-    // They may be started late in the run, after most of the work.
-    for tool in [qemu_img::TOOL, qsd::TOOL] {
-        if tool::find(tool).is_none() {
-            return Err(missing(tool, tool));
-        }
+/// The first of the programs and libraries for the fix that this host lacks. `appliance`: the
+/// engine writes through one.
+fn missing(actions: &[Action], appliance: bool, has: &dyn Fn(&str) -> bool) -> Option<Error> {
+    let edits_hives = actions::edits(actions).next().is_some();
+    let writes_ntfs = !appliance && !actions.is_empty();
+    let needed = [
+        // They may be started late in the run, after most of the work.
+        (qemu_img::TOOL, qemu_img::TOOL, true),
+        (qsd::TOOL, qsd::TOOL, true),
+        ("libhivex (edits hives)", host::LIBHIVEX, edits_hives),
+        ("libntfs-3g (writes NTFS)", host::LIBNTFS, writes_ntfs),
+    ];
+    let (what, tool, _) = (needed.into_iter()).find(|(_, tool, needed)| *needed && !has(tool))?;
+    Some(Error::missing_tool(format!("{what} is not installed")).hint(host::hint(tool)))
+}
+
+/// Whether this host has a program or library.
+fn is_there(name: &str) -> bool {
+    match name {
+        host::LIBHIVEX => registry::confined::is_available(),
+        host::LIBNTFS => host::find_library(name).is_some(),
+        program => tool::find(program).is_some(),
     }
-    let edits_hives = actions::edits(&plan.actions).next().is_some();
-    if edits_hives && !registry::confined::is_available() {
-        return Err(missing("libhivex (edits hives)", host::LIBHIVEX));
-    }
-    let embedded = !engine.writes_past_us();
-    if embedded && !plan.actions.is_empty() && host::find_library(host::LIBNTFS).is_none() {
-        return Err(missing("libntfs-3g (writes NTFS)", host::LIBNTFS));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_refusal_is_a_blocker_and_of_other_errors_the_first_is_kept() {
-        let refused = |codes: &[&'static str]| {
-            let blockers = codes
-                .iter()
-                .map(|code| Blocker::new(*code, "", ""))
-                .collect();
-            Err(Error::refused("no", blockers))
-        };
-        let failed = |text: &str| Err(Error::failed(text));
-        for (results, codes, error) in [
-            ([Ok(()), Ok(()), Ok(())], &["before"][..], None),
-            ([refused(&["a"]), Ok(()), Ok(())], &["before", "a"], None),
-            ([Ok(()), refused(&["b"]), Ok(())], &["before", "b"], None),
-            (
-                [refused(&["a"]), Ok(()), refused(&["b", "c"])],
-                &["before", "a", "b", "c"],
-                None,
-            ),
-            (
-                [failed("first"), refused(&["b"]), failed("second")],
-                &["before", "b"],
-                Some("first"),
-            ),
-            ([Ok(()), Ok(()), failed("last")], &["before"], Some("last")),
-        ] {
-            let mut limits = vec![Blocker::new("before", "", "")];
-            let failed = shown(results, &mut limits);
-            let found: Vec<_> = limits.iter().map(|b| b.code.to_string()).collect();
-            assert_eq!(found, codes);
-            assert_eq!(failed.map(|e| e.message).as_deref(), error);
-        }
-    }
-}
+#[path = "foresee_tests.rs"]
+mod tests;
