@@ -7,6 +7,7 @@ use super::super::job::Copying;
 use super::super::testing::job;
 use super::*;
 use crate::demo::WinVersion;
+use crate::disk::detect::Format;
 use crate::domain::Emit;
 use crate::drivers::media::{MediaError, MediaFile, Memory};
 use crate::inspect::fake::FakeGuest;
@@ -331,20 +332,19 @@ fn every_disk_beside_that_of_the_system_is_opened_before_the_plan() {
     disks(&job, &|disks| other_disks(&job, disks).unwrap());
     job.copy.method = Copying::InPlace;
     disks(&job, &|disks| other_disks(&job, disks).unwrap());
-    // In place only raw and qcow2 can be written.
-    let flat = world.dir.path().join("data.vmdk");
-    let extent = "RW 2048 FLAT \"data.raw\" 0";
-    let text = format!(
-        "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n{extent}\n"
-    );
-    std::fs::write(&flat, text).unwrap();
-    job.source.vm.disks[1] = crate::source::export(&flat).disks.remove(0);
-    job.source.vm.disks[1].format = Some("vmdk".into());
-    let error = world.seen(&job, |seen| other_disks(&job, seen.disks).unwrap_err());
+    // In place only raw and qcow2 can be written; of the first disk another step says so.
+    let found = |job: &Job, which: usize| {
+        world.seen(job, |seen| {
+            let mut list = seen.disks.to_vec();
+            list[which].image = list[which].image.clone().shown_as(Format::VHDX);
+            let system = list[0].id;
+            other_disks(job, &VmDisks::with_roles(list, system, system))
+        })
+    };
+    found(&job, 0).unwrap();
+    let error = found(&job, 1).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Usage);
-    assert!(error.message.contains("vmdk"), "{error}");
-    job.copy.method = Copying::Now;
-    world.seen(&job, |seen| other_disks(&job, seen.disks).unwrap());
+    assert!(error.message.contains("--in-place"), "{error}");
 }
 
 /// What a plan cannot show ends it only where nothing else has to be done first.

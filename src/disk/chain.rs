@@ -143,6 +143,13 @@ impl Image {
         &self.top().path
     }
 
+    /// The same file with another format, for tests of what depends on that.
+    #[cfg(test)]
+    pub(crate) fn shown_as(mut self, format: Format) -> Self {
+        self.levels[0].format = format;
+        self
+    }
+
     pub fn format(&self) -> Format {
         self.top().format
     }
