@@ -41,7 +41,8 @@ fn every_refusal_is_a_blocker_and_of_other_errors_the_first_is_kept() {
         ),
         ([Ok(()), Ok(()), failed("last")], &["before"], Some("last")),
     ] {
-        let mut limits = vec![Blocker::new("before", "", "")];
+        let known = "before";
+        let mut limits = vec![Blocker::new(known, "", "")];
         let failed = shown(results, &mut limits);
         let found: Vec<_> = limits.iter().map(|b| b.code.to_string()).collect();
         assert_eq!(found, codes);
