@@ -348,7 +348,7 @@ fn every_disk_beside_that_of_the_system_is_opened_before_the_plan() {
     assert!(error.message.contains("--in-place"), "{error}");
 }
 
-/// What a plan cannot show ends it only where nothing else has to be done first.
+/// The plan ends with what it cannot show only where nothing else has to be done first.
 #[test]
 fn blockers_come_before_errors_and_errors_before_missing_programs() {
     let world = World::new();
