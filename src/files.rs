@@ -200,6 +200,11 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
+/// Whether a path is that of a device. `/dev/shm` holds files in memory.
+pub(crate) fn names_a_device(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
+}
+
 /// Opens a file named in a description, but no pipe, which would block for ever.
 pub(crate) fn open_file(path: &Path) -> io::Result<fs::File> {
     let kind = fs::metadata(path)?.file_type();
@@ -281,6 +286,20 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn what_is_in_memory_below_dev_is_no_device() {
+        for (path, is) in [
+            ("/dev/vg/win10", true),
+            ("/dev/shm", false),
+            ("/dev/shm/win10.qcow2", false),
+            ("/dev/shmem", true),
+            ("/device/win10", false),
+            ("dev/sda", false),
+        ] {
+            assert_eq!(names_a_device(Path::new(path)), is, "{path}");
+        }
+    }
 
     #[test]
     fn a_taken_name_is_not_replaced() {

@@ -32,6 +32,7 @@ use super::model::{
     NicSource, Stage, System, Video,
 };
 use super::slots::{PciAddress, Role, Slots};
+use crate::files::names_a_device;
 use crate::types::DiskBus;
 
 /// Namespace of the metadata element that marks a domain as defined by hyper2kvm: `<conversion
@@ -702,14 +703,9 @@ fn backing_store(levels: &[Backing]) -> Result<Element, DomainError> {
         .child(backing_store(below)?))
 }
 
-/// Whether a path is that of a block device. `/dev/shm` holds files in memory.
-fn is_device(path: &Path) -> bool {
-    path.starts_with("/dev") && !path.starts_with("/dev/shm")
-}
-
 /// `type` of a disk, and the attribute of its `<source>`.
 fn kind_of(path: &Path) -> (&'static str, &'static str) {
-    match is_device(path) {
+    match names_a_device(path) {
         true => ("block", "dev"),
         false => ("file", "file"),
     }
@@ -739,7 +735,7 @@ fn disk_element(
     let mut element = source_element(&disk.path, "disk")?;
     if let Some(driver) = element.children.first_mut() {
         // Linux AIO helps on block devices; on sparse files it blocks.
-        let io = if is_device(&disk.path) {
+        let io = if names_a_device(&disk.path) {
             "native"
         } else {
             "threads"

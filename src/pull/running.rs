@@ -13,6 +13,7 @@ use super::{Options, hit, room};
 use crate::boot::files::{self, DomainDisk};
 use crate::disk::named_backing;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::names_a_device;
 use crate::later::record::{Disk, Record};
 use crate::stop;
 use crate::tool::qemu_img::{self, Depth};
@@ -258,7 +259,7 @@ fn left(path: &Path, disk: &Disk) -> Result<u64> {
 /// The chain by paths: QEMU of the VM has the files open and locked.
 fn spec(path: &Path, disk: &Disk) -> Result<Spec> {
     let file = |path: &Path| {
-        let driver = match path.starts_with("/dev") {
+        let driver = match names_a_device(path) {
             true => "host_device",
             false => "file",
         };
