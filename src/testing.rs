@@ -24,6 +24,19 @@ use crate::verify;
 
 use crate::convert::prepare::{self, Basis, Prepared};
 
+/// Bytes that do not repeat and are the same in every run.
+pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
 #[derive(Clone)]
 pub struct MemoryGuest {
     pub spec: GuestSpec,

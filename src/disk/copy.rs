@@ -301,6 +301,7 @@ pub fn copy(
     from.close()?;
     into.close()?;
     if continued {
+        // The storage daemon was killed while it wrote.
         drop_leaks(target)?;
     }
     let written = verified(target, format)?;

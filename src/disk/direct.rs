@@ -47,6 +47,25 @@ impl DirectFile {
         &self.file
     }
 
+    /// Reads bytes; those past the end of the file are zero.
+    pub(super) fn read_at(&self, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.file.read_at(buf, at) {
+                Ok(0) => {
+                    buf.fill(0);
+                    return Ok(());
+                }
+                Ok(n) => {
+                    buf = &mut buf[n..];
+                    at += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let lead = (offset.next_multiple_of(BLOCK) - offset).min(data.len() as u64);
         let (lead, rest) = data.split_at(lead as usize);

@@ -15,7 +15,7 @@ use super::detect::Format;
 use super::qcow2::{COMPRESSION_TYPE, EXTENDED_L2, Header, MAGIC, ZSTD};
 use crate::bytes::Be;
 
-const CLUSTER_BITS: u32 = 16;
+pub(super) const CLUSTER_BITS: u32 = 16;
 pub(super) const CLUSTER: u64 = 1 << CLUSTER_BITS;
 /// The range that one entry of the first-level table covers: a second-level table of 8-byte
 /// entries.

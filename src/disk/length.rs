@@ -14,7 +14,7 @@
 use std::io;
 
 use super::detect::{Format, VmdkExtent, read_up_to, vhd_type};
-use super::qcow2::{COMPRESSED, EXTENDED_L2, EXTERNAL_DATA, Header, OFFSET, SUBCLUSTERS, ZERO};
+use super::qcow2::{EXTENDED_L2, EXTERNAL_DATA, Header, OFFSET, Packed, SUBCLUSTERS, ZERO};
 use super::remote::ReadAt;
 use crate::bytes;
 
@@ -279,12 +279,8 @@ fn qcow2(input: &Input) -> io::Result<Option<Ends>> {
 /// The end of the data of a cluster, 0 if it has none, and whether it is compressed.
 fn cluster_end(index: u64, entry: u64, bitmap: Option<u64>, bits: u64, disk: u64) -> (u64, bool) {
     let cluster = 1u64 << bits;
-    if entry & COMPRESSED != 0 {
-        let shift = 62 - (bits - 8);
-        let at = entry & ((1 << shift) - 1);
-        let sectors = (entry >> shift) & ((1 << (bits - 8)) - 1);
-        // At least one byte of the last sector is used.
-        return ((at & !511).saturating_add(sectors * 512 + 1), true);
+    if let Some(data) = Packed::of(entry, bits as u32) {
+        return (data.least_end(), true);
     }
     let at = entry & OFFSET;
     let used = match bitmap {

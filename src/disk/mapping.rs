@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 
 use super::clusters::{Clusters, read_table, write_table};
-use super::empty::{CLUSTER, COUNT_BLOCK, LEVEL_1, first_free};
-use super::qcow2::{COMPRESSED, COPIED, OFFSET};
+use super::empty::{CLUSTER, CLUSTER_BITS, COUNT_BLOCK, LEVEL_1, first_free};
+use super::qcow2::{COPIED, OFFSET, Packed};
 use crate::transfer::Extents;
 
 /// Entries of a second-level table, and of the table of counts.
@@ -31,41 +32,14 @@ pub(super) struct Mapping {
     packed_end: u64,
 }
 
-/// Offset and length of compressed data in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Packed {
-    pub(super) at: u64,
-    pub(super) len: u64,
+/// The compressed data of an entry as it is written here.
+pub(super) fn packed(entry: u64) -> Option<Packed> {
+    Packed::of(entry, CLUSTER_BITS).filter(|_| entry & COPIED == 0)
 }
 
-/// The bit of an entry from which the number of further sectors stands: 62 - (cluster bits - 8).
-const SECTORS: u32 = 54;
-/// The unit of that number.
-const SECTOR: u64 = 512;
-
-impl Packed {
-    /// The entry of the second level. It tells where the data begins, and how many sectors the
-    /// data goes into besides the first one.
-    pub(super) fn entry(self) -> u64 {
-        let more = (self.at + self.len - 1) / SECTOR - self.at / SECTOR;
-        COMPRESSED | more << SECTORS | self.at
-    }
-
-    /// The range that an entry describes, up to the end of its last sector; `None` for other entries.
-    pub(super) fn of(entry: u64) -> Option<Self> {
-        if entry & COMPRESSED == 0 || entry & COPIED != 0 {
-            return None;
-        }
-        let at = entry & ((1 << SECTORS) - 1);
-        let more = (entry & (COMPRESSED - 1)) >> SECTORS;
-        let len = (more + 1) * SECTOR - at % SECTOR;
-        Some(Self { at, len })
-    }
-
-    /// The clusters of the file that contain the data.
-    fn clusters(self) -> std::ops::RangeInclusive<u64> {
-        self.at / CLUSTER..=(self.at + self.len - 1) / CLUSTER
-    }
+/// The clusters of the file that contain the data.
+fn clusters(data: Packed) -> RangeInclusive<u64> {
+    data.at / CLUSTER..=(data.at + data.len - 1) / CLUSTER
 }
 
 /// A table of the second level.
@@ -119,7 +93,7 @@ impl Mapping {
             if let Some(kept) = kept {
                 keep(&mut entries, i as u64 * ENTRIES, kept);
             }
-            let packed = |entry: &u64| Packed::of(*entry).filter(|_| kept.is_some());
+            let packed = |entry: &u64| packed(*entry).filter(|_| kept.is_some());
             let shared = entries
                 .iter()
                 .filter_map(packed)
@@ -231,7 +205,7 @@ impl Mapping {
         let place = |len: &u64| {
             let packed = Packed { at, len: *len };
             at += len;
-            for cluster in packed.clusters() {
+            for cluster in clusters(packed) {
                 *self.clusters.shared.entry(cluster).or_default() += 1;
             }
             packed
@@ -295,7 +269,7 @@ impl Used {
 
     /// Counts the clusters of compressed data. `false` if the data is outside the file.
     fn share(&mut self, data: Packed) -> bool {
-        data.clusters().all(|cluster| {
+        clusters(data).all(|cluster| {
             let count = self.0.get_mut(cluster as usize);
             let more = count.as_deref().and_then(|count| count.checked_add(1));
             more.zip(count).map(|(more, count)| *count = more).is_some()

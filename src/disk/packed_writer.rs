@@ -10,15 +10,14 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::direct::DirectFile;
-use super::empty::CLUSTER;
-use super::mapping::{Mapping, Packed, invalid};
-use super::qcow2::{COPIED, OFFSET};
+use super::empty::{CLUSTER, CLUSTER_BITS};
+use super::mapping::{Mapping, invalid, packed};
+use super::qcow2::{COPIED, OFFSET, Packed};
 use super::writer;
 use crate::block::{BlockRead, BlockWrite, check_range};
 use crate::transfer::Extents;
@@ -128,7 +127,7 @@ impl PackedWriter {
         let mut entries = Vec::with_capacity(lens.len());
         for (i, len) in lens.iter().enumerate() {
             if let Some(data) = len.and_then(|_| packed.next()) {
-                entries.push(data.entry());
+                entries.push(data.entry(CLUSTER_BITS));
                 continue;
             }
             let at = tables.clusters.take()?;
@@ -154,14 +153,9 @@ impl PackedWriter {
         let entry = self.lock().entry(self.file.file(), cluster)?;
         let read = |at, len| {
             let mut bytes = vec![0; len];
-            let file = self.file.file();
-            // The last cluster of the file may be written in part.
-            let there = file.metadata()?.len().saturating_sub(at);
-            let there = usize::try_from(there).unwrap_or(len).min(len);
-            file.read_exact_at(&mut bytes[..there], at)?;
-            Ok::<_, io::Error>(bytes)
+            self.file.read_at(&mut bytes, at).map(|()| bytes)
         };
-        match Packed::of(entry) {
+        match packed(entry) {
             None if entry & OFFSET == 0 => Ok(vec![0; CLUSTER_LEN]),
             None => read(entry & OFFSET, CLUSTER_LEN),
             Some(Packed { at, len }) => {

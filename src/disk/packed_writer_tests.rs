@@ -1,72 +1,24 @@
+use std::os::unix::fs::FileExt;
+
 use super::*;
-use crate::block::FileDisk;
 use crate::disk::empty::{COUNT_BLOCK, LEVEL_1, write_qcow2};
-use crate::disk::testing::{have, pattern, run};
-use crate::text::of_path;
+use crate::disk::testing::{Pair, have, pattern};
+use crate::testing::noise;
 use crate::tool::qemu_img;
 
 const GIB: u64 = 1 << 30;
 
-/// A new image, and a raw file of that size that receives the same writes.
-struct Pair {
-    folder: tempfile::TempDir,
-    raw: FileDisk,
-    size: u64,
+fn open(pair: &Pair, kept: &Extents) -> PackedWriter {
+    let writer = PackedWriter::open(pair.file(), pair.size, kept).unwrap();
+    writer.expect("an image of hyper2kvm's")
 }
 
-impl Pair {
-    fn new(size: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let create = |name: &str| File::create_new(folder.path().join(name)).unwrap();
-        write_qcow2(&create("x.qcow2"), size, true).unwrap();
-        create("x.raw").set_len(size).unwrap();
-        let raw = FileDisk::open_rw(&folder.path().join("x.raw")).unwrap();
-        Self { folder, raw, size }
-    }
-
-    fn file(&self) -> File {
-        let mut options = File::options();
-        let path = self.folder.path().join("x.qcow2");
-        options.read(true).write(true).open(path).unwrap()
-    }
-
-    fn open(&self, kept: &Extents) -> PackedWriter {
-        let writer = PackedWriter::open(self.file(), self.size, kept).unwrap();
-        writer.expect("an image of hyper2kvm's")
-    }
-
-    fn write(&self, to: &PackedWriter, at: u64, bytes: &[u8]) {
-        to.write_at(at, bytes).unwrap();
-        self.raw.write_at(at, bytes).unwrap();
-    }
-
-    /// Fails unless the image has the same bytes as the raw file in that range.
-    fn same(&self, writer: &PackedWriter, at: u64, len: usize) {
-        let (mut ours, mut raw) = (vec![1; len], vec![2; len]);
-        writer.read_at(at, &mut ours).unwrap();
-        self.raw.read_at(at, &mut raw).unwrap();
-        assert!(ours == raw, "{at}");
-    }
-
-    /// Fails unless QEMU finds neither errors nor leaks, and the same bytes.
-    fn verify(&self) {
-        let [image, raw] = ["x.qcow2", "x.raw"].map(|name| self.folder.path().join(name));
-        let (image, raw) = (of_path(&image), of_path(&raw));
-        run(qemu_img::TOOL, &["check", "-q", &image]);
-        let compare = ["compare", "-q", "-f", "qcow2", "-F", "raw"];
-        run(qemu_img::TOOL, &[&compare[..], &[&*image, &*raw]].concat());
-    }
-}
-
-/// Bytes that zstd does not make smaller.
-fn noise(len: usize, mut seed: u64) -> Vec<u8> {
-    let words = (0..len.div_ceil(8)).flat_map(|_| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed.to_le_bytes()
-    });
-    words.take(len).collect()
+/// Fails unless the image has the same bytes as the raw file in that range.
+fn same(pair: &Pair, writer: &PackedWriter, at: u64, len: usize) {
+    let (mut ours, mut raw) = (vec![1; len], vec![2; len]);
+    writer.read_at(at, &mut ours).unwrap();
+    pair.raw.read_at(at, &mut raw).unwrap();
+    assert!(ours == raw, "{at}");
 }
 
 /// Clusters of every kind: text, noise, one byte, and a little noise before zeroes.
@@ -91,28 +43,32 @@ fn an_entry_tells_where_compressed_data_is() {
         (0x5_0010, 0xffff, 0x6000_0000_0005_0010),
         (0x12_3456_789a, 20, 0x4000_0012_3456_789a),
     ] {
-        assert_eq!(Packed { at, len }.entry(), entry, "{at:x} {len}");
-        let read = Packed::of(entry).unwrap();
+        assert_eq!(
+            Packed { at, len }.entry(CLUSTER_BITS),
+            entry,
+            "{at:x} {len}"
+        );
+        let read = packed(entry).unwrap();
         let end = (at + len).next_multiple_of(512);
         assert_eq!((read.at, read.at + read.len), (at, end));
     }
     for other in [0, COPIED | 0x5_0000, COPIED | 0x4000_0000_0005_0000] {
-        assert_eq!(Packed::of(other), None, "{other:x}");
+        assert_eq!(packed(other), None, "{other:x}");
     }
 }
 
 #[test]
 fn what_was_packed_is_read_back() {
-    let pair = Pair::new((9 << 20) + 4096);
-    let writer = pair.open(&Extents::default());
+    let pair = Pair::new((9 << 20) + 4096, true);
+    let writer = open(&pair, &Extents::default());
     for (at, clusters) in [(3, 20), (0, 3), (40, 1), (41, 64)] {
         pair.write(&writer, at * CLUSTER, &mixed(clusters, at));
         writer.flush().unwrap();
     }
     pair.write(&writer, 9 << 20, &pattern(4096));
     // Before the flush too, over the borders of clusters, and where nothing was written.
-    pair.same(&writer, 0, pair.size as usize);
-    pair.same(&writer, 3 * CLUSTER - 5, 200_000);
+    same(&pair, &writer, 0, pair.size as usize);
+    same(&pair, &writer, 3 * CLUSTER - 5, 200_000);
     assert!(writer.read_at(pair.size - 1, &mut [0; 2]).is_err());
     for (at, len) in [
         (0, CLUSTER_LEN),
@@ -126,7 +82,7 @@ fn what_was_packed_is_read_back() {
     writer.zero_at(30 * CLUSTER, 5 * CLUSTER).unwrap();
     assert!(writer.zero_at(30 * CLUSTER, 20 * CLUSTER).is_err());
     writer.flush().unwrap();
-    pair.same(&writer, 0, pair.size as usize);
+    same(&pair, &writer, 0, pair.size as usize);
 }
 
 #[test]
@@ -136,8 +92,8 @@ fn qemu_reads_what_was_packed() {
     }
     // The second one in more tables than are kept in memory.
     for size in [(30 << 20) + 4096, 200 * GIB] {
-        let pair = Pair::new(size);
-        let writer = pair.open(&Extents::default());
+        let pair = Pair::new(size, true);
+        let writer = open(&pair, &Extents::default());
         std::thread::scope(|scope| {
             for worker in 0..3 {
                 let (pair, writer) = (&pair, &writer);
@@ -190,8 +146,8 @@ fn a_compressed_image_is_continued_after_a_kill() {
     ];
     for (what, damage) in damages {
         eprintln!("{what}");
-        let pair = Pair::new(2 * GIB + 512);
-        let writer = pair.open(&Extents::default());
+        let pair = Pair::new(2 * GIB + 512, true);
+        let writer = open(&pair, &Extents::default());
         let recorded = [(0, 30), (GIB, 5)];
         for (at, clusters) in recorded {
             pair.write(&writer, at, &mixed(clusters, at >> 30));
@@ -210,7 +166,7 @@ fn a_compressed_image_is_continued_after_a_kill() {
         writer.lock().write(writer.file.file()).unwrap();
         drop(writer);
         damage(&pair.file());
-        let writer = pair.open(&kept);
+        let writer = open(&pair, &kept);
         let length = pair.file().metadata().unwrap().len();
         assert!(length <= ended, "{length}: what was lost takes no room");
         // The same clusters are free again.
@@ -219,7 +175,7 @@ fn a_compressed_image_is_continued_after_a_kill() {
         }
         pair.write(&writer, 1 << 29, &mixed(64, 6));
         writer.flush().unwrap();
-        pair.same(&writer, 0, 8 << 20);
+        same(&pair, &writer, 0, 8 << 20);
         drop(writer);
         pair.verify();
     }
@@ -232,7 +188,7 @@ fn compressed_data_goes_over_the_end_of_a_block_of_counts() {
         return;
     }
     for missing in 0..6 {
-        let pair = Pair::new(4 * GIB);
+        let pair = Pair::new(4 * GIB, true);
         // The last cluster of the disk is there, and near the end of what the first block counts.
         let file = pair.file();
         let last = (CLUSTER / 2 - missing - 1) * CLUSTER;
@@ -241,7 +197,7 @@ fn compressed_data_goes_over_the_end_of_a_block_of_counts() {
             let entry = (COPIED | entry).to_be_bytes();
             file.write_all_at(&entry, at).unwrap();
         }
-        let writer = pair.open(&Extents::whole(4 * GIB));
+        let writer = open(&pair, &Extents::whole(4 * GIB));
         for piece in 0..6 {
             pair.write(&writer, piece * 8 * CLUSTER, &mixed(5, 2 * piece));
         }
@@ -251,7 +207,7 @@ fn compressed_data_goes_over_the_end_of_a_block_of_counts() {
         drop(writer);
         pair.verify();
         // Recounting changes nothing.
-        drop(pair.open(&Extents::whole(4 * GIB)));
+        drop(open(&pair, &Extents::whole(4 * GIB)));
         pair.verify();
     }
 }
@@ -273,7 +229,7 @@ fn an_image_that_is_not_compressed_here_is_left_to_qemu() {
         let writer = PackedWriter::open(file, 1 << 20, &Extents::whole(1 << 20));
         writer.unwrap().is_some()
     };
-    let at = |at| Packed { at, len: 600 }.entry();
+    let at = |at| Packed { at, len: 600 }.entry(CLUSTER_BITS);
     assert!(opened(true, 0));
     assert!(opened(true, at(5 * CLUSTER)));
     assert!(!opened(false, 0), "without the type of compression");

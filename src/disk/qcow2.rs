@@ -28,6 +28,45 @@ pub const EXTENDED_L2: u64 = 1 << 4;
 /// upper half those that read as zeroes.
 pub const SUBCLUSTERS: u64 = 32;
 
+/// The unit in which an entry gives the length of compressed data.
+const SECTOR: u64 = 512;
+
+/// Offset and length of compressed data in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Packed {
+    pub(super) at: u64,
+    pub(super) len: u64,
+}
+
+impl Packed {
+    /// The bit of an entry from which the number of further sectors stands.
+    fn shift(cluster_bits: u32) -> u32 {
+        62 - (cluster_bits - 8)
+    }
+
+    /// The entry of the second level. It tells where the data begins, and how many sectors the
+    /// data goes into besides the first one.
+    pub(super) fn entry(self, cluster_bits: u32) -> u64 {
+        let more = (self.at + self.len - 1) / SECTOR - self.at / SECTOR;
+        COMPRESSED | more << Self::shift(cluster_bits) | self.at
+    }
+
+    /// The range that an entry describes, up to the end of its last sector; `None` for an entry of
+    /// other data.
+    pub(super) fn of(entry: u64, cluster_bits: u32) -> Option<Self> {
+        let shift = Self::shift(cluster_bits);
+        let at = entry & ((1 << shift) - 1);
+        let more = (entry & (COMPRESSED - 1)) >> shift;
+        let len = (more + 1) * SECTOR - at % SECTOR;
+        (entry & COMPRESSED != 0).then_some(Self { at, len })
+    }
+
+    /// The last byte that is certainly used: at least one of the last sector is.
+    pub(super) fn least_end(self) -> u64 {
+        self.at + self.len - (SECTOR - 1)
+    }
+}
+
 layout! {
     /// The start of the file. Version 2 ends before `incompatible`.
     Header[104] {

@@ -1,5 +1,6 @@
 //! Images for the tests of this directory.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -11,9 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sha2::{Digest, Sha256};
 
 use super::compose::{REPLY_MAGIC, array, negotiate};
+use super::empty::write_qcow2;
 use super::remote::{Doubt, RemoteFile};
 
+use crate::block::{BlockWrite, FileDisk};
 pub use crate::skip::have;
+use crate::tool::qemu_img;
 pub use links::{cowd, se_sparse};
 
 #[path = "../../tests/support/links.rs"]
@@ -67,6 +71,46 @@ pub fn sha256(path: &Path) -> Vec<u8> {
 
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// A new qcow2, and a raw file of that size that receives the same writes.
+pub(super) struct Pair {
+    folder: tempfile::TempDir,
+    pub(super) raw: FileDisk,
+    pub(super) size: u64,
+}
+
+impl Pair {
+    pub(super) fn new(size: u64, compressed: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let create = |name: &str| File::create_new(folder.path().join(name)).unwrap();
+        write_qcow2(&create("x.qcow2"), size, compressed).unwrap();
+        create("x.raw").set_len(size).unwrap();
+        let raw = FileDisk::open_rw(&folder.path().join("x.raw")).unwrap();
+        Self { folder, raw, size }
+    }
+
+    pub(super) fn file(&self) -> File {
+        let mut options = File::options();
+        let path = self.folder.path().join("x.qcow2");
+        options.read(true).write(true).open(path).unwrap()
+    }
+
+    pub(super) fn write(&self, to: &dyn BlockWrite, at: u64, bytes: &[u8]) {
+        to.write_at(at, bytes).unwrap();
+        self.raw.write_at(at, bytes).unwrap();
+    }
+
+    /// Fails unless QEMU finds neither errors nor leaks, and the same bytes.
+    pub(super) fn verify(&self) {
+        let [image, raw] = ["x.qcow2", "x.raw"].map(|name| self.folder.path().join(name));
+        run(qemu_img::TOOL, &["check", "-q", text(&image)]);
+        let compare = ["compare", "-q", "-f", "qcow2", "-F", "raw"];
+        run(
+            qemu_img::TOOL,
+            &[&compare[..], &[text(&image), text(&raw)]].concat(),
+        );
+    }
 }
 
 /// A local file that plays a remote one: by NBD, one request after the other, with a count of its

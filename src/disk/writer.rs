@@ -67,25 +67,6 @@ impl Qcow2Writer {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads bytes of the file; its last cluster may be written in part.
-    fn read_file(&self, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
-        while !buf.is_empty() {
-            match self.file.file().read_at(buf, at) {
-                Ok(0) => {
-                    buf.fill(0);
-                    return Ok(());
-                }
-                Ok(n) => {
-                    buf = &mut buf[n..];
-                    at += n as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-
     /// The offsets of a range in the file; `allocate` assigns clusters to the parts without one.
     fn parts(&self, offset: u64, len: usize, allocate: bool) -> io::Result<Vec<Part>> {
         check_range(offset, len as u64, self.size)?;
@@ -117,7 +98,8 @@ impl BlockRead for Qcow2Writer {
         for part in self.parts(offset, rest.len(), false)? {
             let (now, later) = rest.split_at_mut(part.len);
             match part.host {
-                Some(host) => self.read_file(now, host)?,
+                // The last cluster of the file may be written in part.
+                Some(host) => self.file.read_at(now, host)?,
                 None => now.fill(0),
             }
             rest = later;

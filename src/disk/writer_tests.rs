@@ -1,60 +1,21 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::*;
-use crate::block::FileDisk;
 use crate::disk::empty::{COUNT_BLOCK, LEVEL_1, create_qcow2};
 use crate::disk::qcow2::COPIED;
-use crate::disk::testing::{have, pattern, run};
+use crate::disk::testing::{Pair, have, pattern, run};
 use crate::text::of_path;
 use crate::tool::qemu_img;
 
 const GIB: u64 = 1 << 30;
 
-/// A new image, and a raw file of that size that receives the same writes.
-struct Pair {
-    folder: tempfile::TempDir,
-    raw: FileDisk,
-    size: u64,
+fn open(pair: &Pair) -> Qcow2Writer {
+    let writer = Qcow2Writer::open(pair.file(), pair.size).unwrap();
+    writer.expect("an image of hyper2kvm's")
 }
 
-impl Pair {
-    fn new(size: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        create_qcow2(&folder.path().join("x.qcow2"), size).unwrap();
-        let raw = folder.path().join("x.raw");
-        File::create(&raw).unwrap().set_len(size).unwrap();
-        let raw = FileDisk::open_rw(&raw).unwrap();
-        Self { folder, raw, size }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("x.qcow2")
-    }
-
-    fn file(&self) -> File {
-        let mut options = File::options();
-        options.read(true).write(true).open(self.path()).unwrap()
-    }
-
-    fn open(&self) -> Qcow2Writer {
-        let writer = Qcow2Writer::open(self.file(), self.size).unwrap();
-        writer.expect("an image of hyper2kvm's")
-    }
-
-    fn write(&self, to: &Qcow2Writer, at: u64, len: usize) {
-        let bytes = pattern(len);
-        to.write_at(at, &bytes).unwrap();
-        self.raw.write_at(at, &bytes).unwrap();
-    }
-
-    /// Fails unless QEMU finds neither errors nor leaks, and the same bytes.
-    fn verify(&self) {
-        let (path, raw) = (self.path(), self.folder.path().join("x.raw"));
-        let (path, raw) = (of_path(&path), of_path(&raw));
-        run(qemu_img::TOOL, &["check", "-q", &path]);
-        let compare = ["compare", "-q", "-f", "qcow2", "-F", "raw"];
-        run(qemu_img::TOOL, &[&compare[..], &[&*path, &*raw]].concat());
-    }
+fn write(pair: &Pair, to: &Qcow2Writer, at: u64, len: usize) {
+    pair.write(to, at, &pattern(len));
 }
 
 #[test]
@@ -64,8 +25,8 @@ fn qemu_reads_what_was_written() {
     }
     // The second one in more tables than are kept in memory.
     for size in [(6 << 20) + 4096, 200 * GIB] {
-        let pair = Pair::new(size);
-        let writer = pair.open();
+        let pair = Pair::new(size, false);
+        let writer = open(&pair);
         for (at, len) in [
             (0, 512),
             (3 * CLUSTER - 100, 700),
@@ -74,10 +35,10 @@ fn qemu_reads_what_was_written() {
             (40 * CLUSTER + 4096, 3 << 16),
             (size - 1024, 1024),
         ] {
-            pair.write(&writer, at, len);
+            write(&pair, &writer, at, len);
         }
         for at in (GIB..size).step_by(GIB as usize) {
-            pair.write(&writer, at, 5000);
+            write(&pair, &writer, at, 5000);
         }
         writer.zero_at(11 * CLUSTER - 5, 3 * CLUSTER).unwrap();
         pair.raw.zero_at(11 * CLUSTER - 5, 3 * CLUSTER).unwrap();
@@ -120,24 +81,24 @@ fn an_image_is_continued_after_a_kill() {
     ];
     for (what, damage) in damages {
         eprintln!("{what}");
-        let pair = Pair::new(2 * GIB);
-        let writer = pair.open();
-        pair.write(&writer, 0, 1 << 20);
-        pair.write(&writer, GIB, 100_000);
+        let pair = Pair::new(2 * GIB, false);
+        let writer = open(&pair);
+        write(&pair, &writer, 0, 1 << 20);
+        write(&pair, &writer, GIB, 100_000);
         writer.flush().unwrap();
         // Written and not recorded: its tables get to the file, but no flush ends.
         let lost = [(4 << 20, 3 << 20), (GIB + (1 << 20), 70_000)];
         for (at, len) in lost {
-            pair.write(&writer, at, len);
+            write(&pair, &writer, at, len);
         }
         writer.lock().write(writer.file.file()).unwrap();
         drop(writer);
         damage(&pair.file());
-        let writer = pair.open();
+        let writer = open(&pair);
         for (at, len) in lost {
-            pair.write(&writer, at, len);
+            write(&pair, &writer, at, len);
         }
-        pair.write(&writer, 1 << 30, 3 << 20);
+        write(&pair, &writer, 1 << 30, 3 << 20);
         writer.flush().unwrap();
         drop(writer);
         // Leaks after a kill would be no errors, but there are none either.
@@ -152,19 +113,19 @@ fn a_file_grows_over_the_end_of_a_block_of_counts() {
         return;
     }
     for missing in 0..4 {
-        let pair = Pair::new(4 * GIB);
+        let pair = Pair::new(4 * GIB, false);
         pair.file()
             .set_len(CLUSTER / 2 * CLUSTER - missing * CLUSTER)
             .unwrap();
-        let writer = pair.open();
-        pair.write(&writer, 0, 5 << 16);
+        let writer = open(&pair);
+        write(&pair, &writer, 0, 5 << 16);
         writer.flush().unwrap();
-        pair.write(&writer, GIB, 5 << 16);
+        write(&pair, &writer, GIB, 5 << 16);
         writer.flush().unwrap();
         drop(writer);
         pair.verify();
         // Recounting changes nothing.
-        drop(pair.open());
+        drop(open(&pair));
         pair.verify();
     }
 }

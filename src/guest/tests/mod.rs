@@ -18,6 +18,7 @@ use super::ntfs3g::MountOptions;
 use super::{EmbeddedReader, EmbeddedWriter, GuestPath, VolumeId, embedded};
 use crate::block::FileDisk;
 use crate::disk::layout::{DiskLayout, Partition, Scheme};
+use crate::testing::noise;
 
 const VOLUME: VolumeId = VolumeId::new(1);
 
@@ -155,17 +156,4 @@ fn layout(start_bytes: u64, size_bytes: u64) -> DiskLayout {
             active: false,
         }],
     }
-}
-
-/// Bytes that do not repeat and are the same in every run.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        })
-        .collect()
 }
