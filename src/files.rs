@@ -155,6 +155,12 @@ pub fn rename_new_at(
     }
 }
 
+/// Exchanges the names of two files in one step. Fails if one of them is missing, or if the file
+/// system has no such step.
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
 /// Makes the contents of a file, or the names in a directory, durable.
 pub(crate) fn sync(file: impl AsFd, path: &Path) -> io::Result<()> {
     order::note("sync", path);

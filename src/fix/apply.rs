@@ -174,9 +174,10 @@ impl Fix<'_> {
                 let _span = timeline::span(format!("action {}", action.id()));
                 action.apply(&mut work)?
             };
-            self.finish(action.id(), changes)?;
+            self.finish(action.id(), &changes)?;
             action.fail_point().map_or(Ok(()), point)?;
         }
+        self.journal.save()?;
         {
             let _span = timeline::span("close the volume");
             work.writer.close()?;
@@ -189,11 +190,12 @@ impl Fix<'_> {
         Ok(self.journal.mark(id, ActionState::InProgress)?)
     }
 
-    fn finish(&mut self, id: &str, changes: Vec<Change>) -> Result<()> {
+    /// Enters the changes of an action into the journal, which is saved before the next one begins.
+    fn finish(&mut self, id: &str, changes: &[Change]) -> Result<()> {
         for action in self.journal.doc.actions.iter_mut().filter(|a| a.id == id) {
-            action.changes.clone_from(&changes);
+            action.changes = changes.to_vec();
+            action.state = ActionState::Done;
         }
-        self.journal.mark(id, ActionState::Done)?;
         step("after", id)
     }
 }

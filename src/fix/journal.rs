@@ -318,25 +318,35 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
     temporary.write_all(bytes)?;
     files::sync(temporary.as_file(), path)?;
-    persist(temporary, path)?;
+    named(path, || {
+        temporary.persist(path).map(drop).map_err(|e| e.error)
+    })?;
     sync_folder(folder)
 }
 
-/// Replaces a file atomically, but without surviving a loss of power.
+/// Replaces a file atomically, but without surviving a loss of power. The names are exchanged: a
+/// rename over a file makes ext4 write the new one to disk at once.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
     temporary.write_all(bytes)?;
-    persist(temporary, path)?;
-    Ok(())
+    named(path, || {
+        match files::exchange(temporary.path(), path) {
+            // There is none yet, or the file system cannot exchange names.
+            Err(_) => temporary.persist(path).map(drop).map_err(|e| e.error),
+            // Dropping the temporary name removes the old file.
+            exchanged => exchanged,
+        }
+    })
 }
 
-fn persist(temporary: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
+/// Runs the step in which a file gets its name.
+fn named(path: &Path, rename: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let step = format!("rename of {name}");
     failpoint::step("before", &step)?;
     order::note("rename", path);
-    temporary.persist(path).map_err(|e| e.error)?;
+    rename()?;
     failpoint::step("after", &step)
 }
 
