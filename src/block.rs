@@ -2,6 +2,7 @@
 //!
 //! [`BlockRead`] cannot write: code that gets only that cannot change the disk.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::num::NonZeroU64;
@@ -11,7 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, SeekFrom as Offset, fadvise, seek};
+use rustix::io::Errno;
 
 use crate::threads::joined;
 
@@ -32,6 +34,11 @@ pub trait BlockRead: Send + Sync {
 pub trait BlockWrite: BlockRead {
     /// Writes all of `data` at `offset`.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Writes several runs of bytes, each at its offset. After an error any of them may be written.
+    fn write_runs(&self, runs: &BTreeMap<u64, Vec<u8>>) -> io::Result<()> {
+        let mut runs = runs.iter();
+        runs.try_for_each(|(offset, data)| self.write_at(*offset, data))
+    }
     /// Makes a range read as zeroes, deallocating it if the format supports that.
     fn zero_at(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes all completed writes durable.
@@ -45,6 +52,38 @@ pub trait BlockWrite: BlockRead {
 pub(crate) fn start_writeback(file: &File, offset: u64, len: u64) {
     // It starts writing dirty pages without waiting; `sync_file_range` has no safe binding.
     let _ = fadvise(file, offset, NonZeroU64::new(len), Advice::DontNeed);
+}
+
+/// Passes the ranges of a part of a file that have data to `found`.
+pub(crate) fn file_data(
+    file: &File,
+    part: Range<u64>,
+    found: &mut dyn FnMut(Range<u64>),
+) -> io::Result<()> {
+    let (mut at, size) = (part.start, part.end);
+    while at < size {
+        let start = match seek(file, Offset::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(()),
+            // The file system does not report holes: all of it may be data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            Err(e) => return Err(e.into()),
+        };
+        if start >= size {
+            return Ok(());
+        }
+        let end = match seek(file, Offset::Hole(start)) {
+            Ok(end) => end.min(size),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => size,
+            Err(e) => return Err(e.into()),
+        };
+        if end <= start {
+            return Ok(());
+        }
+        found(start..end);
+        at = end;
+    }
+    Ok(())
 }
 
 /// A disk in memory, for tests.

@@ -19,9 +19,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
 use super::cache::Cached;
 use super::chain::Image;
 use super::empty::create_overlay;
@@ -31,7 +28,7 @@ use super::nbd::{Nbd, Patience};
 use super::overlay::{Content, Overlay};
 use super::overlay_writer::OverlayWriter;
 use super::pool::{MORE, Pool};
-use crate::block::{BlockRead, BlockWrite, FileDisk};
+use crate::block::{BlockRead, BlockWrite, FileDisk, file_data};
 use crate::files::Scratch;
 use crate::stop;
 use crate::tool::qemu_img::{Depth, Part};
@@ -477,34 +474,6 @@ impl Plain {
             }
         }
     }
-}
-
-/// Passes the ranges of a part of a file that have data to `found`.
-fn file_data(file: &File, part: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
-    let (mut at, size) = (part.start, part.end);
-    while at < size {
-        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(()),
-            // The file system does not report holes: all of it may be data.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
-            Err(e) => return Err(e.into()),
-        };
-        if start >= size {
-            return Ok(());
-        }
-        let end = match rustix::fs::seek(file, SeekFrom::Hole(start)) {
-            Ok(end) => end.min(size),
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => size,
-            Err(e) => return Err(e.into()),
-        };
-        if end <= start {
-            return Ok(());
-        }
-        found(start..end);
-        at = end;
-    }
-    Ok(())
 }
 
 type Started = (Daemon, Option<Scratch>);

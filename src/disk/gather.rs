@@ -76,10 +76,8 @@ impl Runs {
     }
 
     fn hand_on(&mut self, disk: &impl BlockWrite) -> io::Result<()> {
-        while let Some(first) = self.by_start.first_entry() {
-            disk.write_at(*first.key(), first.get())?;
-            self.bytes -= first.remove().len() as u64;
-        }
+        disk.write_runs(&self.by_start)?;
+        *self = Self::default();
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::block::{BlockRead, FileDisk, check_range};
+use crate::block::{BlockRead, FileDisk, check_range, file_data};
 use crate::bytes::be64;
 
 use super::qcow2::{COMPRESSED, EXTENDED_L2, Header, OFFSET, SUBCLUSTERS, ZERO};
@@ -185,7 +185,6 @@ impl<'f> Tables<'f> {
         }
         let mut level_1 = vec![0; entries as usize * 8];
         self.file.read_exact_at(&mut level_1, offset)?;
-        let mut table = vec![0; self.cluster as usize];
         for (i, entry) in level_1.chunks_exact(8).enumerate() {
             let at = be64(entry, 0).unwrap_or_default() & OFFSET;
             let start = i as u64 * covered;
@@ -195,17 +194,35 @@ impl<'f> Tables<'f> {
             if !at.is_multiple_of(self.cluster) || !self.holds(at, self.cluster) {
                 return Ok(false);
             }
-            self.file.read_exact_at(&mut table, at)?;
-            if !self.second_level(start, &table) {
+            if !self.second_level(start, at)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn second_level(&mut self, start: u64, table: &[u8]) -> bool {
+    /// Reads a table of the second level. That of a large disk has a few entries in megabytes, and
+    /// is a hole where it has none.
+    fn second_level(&mut self, start: u64, table: u64) -> io::Result<bool> {
+        let mut written = Vec::new();
+        file_data(self.file, table..table + self.cluster, &mut |range| {
+            written.push(range);
+        })?;
+        for range in written {
+            let first = (range.start - table) / self.entry_size();
+            let from = table + first * self.entry_size();
+            let mut entries = vec![0; (range.end - from) as usize];
+            self.file.read_exact_at(&mut entries, from)?;
+            if !self.entries(start + first * self.cluster, &entries) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn entries(&mut self, start: u64, entries: &[u8]) -> bool {
         let mut at = start;
-        for entry in table.chunks_exact(self.entry_size() as usize) {
+        for entry in entries.chunks_exact(self.entry_size() as usize) {
             if at >= self.size {
                 break;
             }

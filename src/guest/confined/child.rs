@@ -1,5 +1,6 @@
 //! The child's side: mounts the volume whose blocks its parent provides, and executes requests.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
@@ -135,6 +136,27 @@ impl Blocks {
     }
 }
 
+impl Blocks {
+    /// Sends as many runs at a time as a frame takes: each frame waits for an answer.
+    fn send<'d>(&self, runs: impl IntoIterator<Item = (u64, &'d [u8])>) -> io::Result<()> {
+        let mut fields = Fields::default();
+        for (mut offset, data) in runs {
+            check_range(offset, data.len() as u64, self.size)?;
+            for part in data.chunks(wire::MAX_BLOCKS) {
+                if fields.len() + part.len() > wire::MAX_BLOCKS {
+                    self.ask(Tag::Write, std::mem::take(&mut fields))?;
+                }
+                fields = fields.number(offset).bytes(part);
+                offset += part.len() as u64;
+            }
+        }
+        match fields.len() {
+            0 => Ok(()),
+            _ => self.ask(Tag::Write, fields).map(drop),
+        }
+    }
+}
+
 impl BlockRead for Blocks {
     fn size(&self) -> u64 {
         self.size
@@ -161,13 +183,11 @@ impl BlockRead for Blocks {
 
 impl BlockWrite for Blocks {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        check_range(offset, data.len() as u64, self.size)?;
-        let mut offset = offset;
-        for part in data.chunks(wire::MAX_BLOCKS) {
-            self.ask(Tag::Write, Fields::default().number(offset).bytes(part))?;
-            offset += part.len() as u64;
-        }
-        Ok(())
+        self.send([(offset, data)])
+    }
+
+    fn write_runs(&self, runs: &BTreeMap<u64, Vec<u8>>) -> io::Result<()> {
+        self.send(runs.iter().map(|(offset, data)| (*offset, data.as_slice())))
     }
 
     fn zero_at(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -183,5 +203,74 @@ impl BlockWrite for Blocks {
 
     fn flush(&self) -> io::Result<()> {
         self.ask(Tag::Flush, Fields::default()).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use super::super::Range;
+    use super::*;
+    use crate::block::FileDisk;
+
+    /// A volume of 1 MiB from 64 KiB on, in a file that starts as `7`s.
+    fn volume() -> (tempfile::NamedTempFile, Range) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![7; 2 << 20]).unwrap();
+        let disk = Arc::new(FileDisk::open_rw(file.path()).unwrap());
+        (file, Range::new(disk, 64 << 10, 1 << 20))
+    }
+
+    #[test]
+    fn gathered_writes_go_to_the_parent_in_one_frame() {
+        let (file, volume) = volume();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let frames = thread::spawn(move || {
+            let mut frames = 0;
+            while let Ok(mut frame) = wire::receive(&mut theirs, wire::MAX_FROM_CHILD) {
+                assert_eq!(frame.tag, Tag::Write);
+                let blocks = volume.serve(&mut frame).unwrap().unwrap();
+                let fields = Fields::default().bytes(&blocks);
+                wire::send(&mut theirs, Tag::Blocks, fields).unwrap();
+                frames += 1;
+            }
+            frames
+        });
+        let blocks = Blocks {
+            socket: Arc::new(Mutex::new(ours)),
+            size: 1 << 20,
+        };
+        let end = (1 << 20) - 3;
+        let runs = [(0, vec![1; 4096]), (8192, vec![2; 100]), (end, vec![3; 3])];
+        blocks.write_runs(&BTreeMap::from(runs)).unwrap();
+        blocks.write_runs(&BTreeMap::new()).unwrap();
+        assert!(blocks.write_at(end + 1, &[4; 3]).is_err());
+        drop(blocks);
+        assert_eq!(frames.join().unwrap(), 1);
+        let mut wanted = vec![7; 2 << 20];
+        let start = 64 << 10;
+        wanted[start..start + 4096].fill(1);
+        wanted[start + 8192..start + 8292].fill(2);
+        let end = start + end as usize;
+        wanted[end..end + 3].fill(3);
+        assert!(std::fs::read(file.path()).unwrap() == wanted);
+    }
+
+    /// A child that a guest controls cannot reach past its volume with a later run of a frame.
+    #[test]
+    fn no_run_of_a_frame_reaches_outside_the_volume() {
+        for outside in [1 << 20, u64::MAX - 2, (1 << 20) - 2] {
+            let (file, volume) = volume();
+            let fields = Fields::default().number(0).bytes(&[1; 3]);
+            let fields = fields.number(outside).bytes(&[2; 3]);
+            let mut sent = Vec::new();
+            wire::send(&mut sent, Tag::Write, fields).unwrap();
+            let mut frame = wire::receive(&mut sent.as_slice(), wire::MAX_FROM_CHILD).unwrap();
+            assert!(volume.serve(&mut frame).is_err(), "{outside}");
+            let bytes = std::fs::read(file.path()).unwrap();
+            assert!(!bytes.contains(&2), "{outside}");
+        }
     }
 }

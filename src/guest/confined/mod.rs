@@ -217,8 +217,7 @@ impl Range {
         if frame.tag == Tag::Flush {
             return Ok(self.disk.flush().map(|()| Vec::new()));
         }
-        let offset = frame.number()?;
-        let inside = |len: usize| {
+        let inside = |offset: u64, len: usize| {
             let end = offset.checked_add(len as u64);
             let inside = end.is_some_and(|end| end <= self.len) && len <= wire::MAX_BLOCKS;
             match inside {
@@ -227,14 +226,21 @@ impl Range {
             }
         };
         if frame.tag == Tag::Read {
+            let offset = frame.number()?;
             let len = usize::try_from(frame.number()?).unwrap_or(usize::MAX);
-            let at = inside(len)?;
+            let at = inside(offset, len)?;
             let mut blocks = vec![0; len];
             return Ok(self.disk.read_at(at, &mut blocks).map(|()| blocks));
         }
-        let blocks = frame.bytes()?;
-        let at = inside(blocks.len())?;
-        Ok(self.disk.write_at(at, blocks).map(|()| Vec::new()))
+        while !frame.is_at_end() {
+            let offset = frame.number()?;
+            let blocks = frame.bytes()?;
+            let at = inside(offset, blocks.len())?;
+            if let Err(error) = self.disk.write_at(at, blocks) {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(Vec::new()))
     }
 }
 

@@ -16,7 +16,7 @@ const MAX_FRAME: usize = 1 << 30;
 /// The most bytes that a child may request or write at a time. libntfs-3g transfers a run of
 /// clusters at a time.
 pub const MAX_BLOCKS: usize = 64 << 20;
-/// The longest frame from a child: blocks to write with their offset.
+/// The longest frame from a child: blocks to write with their offsets.
 pub const MAX_FROM_CHILD: usize = MAX_BLOCKS + 64;
 const MAX_TEXT: usize = 4096;
 /// The number of bytes read at a time.
@@ -139,6 +139,11 @@ pub fn receive(stream: &mut impl Read, limit: usize) -> io::Result<Frame> {
 }
 
 impl Frame {
+    /// Whether every field was taken.
+    pub fn is_at_end(&self) -> bool {
+        self.at >= self.bytes.len()
+    }
+
     pub fn number(&mut self) -> io::Result<u64> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         let number = rest.first_chunk().ok_or_else(|| invalid("cut short"))?;
