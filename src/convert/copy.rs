@@ -318,7 +318,12 @@ pub(super) fn to_targets(
     });
     if run.last.is_none() {
         let _span = timeline::span("record the copy");
-        resume::save(job, folder, decided, disks.collect(), trim)?;
+        // What an earlier run has recorded is durable, and stays so.
+        let decided = (decided, run.resumed.is_some());
+        let foundation = resume::save(job, folder, decided, disks.collect(), trim)?;
+        for copy in &mut copies {
+            copy.record.foundation = Some(foundation.clone());
+        }
     }
     let copied = copy_all(ui, &copies, &options)
         .and_then(|copied| unchanged(&copies).map(|()| copied))
@@ -543,6 +548,7 @@ mod tests {
             record: Record {
                 path: path.with_extension("journal"),
                 what: Value::Null,
+                foundation: None,
             },
         });
         unchanged(&copies).map_err(|failure| failure.error).unwrap();

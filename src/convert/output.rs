@@ -218,11 +218,13 @@ impl OutputFolder {
         self.kept.load(Ordering::SeqCst)
     }
 
-    /// Makes the partial directory, its contents and its name durable.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        order::note("sync all of", &self.partial);
-        sync_all(&self.fd)?;
-        files::sync(&self.place.parent, self.place.folder())
+    /// The partial directory, to be made durable later.
+    pub(super) fn contents(&self) -> io::Result<Contents> {
+        Ok(Contents {
+            path: self.partial.clone(),
+            fd: self.fd.try_clone()?,
+            parent: self.place.parent.try_clone()?,
+        })
     }
 
     /// The directory to work in.
@@ -473,6 +475,22 @@ impl Place {
             Some(list) if exists(&self.name) || exists(&self.partial) => list(),
             _ => Vec::new(),
         }
+    }
+}
+
+/// The contents of a partial directory.
+pub(super) struct Contents {
+    path: PathBuf,
+    fd: OwnedFd,
+    parent: OwnedFd,
+}
+
+impl Contents {
+    /// Makes the directory, everything in it and its name durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        order::note("sync all of", &self.path);
+        sync_all(&self.fd)?;
+        files::sync(&self.parent, files::folder_of(&self.path))
     }
 }
 

@@ -1,19 +1,24 @@
 //! `--resume`: the files of an interrupted copy, and what a later run needs to continue it.
 //!
-//! Before the first byte of a copy, the partial directory is made durable, with the fixed and
-//! verified overlays in it. Then [`RESUME`] is written with the options, the files of the source
-//! and the decisions. A run with `--resume` takes the directory over, compares all of that with its
+//! Before the first byte of a copy, [`RESUME`] is written with the options, the files of the source
+//! and the decisions. Before the first range is recorded, the partial directory is made durable,
+//! with the fixed and verified overlays in it, and then [`RESUME`]. Until then it counts only as
+//! long as the host runs: a short copy waits for no overlay to reach the disk. A run with `--resume` takes the directory over, compares all of that with its
 //! own findings and verifies the overlays again. Then it copies the ranges that the journals of the
 //! disks lack. It fixes nothing again. If the Windows disk has changed, nothing can be continued;
 //! any other disk that has changed is copied from its start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::disk::copy::Record;
+use crate::disk::hold::boot_id;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::files;
@@ -21,6 +26,7 @@ use crate::fix::journal;
 use crate::fix::trusted::TrustedFolder;
 use crate::report::DiskTrim;
 use crate::text::sha256_hex;
+use crate::transfer::Foundation;
 use crate::ui::Ui;
 
 use super::job::Job;
@@ -58,6 +64,8 @@ struct Document {
     plan: String,
     disks: Vec<DiskRecord>,
     trim: Vec<DiskTrim>,
+    /// The boot of the host on which the files are complete; `None` if they are durable.
+    boot: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -209,7 +217,22 @@ impl Document {
                 doc.version
             )));
         }
+        if doc.boot.is_some() && doc.boot != boot_id() {
+            return Err(Error::failed(
+                "the host was restarted before anything of the copy was durable",
+            ));
+        }
         Ok(doc)
+    }
+
+    /// Writes a new file, and gives it its name after `ready`.
+    fn write(&self, path: &Path, ready: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        let beside = path.with_extension("new");
+        std::fs::write(&beside, format!("{:#}\n", serde_json::json!(self)))?;
+        ready(&File::open(&beside)?)?;
+        failpoint::step("before", "rename of resume.json")?;
+        files::rename(&beside, path)?;
+        failpoint::step("after", "rename of resume.json")
     }
 
     fn refuse_other_options(&self, now: &BTreeMap<String, Vec<String>>) -> Result<()> {
@@ -276,17 +299,19 @@ pub(super) fn record(folder: &OutputFolder, i: usize, what: Value) -> Result<Rec
     Ok(Record {
         path: journal(folder, i)?,
         what,
+        foundation: None,
     })
 }
 
-/// Makes the partial directory durable and writes the record. After this, a copy can be resumed.
+/// Writes the record: after this, a copy can be resumed. Until its foundation is laid, that holds
+/// only as long as the host runs; with `durably` it is laid at once.
 pub(super) fn save(
     job: &Job,
     folder: &OutputFolder,
-    decided: &Value,
+    (decided, durably): (&Value, bool),
     disks: Vec<(Value, Option<&Path>)>,
     trim: &[DiskTrim],
-) -> Result<()> {
+) -> Result<Foundation> {
     let below = |path: &Path| {
         let relative = path.strip_prefix(folder.path()).ok()?;
         relative.to_str().map(str::to_owned)
@@ -304,22 +329,35 @@ pub(super) fn save(
             })
             .collect(),
         trim: trim.to_vec(),
+        boot: boot_id(),
     };
     let path = work_file(folder, RESUME)?;
     let failed =
         |e: std::io::Error| Error::failed(format!("writing {}", path.display())).because(e);
-    folder.sync().map_err(failed)?;
-    let beside = path.with_extension("new");
-    let write = || -> std::io::Result<()> {
-        std::fs::write(&beside, format!("{:#}\n", serde_json::json!(doc)))?;
-        files::sync(std::fs::File::open(&beside)?, &beside)?;
-        failpoint::step("before", "rename of resume.json")?;
-        files::rename(&beside, &path)?;
-        failpoint::step("after", "rename of resume.json")?;
-        // Makes every name created above durable.
-        path.parent().map_or(Ok(()), journal::sync_folder)
-    };
-    write().map_err(failed)
+    let contents = folder.contents().map_err(failed)?;
+    let is_temporary = doc.boot.is_some() && !durably;
+    if is_temporary {
+        doc.write(&path, |_| Ok(())).map_err(failed)?;
+    }
+    let to = path.clone();
+    let doc = Document { boot: None, ..doc };
+    let laid = Mutex::new(false);
+    let foundation = Foundation::new(move || {
+        // Several disks may begin to record at the same time.
+        let mut laid = laid.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*laid {
+            contents.sync()?;
+            doc.write(&to, |file| files::sync(file, &to.with_extension("new")))?;
+            // Makes every name created above durable.
+            to.parent().map_or(Ok(()), journal::sync_folder)?;
+            *laid = true;
+        }
+        Ok(())
+    });
+    if !is_temporary {
+        foundation.lay().map_err(failed)?;
+    }
+    Ok(foundation)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ fn document(options: &[(&str, &str)]) -> Document {
         plan: digest(&json!([{"kind": "edit-hive"}])),
         disks: Vec::new(),
         trim: Vec::new(),
+        boot: None,
     }
 }
 
@@ -139,7 +140,8 @@ impl Left {
             volumes: Vec::new(),
         });
         let decided = json!(DECIDED);
-        save(&job, &folder, &decided, vec![of(0), of(1)], &trim).unwrap();
+        let decided = (&decided, false);
+        save(&job, &folder, decided, vec![of(0), of(1)], &trim).unwrap();
         folder.keep(true);
         drop(folder);
         assert!(OutputFolder::holds_a_copy(&job.target_folder()));
@@ -316,13 +318,16 @@ fn a_packed_disk_is_copied_from_its_start() {
     }
 }
 
-/// From there on a copy is continued: what it needs must survive a loss of power.
+/// What a recorded range relies on must survive a loss of power.
 #[test]
-fn everything_is_durable_before_the_record_of_a_copy_has_its_name() {
+fn everything_is_durable_before_the_record_of_a_copy_counts_for_longer_than_the_host_runs() {
     let left = Left::new();
     let (job, folder) = left.open();
-    crate::files::order::seen();
-    save(&job, &folder, &json!(DECIDED), Vec::new(), &[]).unwrap();
+    let seen = crate::files::order::seen;
+    let boot = || {
+        let record = std::fs::read(folder.path().join(resume_file())).unwrap();
+        serde_json::from_slice::<Document>(&record).unwrap().boot
+    };
     let above = left.dir.path().file_name().unwrap().to_string_lossy();
     let steps = [
         "sync all of .out.partial",
@@ -331,5 +336,34 @@ fn everything_is_durable_before_the_record_of_a_copy_has_its_name() {
         "rename resume.json",
         "sync .work",
     ];
-    assert_eq!(crate::files::order::seen(), steps);
+    let decided = json!(DECIDED);
+    seen();
+    let foundation = save(&job, &folder, (&decided, false), Vec::new(), &[]).unwrap();
+    assert_eq!(seen(), ["rename resume.json"]);
+    assert_eq!(boot(), boot_id());
+    foundation.lay().unwrap();
+    assert_eq!(seen(), steps);
+    assert_eq!(boot(), None);
+    // Another disk of the same copy begins to record.
+    foundation.lay().unwrap();
+    assert!(seen().is_empty());
+    // A resumed copy has recorded something.
+    save(&job, &folder, (&decided, true), Vec::new(), &[]).unwrap();
+    assert_eq!(seen(), steps);
+    assert_eq!(boot(), None);
+}
+
+#[test]
+fn a_record_that_is_durable_counts_after_the_host_was_restarted() {
+    for (boot, counts) in [
+        (json!(boot_id()), true),
+        (Value::Null, true),
+        (json!("another"), false),
+    ] {
+        let left = Left::new();
+        left.edit("boot", boot);
+        let (taken, _folder) = left.take(|_| {});
+        assert_eq!(taken.unwrap().is_some(), counts);
+        assert_eq!(left.there(), [counts; 5]);
+    }
 }

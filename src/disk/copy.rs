@@ -31,7 +31,7 @@ use crate::timeline;
 use crate::tool::spec::Spec;
 use crate::tool::{ToolError, qemu_img};
 use crate::transfer::{
-    ExtentJournal, Extents, JournalFault, Opened, Pace, Step, Transfer, TransferError, Zeroes,
+    ExtentJournal, Extents, Foundation, JournalFault, Pace, Step, Transfer, TransferError, Zeroes,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,6 +71,7 @@ impl CopyOptions {
         self.record = Some(Record {
             path,
             what: Value::Null,
+            foundation: None,
         });
         self
     }
@@ -82,18 +83,20 @@ pub(crate) struct Record {
     pub(crate) path: PathBuf,
     /// The identity of source and target: a record of other ones is useless.
     pub(crate) what: Value,
+    /// What a later run needs besides the record.
+    pub(crate) foundation: Option<Foundation>,
 }
 
 impl Record {
     /// Opens the record of an earlier run, if it is of this copy and of the present target.
     pub(super) fn open(&self, target: &Value) -> Result<Option<ExtentJournal>, JournalFault> {
         let what = self.header(target);
-        let left = ExtentJournal::open(&self.path)?;
-        Ok(left.and_then(|Opened { what: was, journal }| (was == what).then_some(journal)))
+        let left = ExtentJournal::open(&self.path)?.filter(|left| left.what == what);
+        Ok(left.map(|left| left.journal.founded_on(self.foundation.clone())))
     }
 
     pub(super) fn create(&self, target: &Value) -> Result<ExtentJournal, JournalFault> {
-        ExtentJournal::create(&self.path, &self.header(target))
+        ExtentJournal::create(&self.path, &self.header(target), self.foundation.clone())
     }
 
     fn header(&self, target: &Value) -> Value {
@@ -444,8 +447,6 @@ fn begin<'t>(
             }
         }
     }
-    // A record must not name a file that a loss of power can remove.
-    file.sync_all().map_err(io_error)?;
     let meta = file.metadata().map_err(io_error)?;
     let record = how.record.as_ref();
     let journal = record.map(|record| record.create(&known_by(&meta)));

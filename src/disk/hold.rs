@@ -567,7 +567,7 @@ impl Fingerprint {
 const REPLACED: &str = "another file took its name";
 
 /// The id of this boot of the host, across which counters cannot be compared.
-fn boot_id() -> Option<String> {
+pub(crate) fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned())
 }

@@ -4,14 +4,17 @@
 //! has the identity of source and target, each further one an array of `[start, length]` pairs for
 //! a batch. A line is written after the target was flushed, so no line is ever durable before its
 //! ranges. The lines are synced together ([`SYNC_EVERY`]): a killed process loses none, a host
-//! without power those of the last moment. However the process ends, the file has whole lines and
+//! without power those of the last moment. Before the first line, what the record relies on is made
+//! durable ([`Foundation`]). However the process ends, the file has whole lines and
 //! at most torn ones at its end, which are cut off when it is opened.
 
+use std::fmt;
 use std::fs::{File, Permissions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -19,6 +22,7 @@ use serde_json::{Value, json};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::extents::Extents;
+use crate::files;
 
 /// The longest line: a batch has at most a few thousand ranges.
 const MAX_LINE: u64 = 16 << 20;
@@ -56,6 +60,26 @@ impl JournalFault {
     }
 }
 
+/// Makes durable what a record of a copy relies on.
+#[derive(Clone)]
+pub(crate) struct Foundation(Arc<dyn Fn() -> io::Result<()> + Send + Sync>);
+
+impl Foundation {
+    pub(crate) fn new(lay: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(lay))
+    }
+
+    pub(crate) fn lay(&self) -> io::Result<()> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Foundation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Foundation")
+    }
+}
+
 /// The record of one copy, open for the next batch.
 #[derive(Debug)]
 pub(crate) struct ExtentJournal {
@@ -63,6 +87,16 @@ pub(crate) struct ExtentJournal {
     file: File,
     done: Extents,
     synced: Instant,
+    /// What remains to be done before the first batch.
+    first: Option<First>,
+}
+
+/// The state of a record before its first batch.
+#[derive(Debug)]
+struct First {
+    foundation: Option<Foundation>,
+    /// The start of a copy of which nothing is recorded; `None` if an earlier run has begun it.
+    created: Option<Instant>,
 }
 
 /// The journal of an earlier run, and its identity of source and target.
@@ -73,14 +107,33 @@ pub(crate) struct Opened {
 }
 
 impl ExtentJournal {
-    /// Starts a new journal in place of an old one. `what` names source and target.
-    pub(crate) fn create(path: &Path, what: &Value) -> Result<Self, JournalFault> {
-        Self::restart(path, what, Extents::default())
+    /// Starts a new journal in place of an old one. `what` names source and target. It becomes
+    /// durable with its first batch, after `foundation`.
+    pub(crate) fn create(
+        path: &Path,
+        what: &Value,
+        foundation: Option<Foundation>,
+    ) -> Result<Self, JournalFault> {
+        let journal = Self::start(path, what, Extents::default());
+        let mut journal = journal.map_err(|source| JournalFault::Write {
+            path: path.to_owned(),
+            source,
+        })?;
+        journal.first = Some(First {
+            foundation,
+            created: Some(Instant::now()),
+        });
+        Ok(journal)
     }
 
     /// Starts a new journal that already contains these ranges.
     pub(crate) fn restart(path: &Path, what: &Value, done: Extents) -> Result<Self, JournalFault> {
-        Self::start(path, what, done).map_err(|source| JournalFault::Write {
+        let restart = || {
+            let journal = Self::start(path, what, done)?;
+            journal.make_durable()?;
+            Ok(journal)
+        };
+        restart().map_err(|source| JournalFault::Write {
             path: path.to_owned(),
             source,
         })
@@ -106,17 +159,20 @@ impl ExtentJournal {
             text += &line(&batch(done.iter()));
         }
         file.write_all(text.as_bytes())?;
-        file.sync_all()?;
         std::fs::rename(&beside, path)?;
-        if let Some(folder) = path.parent() {
-            File::open(folder)?.sync_all()?;
-        }
         Ok(Self {
             path: path.to_owned(),
             file,
             done,
             synced: Instant::now(),
+            first: None,
         })
+    }
+
+    /// Makes the file and its name durable.
+    fn make_durable(&self) -> io::Result<()> {
+        self.file.sync_all()?;
+        File::open(files::folder_of(&self.path))?.sync_all()
     }
 
     /// Opens the journal of an earlier run. `None` if there is none, or if not even one line is
@@ -148,19 +204,22 @@ impl ExtentJournal {
             batches += 1;
         }
         let torn = file.metadata().map_err(failed)?.len() != whole;
-        let journal = if torn || batches > 1 {
-            Self::start(path, &what, done).map_err(|source| JournalFault::Write {
-                path: path.to_owned(),
-                source,
-            })?
+        let mut journal = if torn || batches > 1 {
+            Self::restart(path, &what, done)?
         } else {
             Self {
                 path: path.to_owned(),
                 file,
                 done,
                 synced: Instant::now(),
+                first: None,
             }
         };
+        // The earlier run may have been killed before that was durable.
+        journal.first = Some(First {
+            foundation: None,
+            created: None,
+        });
         Ok(Some(Opened { what, journal }))
     }
 
@@ -169,9 +228,33 @@ impl ExtentJournal {
         &self.done
     }
 
+    /// The same journal, with what must be durable before its next batch.
+    #[must_use]
+    pub(crate) fn founded_on(mut self, foundation: Option<Foundation>) -> Self {
+        let created = self.first.as_ref().and_then(|first| first.created);
+        self.first = Some(First {
+            foundation,
+            created,
+        });
+        self
+    }
+
+    /// Whether a copy that is finished need not be recorded: nothing of it is, and it took little time.
+    pub(crate) fn is_needless(&self) -> bool {
+        let created = self.first.as_ref().and_then(|first| first.created);
+        created.is_some_and(|created| created.elapsed() < SYNC_EVERY)
+    }
+
     /// Records ranges after the target was flushed. When this returns, the `last` batch is durable,
     /// and so are those before it.
     pub(crate) fn append(&mut self, ranges: &[Range<u64>], last: bool) -> Result<(), JournalFault> {
+        if let Some(first) = &self.first {
+            let foundation = first.foundation.as_ref();
+            let laid = foundation.map_or(Ok(()), Foundation::lay);
+            laid.and_then(|()| self.make_durable())
+                .map_err(|source| self.fault(source))?;
+            self.first = None;
+        }
         if !ranges.is_empty() {
             self.add(ranges)?;
         }
@@ -253,6 +336,8 @@ impl<R: BufRead> Lines<R> {
 #[cfg(test)]
 #[expect(clippy::single_range_in_vec_init)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
     fn open(path: &Path) -> Opened {
@@ -265,8 +350,8 @@ mod tests {
         let path = dir.path().join("j");
         assert!(ExtentJournal::open(&path).unwrap().is_none());
         let what = json!({"source": "a", "size": 1u64 << 40});
-        let mut journal = ExtentJournal::create(&path, &what).unwrap();
-        journal.append(&[0..10, 20..30], true).unwrap();
+        let mut journal = ExtentJournal::create(&path, &what, None).unwrap();
+        journal.append(&[0..10, 20..30], false).unwrap();
         journal.append(&[10..20], true).unwrap();
         drop(journal);
         for _ in 0..2 {
@@ -277,7 +362,7 @@ mod tests {
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         // A new one discards it.
-        ExtentJournal::create(&path, &what).unwrap();
+        ExtentJournal::create(&path, &what, None).unwrap();
         assert!(open(&path).journal.done().is_empty());
     }
 
@@ -287,10 +372,10 @@ mod tests {
     fn a_torn_or_damaged_line_loses_only_itself() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
-        let mut journal = ExtentJournal::create(&path, &json!("what")).unwrap();
+        let mut journal = ExtentJournal::create(&path, &json!("what"), None).unwrap();
         let mut ends = vec![std::fs::metadata(&path).unwrap().len()];
         for i in 0..4u64 {
-            journal.append(&[i * 100..i * 100 + 50], true).unwrap();
+            journal.append(&[i * 100..i * 100 + 50], false).unwrap();
             ends.push(std::fs::metadata(&path).unwrap().len());
         }
         let bytes = std::fs::read(&path).unwrap();
@@ -319,10 +404,67 @@ mod tests {
     }
 
     #[test]
+    fn the_foundation_is_laid_before_the_first_line_and_only_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let foundation = Foundation::new({
+            let (path, lines) = (path.clone(), lines.clone());
+            move || {
+                let text = std::fs::read_to_string(&path)?;
+                lines.lock().unwrap().push(text.lines().count());
+                Ok(())
+            }
+        });
+        let laid = || std::mem::take(&mut *lines.lock().unwrap());
+        let what = json!("what");
+        let create = || ExtentJournal::create(&path, &what, Some(foundation.clone())).unwrap();
+        let mut journal = create();
+        assert!(laid().is_empty());
+        journal.append(&[0..5], false).unwrap();
+        assert_eq!(laid(), [1]);
+        journal.append(&[5..9], true).unwrap();
+        assert!(laid().is_empty());
+        // An earlier run has recorded: even the last batch of this one is recorded.
+        let mut journal = open(&path).journal.founded_on(Some(foundation.clone()));
+        journal.append(&[9..10], true).unwrap();
+        assert_eq!(laid(), [2]);
+        assert_eq!(open(&path).journal.done(), &Extents::whole(10));
+    }
+
+    #[test]
+    fn a_record_is_needless_where_nothing_is_recorded_and_the_copy_took_no_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let mut journal = ExtentJournal::create(&path, &json!(1), None).unwrap();
+        assert!(journal.is_needless());
+        journal.first.as_mut().unwrap().created = Instant::now().checked_sub(SYNC_EVERY);
+        assert!(!journal.is_needless());
+        let mut journal = ExtentJournal::create(&path, &json!(1), None).unwrap();
+        journal.append(&[0..5], false).unwrap();
+        assert!(!journal.is_needless());
+        // What an earlier run has recorded is continued.
+        assert!(!open(&path).journal.is_needless());
+    }
+
+    #[test]
+    fn nothing_is_recorded_on_a_foundation_that_cannot_be_laid() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let foundation = Foundation::new(|| Err(io::ErrorKind::StorageFull.into()));
+        let mut journal = ExtentJournal::create(&path, &json!(1), Some(foundation)).unwrap();
+        for _ in 0..2 {
+            let fault = journal.append(&[0..5], false).unwrap_err();
+            assert_eq!(fault.cause().kind(), io::ErrorKind::StorageFull);
+        }
+        assert!(open(&path).journal.done().is_empty());
+    }
+
+    #[test]
     fn a_link_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (path, link) = (dir.path().join("j"), dir.path().join("l"));
-        ExtentJournal::create(&path, &json!(1)).unwrap();
+        ExtentJournal::create(&path, &json!(1), None).unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(ExtentJournal::open(&link).is_err());
     }

@@ -10,6 +10,6 @@ mod pace;
 mod run;
 
 pub(crate) use extents::Extents;
-pub(crate) use journal::{ExtentJournal, JournalFault, Opened};
+pub(crate) use journal::{ExtentJournal, Foundation, JournalFault};
 pub(crate) use pace::Pace;
 pub(crate) use run::{Checkpoint, Step, Transfer, TransferError, Zeroes};

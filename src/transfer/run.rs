@@ -329,6 +329,7 @@ impl Transfer<'_> {
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
             let last = state.workers == 0;
+            let is_complete = last && state.error.is_none();
             let pieces = std::mem::take(&mut state.pending);
             let bytes = std::mem::take(&mut state.pending_bytes);
             let read = state.moved.read;
@@ -338,6 +339,7 @@ impl Transfer<'_> {
             // No error can be returned from here: the only choices are to wait or to abort.
             let _ = failpoint::hit("copy-flushed");
             let recorded = flushed.and_then(|()| match checkpoint {
+                Checkpoint::Journal(journal) if is_complete && journal.is_needless() => Ok(()),
                 Checkpoint::Journal(journal) => Ok(journal.append(&pieces, last)?),
                 Checkpoint::Target | Checkpoint::Never => Ok(()),
             });
