@@ -157,7 +157,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
     }
 
     // Runs while the plan is made.
-    let opening = run.open_overlays(&session)?;
+    let opening = run.open_overlays(&session, &survey.inspection)?;
     let media = media.map_or_else(|| job.drivers.media(), Ok)?;
     // A resumed run already has the originals.
     let saver = run.resumed.is_none().then(|| run.saver());

@@ -97,11 +97,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Starts to open the overlays for the fix; a resumed run already has them.
-    pub(super) fn open_overlays(&self, session: &VmSession) -> Result<Opening> {
+    /// Starts to open the overlays for the fix, and to mount the volume of Windows in them; a
+    /// resumed run already has them.
+    pub(super) fn open_overlays(
+        &self,
+        session: &VmSession,
+        inspection: &Inspection,
+    ) -> Result<Opening> {
+        let windows = inspection.windows.as_ref();
+        let system = windows.map(|windows| windows.system_volume);
         match &self.resumed {
             Some(_) => Ok(Opening::default()),
-            None => session.open_overlays(&self.disks, |source| self.overlay(source)),
+            None => session.open_overlays((&self.disks, system), |source| self.overlay(source)),
         }
     }
 

@@ -37,7 +37,7 @@ pub use embedded::EmbeddedReader;
 pub use guestfish_mapped::MappedReader;
 pub use guestfish_write::GuestfishWriter;
 pub use path::{GuestPath, PathError};
-pub use writer::EmbeddedWriter;
+pub use writer::{EmbeddedWriter, MountedWriter};
 
 use std::sync::Arc;
 

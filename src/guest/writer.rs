@@ -1,7 +1,7 @@
 //! The embedded writing engine: libntfs-3g (in a confined child) for NTFS, `fatfs` for the EFI
 //! system partition.
 //!
-//! A volume is mounted at its first change, if its own metadata permits that.
+//! A volume is mounted at its first change or earlier, if its own metadata permits that.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,6 +32,29 @@ pub struct EmbeddedWriter {
     partitions: Vec<Partition>,
     options: MountOptions,
     engines: BTreeMap<VolumeId, Engine>,
+    /// A volume that was mounted before its first change. If that failed, the first change does.
+    early: Option<(VolumeId, Result<Box<ConfinedNtfs>>)>,
+}
+
+/// A writer whose volume is mounted already, for the thread that will write.
+pub struct MountedWriter {
+    disk: Arc<dyn BlockWrite>,
+    partitions: Vec<Partition>,
+    options: MountOptions,
+    volume: VolumeId,
+    ntfs: Result<Box<ConfinedNtfs>>,
+}
+
+impl From<MountedWriter> for EmbeddedWriter {
+    fn from(mounted: MountedWriter) -> Self {
+        Self {
+            disk: mounted.disk,
+            partitions: mounted.partitions,
+            options: mounted.options,
+            engines: BTreeMap::new(),
+            early: Some((mounted.volume, mounted.ntfs)),
+        }
+    }
 }
 
 impl EmbeddedWriter {
@@ -42,12 +65,39 @@ impl EmbeddedWriter {
             partitions,
             options,
             engines: BTreeMap::new(),
+            early: None,
         }
+    }
+
+    /// Mounts a volume before its first change, if a child does that. A failure is reported by the
+    /// first change.
+    pub fn mount_early(self, volume: VolumeId) -> Option<MountedWriter> {
+        let partition = self.partition(volume).ok()?;
+        if !launcher::is_enabled() || kind(self.disk.as_ref(), partition).ok()? != FsKind::Ntfs {
+            return None;
+        }
+        let ntfs = self.mount_ntfs(partition.start_bytes, partition.size_bytes);
+        Some(MountedWriter {
+            ntfs,
+            disk: self.disk.clone(),
+            partitions: self.partitions.clone(),
+            options: self.options,
+            volume,
+        })
+    }
+
+    /// Mounts an NTFS volume in a child.
+    fn mount_ntfs(&self, start: u64, len: u64) -> Result<Box<ConfinedNtfs>> {
+        check_ntfs(self.disk.clone(), start, len, self.options)?;
+        ConfinedNtfs::mount(self.disk.clone(), start, len, self.options).map(Box::new)
     }
 
     fn engine(&mut self, volume: VolumeId) -> Result<&mut Engine> {
         if !self.engines.contains_key(&volume) {
-            let engine = self.mount(volume)?;
+            let engine = match self.early.take_if(|(mounted, _)| *mounted == volume) {
+                Some((_, mounted)) => Engine::Confined(mounted?),
+                None => self.mount(volume)?,
+            };
             self.engines.insert(volume, engine);
         }
         self.engines
@@ -66,13 +116,11 @@ impl EmbeddedWriter {
         let partition = self.partition(volume)?;
         let (start, len) = (partition.start_bytes, partition.size_bytes);
         match kind(self.disk.as_ref(), partition)? {
+            FsKind::Ntfs if launcher::is_enabled() => {
+                self.mount_ntfs(start, len).map(Engine::Confined)
+            }
             FsKind::Ntfs => {
                 check_ntfs(self.disk.clone(), start, len, self.options)?;
-                if launcher::is_enabled() {
-                    return ConfinedNtfs::mount(self.disk.clone(), start, len, self.options)
-                        .map(Box::new)
-                        .map(Engine::Confined);
-                }
                 Ntfs3g::mount(self.disk.clone(), start, len, self.options).map(Engine::Ntfs)
             }
             FsKind::Fat => FatWriter::mount(self.disk.clone(), start, len)

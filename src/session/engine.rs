@@ -214,6 +214,30 @@ pub(super) fn open_error(error: GuestError, shown: &str) -> Error {
     }
 }
 
+/// The means to write to a disk without an appliance.
+pub(super) struct Direct {
+    unlocked: Unlocked,
+    layout: DiskLayout,
+}
+
+impl Direct {
+    fn of(guest: &Guest, layout: &DiskLayout) -> Self {
+        Self {
+            unlocked: guest.unlocked.clone(),
+            layout: layout.clone(),
+        }
+    }
+
+    pub(super) fn writer(
+        &self,
+        disk: Arc<dyn BlockWrite>,
+        options: MountOptions,
+    ) -> EmbeddedWriter {
+        let disk = Arc::new(self.unlocked.over(disk));
+        EmbeddedWriter::new(disk, &self.layout, options)
+    }
+}
+
 /// The volumes of a disk, opened by one of the engines.
 pub struct Guest {
     pub reader: Box<dyn GuestRead>,
@@ -231,10 +255,7 @@ impl Guest {
         options: MountOptions,
     ) -> Box<dyn GuestWrite> {
         match &self.appliance {
-            None => {
-                let disk = Arc::new(self.unlocked.over(disk));
-                Box::new(EmbeddedWriter::new(disk, layout, options))
-            }
+            None => Box::new(Direct::of(self, layout).writer(disk, options)),
             Some(appliance) => Box::new(GuestfishWriter::new(
                 appliance.clone(),
                 disk,
@@ -242,6 +263,11 @@ impl Guest {
                 options,
             )),
         }
+    }
+
+    /// Writes without an appliance, if this engine does.
+    pub(super) fn direct(&self, layout: &DiskLayout) -> Option<Direct> {
+        self.appliance.is_none().then(|| Direct::of(self, layout))
     }
 }
 

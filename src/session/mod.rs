@@ -3,6 +3,7 @@
 pub mod engine;
 pub mod vm;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,7 +17,7 @@ use crate::failpoint;
 use crate::guest::joined::JoinedReader;
 use crate::guest::keys::Keys;
 use crate::guest::ntfs3g::MountOptions;
-use crate::guest::{DiskId, GuestRead, GuestWrite};
+use crate::guest::{DiskId, EmbeddedWriter, GuestRead, GuestWrite, MountedWriter};
 use crate::inspect::{self, InspectError, InspectOptions, SourceFacts, Survey};
 use crate::source::SourceVm;
 use crate::stop;
@@ -241,6 +242,8 @@ pub struct Session<D: BlockRead + ?Sized> {
     pub engine: Engine,
     pub facts: SourceFacts,
     id: DiskId,
+    /// A writer whose volume is mounted already.
+    mounted: Cell<Option<MountedWriter>>,
 }
 
 impl Session<dyn BlockRead> {
@@ -258,8 +261,13 @@ impl Session<dyn BlockRead> {
 }
 
 impl Session<dyn BlockRead> {
-    /// Adds an overlay that takes writes; the disk itself is read as before.
-    pub(crate) fn with_overlay(self, export: Export<dyn BlockWrite>) -> Session<dyn BlockWrite> {
+    /// Adds an overlay that takes writes, and its writer if there is one already. The disk itself
+    /// is read as before.
+    pub(crate) fn with_overlay(
+        self,
+        export: Export<dyn BlockWrite>,
+        mounted: Option<MountedWriter>,
+    ) -> Session<dyn BlockWrite> {
         Session {
             export,
             layout: self.layout,
@@ -267,6 +275,7 @@ impl Session<dyn BlockRead> {
             engine: self.engine,
             facts: self.facts,
             id: self.id,
+            mounted: Cell::new(mounted),
         }
     }
 }
@@ -311,6 +320,7 @@ impl<D: BlockRead + ?Sized> Session<D> {
                 virtual_size_bytes: image.virtual_size(),
             },
             id: source.id,
+            mounted: Cell::default(),
         })
     }
 
@@ -340,7 +350,10 @@ impl<D: BlockRead + ?Sized> Session<D> {
 impl Session<dyn BlockWrite> {
     /// A writer to the overlay, with the engine that reads it.
     pub fn writer(&self, options: MountOptions) -> Box<dyn GuestWrite> {
-        self.guest.writer(self.export.disk(), &self.layout, options)
+        match self.mounted.take() {
+            Some(mounted) => Box::new(EmbeddedWriter::from(mounted)),
+            None => self.guest.writer(self.export.disk(), &self.layout, options),
+        }
     }
 
     pub(crate) fn into_export(self) -> (Export<dyn BlockWrite>, DiskLayout) {

@@ -14,7 +14,7 @@ use crate::disk::layout::DiskLayout;
 use crate::error::{Error, Result};
 use crate::guest::joined::{JoinedReader, JoinedWriter, KnownFile};
 use crate::guest::ntfs3g::MountOptions;
-use crate::guest::{DiskId, FsKind, GuestRead, GuestWrite, VolumeId};
+use crate::guest::{DiskId, FsKind, GuestRead, GuestWrite, MountedWriter, VolumeId};
 use crate::inspect::{self, InspectError, InspectOptions, Roles, Survey};
 use crate::source::Unpacked;
 use crate::threads::joined;
@@ -184,7 +184,8 @@ pub struct VmSession {
 #[derive(Default)]
 pub(crate) struct Opening(Vec<(DiskId, JoinHandle<Result<Overlay>>)>);
 
-type Overlay = Export<dyn BlockWrite>;
+/// An overlay, and its writer if a volume in it is mounted already.
+type Overlay = (Export<dyn BlockWrite>, Option<MountedWriter>);
 
 impl Drop for Opening {
     fn drop(&mut self) {
@@ -262,23 +263,37 @@ impl VmSession {
         Ok((session, survey))
     }
 
-    /// Starts to open an overlay, at `path`, for every disk that will be changed and has none.
+    /// Starts to open an overlay, at `path`, for every disk that will be changed and has none, and
+    /// to mount the volume of `system` in it.
     pub(crate) fn open_overlays(
         &self,
-        disks: &VmDisks,
+        (disks, system): (&VmDisks, Option<VolumeId>),
         path: impl Fn(&Disk) -> Result<PathBuf>,
     ) -> Result<Opening> {
+        let options = MountOptions {
+            force_dirty: self.options.force_dirty,
+        };
         let mut opening = Opening::default();
         for (id, disk) in &self.disks {
             let source = disks.iter().find(|source| source.id == *id);
             let Some(source) = source.filter(|_| disks.is_changed(*id)) else {
                 continue;
             };
-            if let OpenDisk::Read(_) = disk {
+            if let OpenDisk::Read(session) = disk {
                 let (image, path) = (source.image.clone(), path(source)?);
+                let volume = system.filter(|volume| volume.disk == *id);
+                let direct = session.guest.direct(&session.layout);
                 let open = move || {
-                    let _span = timeline::span("open the overlay");
-                    Ok(Export::<dyn BlockWrite>::open_overlay(&image, &path)?)
+                    let export = {
+                        let _span = timeline::span("open the overlay");
+                        Export::<dyn BlockWrite>::open_overlay(&image, &path)?
+                    };
+                    let mounted = direct.zip(volume).and_then(|(direct, volume)| {
+                        let _span = timeline::span("mount the volume");
+                        let writer = direct.writer(export.disk(), options);
+                        writer.mount_early(volume.within())
+                    });
+                    Ok((export, mounted))
                 };
                 opening.0.push((*id, std::thread::spawn(open)));
             }
@@ -289,12 +304,14 @@ impl VmSession {
     /// Waits for the overlays. After that their disks can be written to.
     pub(crate) fn take_overlays(&mut self, mut opening: Opening) -> Result<()> {
         for (id, thread) in opening.0.drain(..) {
-            let export = joined(thread.join())?;
+            let (export, mounted) = joined(thread.join())?;
             let at = self.disks.iter().position(|(disk, _)| *disk == id);
             if let Some(at) = at {
                 let (_, disk) = self.disks.remove(at);
                 let disk = match disk {
-                    OpenDisk::Read(session) => OpenDisk::Write(session.with_overlay(export)),
+                    OpenDisk::Read(session) => {
+                        OpenDisk::Write(session.with_overlay(export, mounted))
+                    }
                     written => written,
                 };
                 self.disks.insert(at, (id, disk));
