@@ -17,7 +17,7 @@ use crate::plan::firstboot::Preferences;
 use crate::plan::outlook::Outlook;
 use crate::plan::{self, After, Draft, Foreseen};
 use crate::registry::{self, HiveError};
-use crate::threads::joined;
+use crate::threads::{joined, side_by_side};
 use crate::timeline;
 use crate::tool::{self, host, qemu_img, qsd};
 use crate::verify;
@@ -94,12 +94,28 @@ fn foreseen(
         .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
     let edited = EditedHives::of(actions::edits(&draft.actions), hives);
     let backups = (seen.saver).and_then(|saver| backed_up(seen, &draft, hives, saver));
-    let after = after(seen, hives, (&draft, &basis), &edited, media)?;
+    let needs = Needs::of(
+        &draft.actions,
+        hives,
+        basis.windows.system_volume,
+        seen.guest,
+    );
+    let (disks, target) = (seen.disks, seen.target);
+    let in_folder = || match &needs {
+        Ok(needs) => space::in_folder(job, needs, disks, target),
+        Err(_) => Ok(()),
+    };
+    // Reads what the copy of a disk will contain.
+    let (after, room) = side_by_side(
+        || after(seen, hives, (&draft, &basis), &edited, media),
+        in_folder,
+    );
+    let after = after?;
     let Outside {
         limits,
         outlook,
         failed,
-    } = outside(job, seen, hives, (&draft, &basis))?;
+    } = outside(job, seen, (&draft, &basis), (needs, room))?;
     let foreseen = Foreseen {
         options,
         before: &survey.inspection,
@@ -176,8 +192,8 @@ struct Outside {
 fn outside(
     job: &Job,
     seen: &Seen<'_>,
-    hives: &Hives,
     (draft, basis): (&Draft, &Basis),
+    (needs, room): (Result<Needs>, Result<()>),
 ) -> Result<Outside> {
     let mut limits = later::blockers(job, &later::images(seen.disks));
     let inspection = &seen.survey.inspection;
@@ -185,15 +201,9 @@ fn outside(
     let documents =
         finish::render_domains(job, seen.target, (draft, basis), inspection, seen.disks)
             .map(|written| outlook = Some(written));
-    let needs = Needs::of(
-        &draft.actions,
-        hives,
-        basis.windows.system_volume,
-        seen.guest,
-    );
     let room = needs.and_then(|needs| {
         limits.extend(space::in_guest(&needs, seen.guest, seen.disks)?);
-        space::in_folder(job, &needs, seen.disks, seen.target)
+        room
     });
     let failed = shown([documents, other_disks(job, seen.disks), room], &mut limits);
     Ok(Outside {

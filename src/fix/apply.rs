@@ -152,7 +152,7 @@ impl Fix<'_> {
             None => back_up(self.actions, self.before, hives, &self.saver)?,
         };
         let mut hives = backups.merge(self.edited);
-        // The volume is mounted while hives are backed up and edited.
+        // Hives are edited meanwhile; usually the volume is mounted already.
         let writer = {
             let _span = timeline::span("mount the volume");
             open_writer()?
