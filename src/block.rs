@@ -86,6 +86,13 @@ pub(crate) fn file_data(
     Ok(())
 }
 
+/// Whether all bytes are zero. Compares block by block, which uses `memcmp`.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    let blocks = bytes.chunks(ZEROES.len());
+    blocks.into_iter().all(|b| *b == ZEROES[..b.len()])
+}
+
 /// A disk in memory, for tests.
 #[cfg(test)]
 impl BlockRead for Vec<u8> {

@@ -48,22 +48,8 @@ impl DirectFile {
     }
 
     /// Reads bytes; those past the end of the file are zero.
-    pub(super) fn read_at(&self, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
-        while !buf.is_empty() {
-            match self.file.read_at(buf, at) {
-                Ok(0) => {
-                    buf.fill(0);
-                    return Ok(());
-                }
-                Ok(n) => {
-                    buf = &mut buf[n..];
-                    at += n as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
+    pub(super) fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        read_at(&self.file, buf, at)
     }
 
     pub(super) fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
@@ -127,6 +113,25 @@ impl DirectFile {
     pub(super) fn start_writeback(&self, offset: u64, len: u64) {
         start_writeback(&self.file, offset, len);
     }
+}
+
+/// Reads bytes of a file; those past its end are zero.
+pub(super) fn read_at(file: &File, mut buf: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        match file.read_at(buf, at) {
+            Ok(0) => {
+                buf.fill(0);
+                return Ok(());
+            }
+            Ok(n) => {
+                buf = &mut buf[n..];
+                at += n as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Writes a new file past the page cache: nobody reads it soon, and the processor has other work in

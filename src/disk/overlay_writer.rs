@@ -16,9 +16,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::clusters::Clusters;
+use super::direct::read_at;
 use super::empty::{FIRST_OF_LEVEL_1, overlay_shape};
 use super::qcow2::{COPIED, SUBCLUSTERS, ZERO};
-use crate::block::{BlockRead, BlockWrite, check_range};
+use crate::block::{BlockRead, BlockWrite, check_range, is_zero};
 use crate::bytes::be64;
 
 /// The unit of writing: a cluster, or a subcluster of a large one.
@@ -101,7 +102,7 @@ impl OverlayWriter {
         for (range, content) in state.contents(offset..offset + rest.len() as u64) {
             let (now, later) = rest.split_at_mut((range.end - range.start) as usize);
             match content {
-                Content::File(at) => self.file.read_exact_at(now, at)?,
+                Content::File(at) => read_at(&self.file, now, at)?,
                 Content::Zeroes => now.fill(0),
                 Content::Below => self.below.read_at(range.start, now)?,
             }
@@ -128,13 +129,20 @@ impl OverlayWriter {
             let inside = (at - start) as usize;
             let len = (PART as usize - inside).min(data.len() - done);
             let is_whole = len as u64 == PART.min(self.size - start);
-            let is_new = !matches!(state.content(start), Content::File(_));
+            let content = state.content(start);
+            let is_new = !matches!(content, Content::File(_));
             let old = (is_new && !is_whole).then(|| self.part(state, start));
             let place = state.take(start)?;
             let this = done..done + len;
             done += len;
             if let Some(old) = old {
                 let mut part = old?;
+                // What was never written in the file reads as zeroes.
+                if content == Content::Below && is_zero(&part) {
+                    let place = place + inside as u64;
+                    self.file.write_all_at(&data[this], place)?;
+                    continue;
+                }
                 part[inside..inside + len].copy_from_slice(&data[this]);
                 self.file.write_all_at(&part, place)?;
                 continue;

@@ -532,6 +532,8 @@ impl Child {
     /// Waits for the program to end; fails if its status is not 0.
     pub fn wait(&mut self, limit: Duration) -> Result<()> {
         let start = Instant::now();
+        // Most children end at once.
+        let mut pause = Duration::from_micros(50);
         let status = loop {
             if let Some(status) = self.try_wait()? {
                 break status;
@@ -542,7 +544,8 @@ impl Child {
                     after: limit,
                 });
             }
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(1));
         };
         // All of stderr has arrived when the channel is disconnected.
         while start.elapsed() < limit

@@ -18,7 +18,7 @@ use super::journal::{ExtentJournal, JournalFault};
 use super::pace::Pace;
 use memmap2::MmapMut;
 
-use crate::block::{ALIGN, BlockRead, BlockWrite};
+use crate::block::{ALIGN, BlockRead, BlockWrite, is_zero};
 use crate::failpoint;
 use crate::memory::{self, LARGE_PAGE};
 use crate::stop;
@@ -425,13 +425,6 @@ fn runs(offset: u64, bytes: &[u8]) -> Vec<(Range<usize>, bool)> {
         start = end;
     }
     runs
-}
-
-/// Whether all bytes are zero. Compares block by block, which uses `memcmp`.
-fn is_zero(bytes: &[u8]) -> bool {
-    const ZEROES: [u8; 4096] = [0; 4096];
-    let blocks = bytes.chunks(ZEROES.len());
-    blocks.into_iter().all(|b| *b == ZEROES[..b.len()])
 }
 
 #[cfg(test)]
