@@ -97,7 +97,15 @@ fn reads_what_qemu_reads() {
             .unwrap();
         let mut mapped = Vec::new();
         qemu_img::data_ranges(&made.image.spec(), &mut |range| mapped.push(range)).unwrap();
-        assert_eq!(joined(data), joined(mapped), "{size}");
+        // QEMU also sees holes of the overlay's file.
+        let parts = |ranges: Vec<Range<u64>>| {
+            let whole = |range: Range<u64>| {
+                let end = range.end.next_multiple_of(64 << 10);
+                range.start >> 16 << 16..end.min(size)
+            };
+            joined(ranges.into_iter().map(whole).collect())
+        };
+        assert_eq!(parts(data), parts(mapped), "{size}");
         assert!(export::direct(&made.image).unwrap().is_some());
     }
 }
@@ -107,7 +115,7 @@ fn joined(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     let mut all: Vec<Range<u64>> = Vec::new();
     for range in ranges {
         match all.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
             _ => all.push(range),
         }
     }
