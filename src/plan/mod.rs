@@ -15,6 +15,7 @@ mod disks;
 pub mod firstboot;
 pub mod linux;
 pub mod model;
+mod oem;
 pub mod outlook;
 mod remaining;
 mod repair;
@@ -25,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 pub use decide::{After, Foreseen, plan};
 pub use model::{Draft, Plan, PlannedDriver, Skipped};
+pub use oem::oem_number;
 pub use remaining::{Remaining, remaining};
 
 use crate::actions::{Action, CopyFiles, CopyInGuest, EditHive, FileCopy};
@@ -36,6 +38,8 @@ use crate::guest::{GuestPath, PathError, VolumeId};
 use crate::inspect::{HiveName, Hives, Inspection, LoadedBytes, WindowsFacts};
 use crate::registry::{HiveError, HiveView, RegEdits, RegOp, walk};
 use crate::types::{ControlSet, DiskBus};
+
+use oem::OemNumbers;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
@@ -256,7 +260,7 @@ fn mark_numbers(
     numbers: &OemNumbers,
     layout: &mut Layout,
 ) -> Result<()> {
-    let given: Vec<u32> = numbers.given.iter().copied().collect();
+    let given: Vec<u32> = numbers.given().iter().copied().collect();
     let mut maps = vec![(HiveName::System, system)];
     if layout.edits.contains_key(&HiveName::Drivers) {
         maps.extend(database.view().map(|view| (HiveName::Drivers, view)));
@@ -550,63 +554,4 @@ fn missing_folders(
     }
     missing.reverse();
     missing
-}
-
-/// Assigns free `oemN.inf` numbers; a package that exists already keeps its number.
-struct OemNumbers<'a> {
-    used: BTreeSet<u32>,
-    given: BTreeSet<u32>,
-    /// The hives with a driver database.
-    hives: Vec<&'a HiveView<'a>>,
-}
-
-impl<'a> OemNumbers<'a> {
-    fn new(
-        on_disk: &BTreeSet<u32>,
-        system: &'a HiveView<'a>,
-        drivers: Option<&'a HiveView<'a>>,
-    ) -> Result<Self> {
-        let mut used = on_disk.clone();
-        let hives: Vec<_> = std::iter::once(system).chain(drivers).collect();
-        for hive in &hives {
-            if let Some(infs) = hive.key("DriverDatabase\\DriverInfFiles")? {
-                for key in infs.keys()? {
-                    used.extend(oem_number(&key.name()?));
-                }
-            }
-            if let Some(database) = hive.key("DriverDatabase")?
-                && let Some(map) = database.value("OemInfMap")?
-            {
-                used.extend(package::oem_numbers(&map.data));
-            }
-        }
-        Ok(Self {
-            used,
-            given: BTreeSet::new(),
-            hives,
-        })
-    }
-
-    fn number_for(&mut self, store_name: &str) -> Result<u32> {
-        let path = format!("DriverDatabase\\DriverPackages\\{store_name}");
-        for hive in &self.hives {
-            if let Some(key) = hive.key(&path)?
-                && let Some(inf) = key.string("")?
-                && let Some(number) = oem_number(&inf)
-            {
-                self.given.insert(number);
-                return Ok(number);
-            }
-        }
-        let free = (0..).find(|n| !self.used.contains(n)).unwrap_or(0);
-        self.used.insert(free);
-        self.given.insert(free);
-        Ok(free)
-    }
-}
-
-/// The N of `oemN.inf`.
-pub fn oem_number(name: &str) -> Option<u32> {
-    let name = name.to_ascii_lowercase();
-    name.strip_prefix("oem")?.strip_suffix(".inf")?.parse().ok()
 }
