@@ -268,12 +268,13 @@ pub fn stage_all(set: &DriverSet, placement: &Placement) -> Result<Staged, PathE
     let mut staged = Staged::default();
     let mut sizes: Vec<(String, u64)> = Vec::new();
     for pkg in &set.packages {
-        let clash = pkg.files.iter().find(|f| {
+        let loaded = pkg.files.iter().filter(|f| !is_documentation(&f.name));
+        let clash = loaded.clone().find(|f| {
             sizes
                 .iter()
                 .any(|(name, size)| name.eq_ignore_ascii_case(&f.name) && *size != f.size)
         });
-        let place = match clash.filter(|f| !is_documentation(&f.name)) {
+        let place = match clash {
             None => placement.clone(),
             Some(file) => {
                 staged.notes.push(format!(
@@ -286,7 +287,7 @@ pub fn stage_all(set: &DriverSet, placement: &Placement) -> Result<Staged, PathE
                 }
             }
         };
-        sizes.extend(pkg.files.iter().map(|f| (f.name.clone(), f.size)));
+        sizes.extend(loaded.map(|f| (f.name.clone(), f.size)));
         for copy in stage(pkg, &place)? {
             if !staged.files.iter().any(|(to, _)| *to == copy.0) {
                 staged.files.push(copy);

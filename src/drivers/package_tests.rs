@@ -73,6 +73,133 @@ fn golden() {
         }
     }
     insta::assert_snapshot!("netkvm-w10", text(&installed("netkvm", &w10)));
+    // Of 8.1 the packages are in SYSTEM; before 8 they are staged only.
+    let w81 = target(6, 3, 9600, Arch::X86);
+    insta::assert_snapshot!("viorng-w81", text(&installed("viorng", &w81)));
+    assert_eq!(installed("netkvm", &w7), Installation::default());
+}
+
+/// An INF with everything that the demo's drivers lack.
+#[test]
+fn what_an_inf_may_add_is_recorded_where_it_belongs() {
+    let w10 = target(10, 0, 19045, Arch::Arm64);
+    let inf = r#"
+[Version]
+ClassGuid = {4D36E97B-E325-11CE-BFC1-08002BE10318}
+Class = SCSIAdapter
+Provider = Maker
+DriverVer = 02/03/2024,1.2.3.4
+[SourceDisksFiles]
+x.sys = 1
+tool.exe = 1
+[DestinationDirs]
+DefaultDestDir = 12
+system = 11
+lost = 24
+[Manufacturer]
+%M% = Models,NTarm64
+[Models.NTarm64]
+"Plain text" = Inst, PCI\VEN_1AF4&DEV_1042&SUBSYS_1
+%Two% = Inst, PCI\VEN_1AF4&DEV_1042&REV_1
+[Inst]
+CopyFiles = @x.sys, system, lost
+AddReg = driver
+Include = pci.inf, machine.inf
+FeatureScore = 80
+[Inst.HW]
+AddReg = hw
+[Inst.Services]
+AddService = X, 2, svc, log
+AddService = helper, , helper_svc
+AddService = x, , helper_svc
+[svc]
+DisplayName = Shown
+ServiceType = 1
+StartType = 0
+ErrorControl = 3
+ServiceBinary = %13%\sub\x.sys
+Tag = 9
+AddReg = service
+[helper_svc]
+DisplayName = %Two%
+ServiceType = 16
+StartType = 2
+ErrorControl = 0
+ServiceBinary = %11%\tool.exe
+[system]
+tool.exe
+[lost]
+x.sys
+[driver]
+HKR,,Value,1,1
+HKLM,Software\X,Lost,,x
+[hw]
+HKR,Sub
+HKR,Sub\Deep,Name,,x
+[service]
+HKR,Parameters,A,0x00010001,1
+[log]
+AddReg = log_reg
+[log_reg]
+HKR,,TypesSupported,0x00010001,7
+[Strings]
+M = "The maker"
+Two = "Second"
+"#;
+    let (set, _) = demo_set(&target(10, 0, 19045, Arch::Amd64));
+    let mut pkg = set.package("viostor").unwrap().clone();
+    pkg.inf = super::super::DriverInf::parse(inf.as_bytes(), &w10).unwrap();
+    pkg.inf_name = "X.INF".into();
+    pkg.signer = Some("Signer".into());
+    pkg.files = ["X.INF", "x.sys", "tool.exe", "other.dll"]
+        .map(|name| super::super::PackageFile {
+            name: name.into(),
+            media_path: format!("m/{name}"),
+            size: 1,
+        })
+        .to_vec();
+    let mut at = placement(12);
+    at.control_set = crate::types::ControlSet::new(3);
+    at.system_drive = "D:".into();
+    let shown = |pkg: &DriverPackage, target: &WindowsTarget| {
+        let installed = install(pkg, DIGEST, target, &at).unwrap();
+        let name = installed.store_name.clone();
+        format!("; {name:?}\n{}", text(&installed))
+    };
+    insta::assert_snapshot!("unusual-boot", shown(&pkg, &w10));
+    insta::assert_snapshot!("unusual-old", shown(&pkg, &target(6, 1, 7601, Arch::Arm64)));
+    pkg.required = false;
+    insta::assert_snapshot!("unusual-staged", shown(&pkg, &w10));
+    // A service whose file is not in the package is not recorded.
+    pkg.files.retain(|f| f.name != "x.sys");
+    let without = install(&pkg, DIGEST, &w10, &at).unwrap();
+    assert_eq!(without.system, []);
+}
+
+/// The ids that QEMU gives a device in its old and in its new form.
+#[test]
+fn the_form_of_a_device_is_told_by_its_number() {
+    let (set, _) = demo_set(&target(10, 0, 19045, Arch::Amd64));
+    for (id, transitional, modern) in [
+        (r"PCI\VEN_1AF4&DEV_0FFF", false, false),
+        (r"PCI\VEN_1AF4&DEV_1000", true, false),
+        (r"pci\ven_1af4&dev_103f&SUBSYS_1", true, false),
+        (r"PCI\VEN_1AF4&DEV_1040", false, true),
+        (r"PCI\VEN_1AF4&DEV_107F", false, true),
+        (r"PCI\VEN_1AF4&DEV_1080", false, false),
+        (r"PCI\VEN_1AF5&DEV_1042", false, false),
+        (r"PCI\VEN_1AF4&DEV_10", false, false),
+        (r"ACPI\VEN_1AF4&DEV_1042", false, false),
+    ] {
+        let mut pkg = set.package("netkvm").unwrap().clone();
+        pkg.inf.models.truncate(1);
+        pkg.inf.models[0].hardware_ids = vec![id.to_string()];
+        let expected = Forms {
+            transitional,
+            modern,
+        };
+        assert_eq!(pkg.forms(), expected, "{id}");
+    }
 }
 
 #[test]
@@ -508,6 +635,53 @@ fn staging() {
             r"\Windows\hyper2kvm\drivers\vioserial\wdfcoinstaller01011.dll",
         ]
     );
+}
+
+/// A difference between files for people does not hide one between files that are loaded.
+#[test]
+fn a_package_whose_readme_and_driver_differ_has_its_own_directory() {
+    let w10 = target(10, 0, 19045, Arch::Amd64);
+    let (mut set, _) = demo_set(&w10);
+    set.packages.truncate(2);
+    for (pkg, size) in set.packages.iter_mut().zip([1, 2]) {
+        for name in ["a.txt", "z.dll"] {
+            let file = super::super::PackageFile {
+                name: name.into(),
+                media_path: format!("{size}/{name}"),
+                size,
+            };
+            pkg.files.insert(0, file.clone());
+            pkg.files.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+    }
+    let staged = stage_all(&set, &placement(0)).unwrap();
+    let places: Vec<_> = staged
+        .files
+        .iter()
+        .filter(|(_, from)| from.ends_with("z.dll"))
+        .map(|(to, from)| (to.to_string(), from.as_str()))
+        .collect();
+    assert_eq!(
+        places,
+        [
+            (r"\Windows\hyper2kvm\drivers\z.dll".to_string(), "1/z.dll"),
+            (
+                r"\Windows\hyper2kvm\drivers\vioscsi\z.dll".to_string(),
+                "2/z.dll"
+            ),
+        ]
+    );
+    assert_eq!(
+        staged.notes,
+        [
+            "vioscsi is staged in a directory of its own: its z.dll differs from that of another driver"
+        ]
+    );
+    // A file for people alone is no difference.
+    for pkg in &mut set.packages {
+        pkg.files.retain(|f| f.name != "z.dll");
+    }
+    assert_eq!(stage_all(&set, &placement(0)).unwrap().notes, [""; 0]);
 }
 
 fn run(program: &str, args: &[&std::ffi::OsStr]) -> Option<Vec<u8>> {
