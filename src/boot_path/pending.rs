@@ -180,6 +180,40 @@ mod tests {
         }
     }
 
+    /// The forms of an entry: with marks of `MoveFileEx`, and only with a drive letter.
+    #[test]
+    fn an_entry_names_a_file_by_drive_and_path() {
+        let path = GuestPath::parse("\\Windows\\System32\\drivers\\viostor.sys").unwrap();
+        let rest = "windows\\system32\\drivers\\viostor.sys";
+        for (entry, named) in [
+            (format!("C:\\{rest}"), true),
+            (format!("z:\\{rest}"), true),
+            (format!("\\??\\C:\\{rest}"), true),
+            (format!("!\\??\\C:\\{rest}"), true),
+            (format!("*12\\??\\C:\\{rest}"), true),
+            (format!("!*1C:\\{rest}"), true),
+            (format!("1:\\{rest}"), false),
+            (format!("C:{rest}"), false),
+            (format!("\\{rest}"), false),
+            (format!("\\??\\Volume{{1}}\\{rest}"), false),
+            (format!("C:\\{rest}x"), false),
+            ("C:\\windows\\system32\\drivers".into(), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(names(&entry, &path), named, "{entry}");
+        }
+        let utf16 = |text: &str| {
+            text.encode_utf16()
+                .flat_map(u16::to_le_bytes)
+                .collect::<Vec<_>>()
+        };
+        // An entry without a source is skipped; what has no second part is none.
+        let list = utf16("a\0b\0\0c\0d\0\0e");
+        let pair = |a: &str, b: &str| (a.to_string(), b.to_string());
+        assert_eq!(pairs(&list), [pair("a", "b"), pair("d", "")]);
+        assert_eq!(pairs(&[]), []);
+    }
+
     #[test]
     fn the_rest_of_the_list_stays() {
         let temp = "\\??\\C:\\Temp\\a.tmp";

@@ -278,6 +278,89 @@ mod tests {
         assert_eq!(service(Some(0), &[3]).idle_override(), None);
     }
 
+    /// A key with every value, and with each of them of another type.
+    #[test]
+    fn a_service_is_read_with_all_its_values() {
+        use crate::registry::{KeyTree, RegData};
+        let root = GuestPath::parse("\\Windows").unwrap();
+        let key = "ControlSet001\\Services\\x";
+        let read = |tree: &KeyTree, nt, name: &str| {
+            let bytes = tree.to_bytes("SYSTEM");
+            let view = HiveView::new(&bytes).unwrap();
+            Service::read(&view, &ControlSet::new(1), &root, nt, name).unwrap()
+        };
+        let mut tree = KeyTree::new("ROOT");
+        tree.dword(key, "Start", 2)
+            .dword(key, "Type", 16)
+            .dword(key, "ErrorControl", 1)
+            .dword(key, "DeleteFlag", 1)
+            .sz(key, "Group", "g")
+            .set(key, "ImagePath", RegData::ExpandSz("a\\b.sys".into()))
+            .dword(&format!("{key}\\StartOverride"), "0", 0)
+            .sz(&format!("{key}\\StartOverride"), "1", "3")
+            .dword(&format!("{key}\\StartOverride"), "2", 4)
+            .dword(&format!("{key}\\StartOverride"), "3", 3);
+        let whole = Service {
+            name: "X".into(),
+            start: Some(2),
+            kind: Some(16),
+            overrides: vec![0, 4, 3],
+            image: GuestPath::parse("\\Windows\\a\\b.sys"),
+            image_path: Some("a\\b.sys".into()),
+            mistyped: Vec::new(),
+            deleted: true,
+            overridable: true,
+        };
+        assert_eq!(read(&tree, (6, 0), "X"), Some(whole));
+        let old = read(&tree, (5, 2), "x").unwrap();
+        assert!(!old.overridable);
+        // Of several overrides the first that is not zero counts.
+        assert_eq!(
+            (old.start_override(), old.idle_override()),
+            (Some(4), Some(4))
+        );
+        assert_eq!(old.effective_start(), Some(2));
+        for name in ["", "y", "x\\StartOverride"] {
+            assert_eq!(read(&tree, (6, 0), name), None, "{name:?}");
+        }
+        let mut wrong = KeyTree::new("ROOT");
+        for name in ["Group", "ImagePath"] {
+            wrong.dword(key, name, 1);
+        }
+        for name in ["ErrorControl", "Start", "Type"] {
+            wrong.sz(key, name, "1");
+        }
+        let found = read(&wrong, (6, 0), "x").unwrap();
+        assert_eq!(
+            found.mistyped,
+            ["Start", "Type", "ErrorControl", "Group", "ImagePath"]
+        );
+        assert!(!found.is_installed() && !found.deleted && !found.is_disabled());
+        let image = GuestPath::parse("\\Windows\\System32\\drivers\\x.sys");
+        assert_eq!((found.image, found.image_path), (image, None));
+        // A disabled service starts neither by its own value nor by an override.
+        for (start, override_, disabled) in
+            [(4, 0, true), (0, 4, true), (0, 3, false), (3, 4, false)]
+        {
+            let mut tree = KeyTree::new("ROOT");
+            tree.dword(key, "Start", start)
+                .dword(&format!("{key}\\StartOverride"), "0", override_);
+            let found = read(&tree, (6, 0), "x").unwrap();
+            assert_eq!(found.is_disabled(), disabled, "{start} {override_}");
+        }
+        for (has, installed) in [
+            (&["Start"][..], false),
+            (&["Type"], false),
+            (&["Start", "Type"], true),
+        ] {
+            let mut tree = KeyTree::new("ROOT");
+            for name in has {
+                tree.dword(key, name, 1);
+            }
+            assert_eq!(read(&tree, (6, 0), "x").unwrap().is_installed(), installed);
+        }
+    }
+
     #[test]
     fn forms_of_image_paths() {
         use PathForm::{Other, Relative, SystemRoot};

@@ -292,3 +292,217 @@ fn the_driver_of_the_file_system_is_where_its_service_says() {
         assert_eq!(told, !ready, "{image_path:?} {file}");
     }
 }
+
+/// Verdict, service, reason and every step, as people read them.
+fn shown(title: &str, path: &BootPath) -> String {
+    let mut text = format!(
+        "{title}\n  ready {}, service {:?}\n  {}\n",
+        path.ready, path.service, path.reason
+    );
+    for step in &path.steps {
+        let mark = if step.ok { "ok" } else { "--" };
+        text.push_str(&format!("  {mark} {}\n", step.text));
+    }
+    text
+}
+
+#[test]
+fn every_step_of_each_controller_in_its_order() {
+    let mut text = String::new();
+    for nt in [XP, (6, 1), TEN] {
+        for controller in DiskBus::ALL {
+            let mut guest = Guest::new(nt);
+            for list in ["UpperFilters", "LowerFilters"] {
+                let key = format!("{SET}\\Control\\Class\\{DISK_DRIVE}");
+                guest
+                    .tree
+                    .set(&key, list, RegData::MultiSz(vec!["disk".into()]));
+            }
+            let title = format!("{nt:?} {}", controller.name());
+            text.push_str(&shown(&title, &guest.evaluate(controller)));
+        }
+    }
+    insta::assert_snapshot!("every-step", text);
+}
+
+/// The reason, and the steps and faults that a change of the guest adds.
+#[test]
+fn what_is_said_of_each_fault() {
+    type Change = fn(&mut Guest);
+    let image = |state, imports: &[&str]| Image {
+        state,
+        imports: imports.iter().map(ToString::to_string).collect(),
+    };
+    let other = |machine| ImageState::Present {
+        machine: Some(machine),
+    };
+    let set = |guest: &mut Guest, file: &str, image: Image| {
+        guest.files.insert(format!("system32\\{file}"), image);
+    };
+    let mut text = String::new();
+    for (nt, controller, what, change) in [
+        (
+            TEN,
+            VirtioBlk,
+            "deleted and mistyped",
+            (|g| {
+                g.tree
+                    .dword(&service("disk"), "DeleteFlag", 1)
+                    .dword(&service("disk"), "Group", 1)
+                    .sz(&service("pci"), "Start", "0");
+            }) as Change,
+        ),
+        (TEN, VirtioBlk, "not installed", |g| {
+            g.tree.remove(&service("disk"));
+            g.tree.key_mut(&service("pci")).values.clear();
+        }),
+        (TEN, VirtioBlk, "late", |g| {
+            g.tree
+                .dword(&service("disk"), "Start", 1)
+                .dword(&format!("{}\\StartOverride", service("pci")), "1", 3)
+                .dword(&service("viostor"), "Type", 16);
+        }),
+        (XP, Ide, "old overrides", |g| {
+            g.tree
+                .dword(&format!("{}\\StartOverride", service("pci")), "1", 3);
+        }),
+        (TEN, VirtioBlk, "paths", |g| {
+            g.tree.sz(&service("disk"), "ImagePath", "..\\disk.sys").sz(
+                &service("pci"),
+                "ImagePath",
+                "C:\\Windows\\system32\\drivers\\pci.sys",
+            );
+        }),
+        (XP, VirtioBlk, "paths of NT 5", |g| {
+            g.tree.sz(
+                &service("pci"),
+                "ImagePath",
+                "\\SystemRoot\\system32\\drivers\\pci.sys",
+            );
+        }),
+        (TEN, VirtioBlk, "filters", |g| {
+            g.tree
+                .dword(&service("off"), "Type", 1)
+                .dword(&service("off"), "Start", 4)
+                .dword(&service("marked"), "Type", 1)
+                .dword(&service("marked"), "Start", 3)
+                .dword(&service("marked"), "DeleteFlag", 1)
+                .key_mut(&service("empty"));
+            for (class, list) in [(DISK_DRIVE, "UpperFilters"), (HDC, "LowerFilters")] {
+                let names = ["off", "marked", "empty", "gone", "pci"];
+                g.tree.set(
+                    &format!("{SET}\\Control\\Class\\{class}"),
+                    list,
+                    RegData::MultiSz(names.map(str::to_string).to_vec()),
+                );
+            }
+        }),
+        (TEN, VirtioBlk, "earlier devices", |g| {
+            let bus = format!("{SET}\\Enum\\PCI\\VEN_1AF4&DEV_1042&SUBSYS_1");
+            g.tree
+                .dword(&format!("{bus}\\1"), "ConfigFlags", 3)
+                .sz(&format!("{bus}\\2"), "Class", "x")
+                .sz(&format!("{bus}\\3"), "ClassGUID", "x")
+                .sz(&format!("{bus}\\3"), "Service", "other")
+                .sz(&format!("{bus}\\4"), "ClassGUID", "x")
+                .sz(&format!("{bus}\\4"), "Service", "VioStor");
+        }),
+        (TEN, VirtioBlk, "staged", |g| {
+            g.tree.remove("DriverDatabase\\DriverInfFiles");
+            let ids = "DriverDatabase\\DeviceIds\\PCI\\VEN_1AF4&DEV_1042";
+            g.tree.sz(ids, "oem9.inf", "");
+        }),
+        ((6, 1), VirtioBlk, "no class", |g| {
+            for id in ["1001", "1042"] {
+                let key = format!("{SET}\\Control\\CriticalDeviceDatabase\\PCI#VEN_1AF4&DEV_{id}");
+                g.tree.sz(&key, "ClassGUID", "");
+            }
+        }),
+        (XP, Ide, "no channels", |g| {
+            g.tree
+                .remove(&format!("{SET}\\Control\\CriticalDeviceDatabase"));
+        }),
+        (TEN, VirtioBlk, "pending", |g| {
+            let list = ["\\??\\C:\\Windows\\system32\\drivers\\viostor.sys", ""];
+            g.tree.set(
+                &format!("{SET}\\Control\\Session Manager"),
+                "PendingFileRenameOperations",
+                RegData::MultiSz(list.map(str::to_string).to_vec()),
+            );
+        }),
+    ] {
+        let before = Guest::new(nt).evaluate(controller);
+        let mut guest = Guest::new(nt);
+        change(&mut guest);
+        let mut path = guest.evaluate(controller);
+        path.steps.retain(|step| !before.steps.contains(step));
+        path.faults.retain(|fault| !before.faults.contains(fault));
+        text.push_str(&shown(&format!("{what}: {nt:?} {controller:?}"), &path));
+        text.push_str(&format!("  {:?}\n", path.faults));
+    }
+    for (what, file, found) in [
+        (
+            "missing",
+            "drivers\\disk.sys",
+            image(ImageState::Missing, &[]),
+        ),
+        (
+            "unreadable",
+            "drivers\\disk.sys",
+            image(ImageState::Unreadable, &[]),
+        ),
+        ("for another", "drivers\\disk.sys", image(other(0x14c), &[])),
+        (
+            "for an unknown",
+            "drivers\\disk.sys",
+            image(other(0x200), &[]),
+        ),
+        (
+            "import for another",
+            "drivers\\classpnp.sys",
+            image(other(0xaa64), &[]),
+        ),
+        (
+            "import unreadable",
+            "drivers\\classpnp.sys",
+            image(ImageState::Unreadable, &[]),
+        ),
+        (
+            "import missing",
+            "drivers\\classpnp.sys",
+            image(ImageState::Missing, &[]),
+        ),
+        (
+            "import of an import",
+            "drivers\\classpnp.sys",
+            image(other(0x8664), &["b.sys", "a.sys"]),
+        ),
+        ("hal outside", "hal.dll", image(ImageState::Missing, &[])),
+        (
+            "only Windows reads it",
+            "drivers\\disk.sys",
+            image(ImageState::Present { machine: None }, &[]),
+        ),
+        (
+            "import only Windows reads",
+            "drivers\\classpnp.sys",
+            image(ImageState::Present { machine: None }, &[]),
+        ),
+        ("kernel", "ntoskrnl.exe", image(ImageState::Unreadable, &[])),
+        (
+            "file system",
+            "drivers\\ntfs.sys",
+            image(ImageState::Missing, &[]),
+        ),
+    ] {
+        let before = Guest::new(TEN).evaluate(VirtioBlk);
+        let mut guest = Guest::new(TEN);
+        set(&mut guest, file, found);
+        let mut path = guest.evaluate(VirtioBlk);
+        path.steps.retain(|step| !before.steps.contains(step));
+        path.faults.retain(|fault| !before.faults.contains(fault));
+        text.push_str(&shown(&format!("{what}: {file}"), &path));
+        text.push_str(&format!("  {:?}\n", path.faults));
+    }
+    insta::assert_snapshot!("every-fault", text);
+}
