@@ -47,3 +47,5 @@ mod emit_tests;
 mod examples;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod whole_tests;

@@ -286,4 +286,96 @@ mod tests {
         assert_eq!(map.unused(&["b"]), ["a"]);
         assert!(map.maps("a") && !map.maps("c"));
     }
+
+    #[test]
+    fn what_is_wrong_with_a_mapping_is_said() {
+        for (text, message) in [
+            ("a", "\"a\" is not SOURCE=TARGET"),
+            (
+                "a=x",
+                "\"x\" is no target of a network: net:NAME, br:NAME[@VLAN], nad:NAMESPACE/NAME, pve:BRIDGE[@VLAN], or none",
+            ),
+            (
+                "a=nad:x",
+                "\"nad:x\" is no target of a network: net:NAME, br:NAME[@VLAN], nad:NAMESPACE/NAME, pve:BRIDGE[@VLAN], or none",
+            ),
+            (
+                "a=br:sixteen-letters-",
+                "\"sixteen-letters-\" is not the name of a bridge: 1 to 15 characters without blanks and slashes",
+            ),
+            ("a=br:b@4095", "\"4095\" is not a VLAN: 1 to 4094"),
+            (
+                "a=nad:A/b",
+                "\"A\" is not a name in Kubernetes: lower case letters, digits and `-`",
+            ),
+            (
+                "a=nad:a.b/c",
+                "\"a.b\" is not a name in Kubernetes: lower case letters, digits and `-`",
+            ),
+            ("a=net:", "\"\" is not the name of a libvirt network"),
+        ] {
+            assert_eq!(target(text).unwrap_err().to_string(), message, "{text}");
+        }
+        let twice = ["a=net:x", "a=net:y"].map(|text| text.parse().unwrap());
+        let error = NetworkMap::new(twice.to_vec()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the network \"a\" is mapped twice for the same kind of target"
+        );
+        for name in [".", "..", "a/b", "a:b", "a;b", "a'b", "ü"] {
+            assert!(bridge(name).is_err(), "{name}");
+        }
+        for (name, vlan) in [("fifteen-letters", None), ("a_b.c-1@1", Some(1))] {
+            assert_eq!(bridge(name).unwrap().vlan, vlan, "{name}");
+        }
+    }
+
+    /// Each kind of target changes its own part of the NIC, of NICs on that network only.
+    #[test]
+    fn a_mapping_is_applied_to_the_nics_of_its_network() {
+        let map: Vec<Mapping> = [
+            "a=br:br0@7",
+            "a=nad:n/x",
+            "a=pve:vmbr1",
+            "b=net:lan",
+            "c=none",
+        ]
+        .iter()
+        .map(|text| text.parse().unwrap())
+        .collect();
+        let map = NetworkMap::new(map).unwrap();
+        let nic = |network: Option<&str>| {
+            let mut nic = Nic::new("52:54:00:00:00:01".parse().unwrap(), NicSource::User);
+            nic.network = network.map(str::to_owned);
+            nic
+        };
+        let bridge = |name: &str, vlan| Bridge {
+            name: name.into(),
+            vlan,
+        };
+        let a = Nic {
+            source: NicSource::Bridge(bridge("br0", Some(7))),
+            attachment: Some(Attachment {
+                namespace: "n".into(),
+                name: "x".into(),
+            }),
+            proxmox: Some(bridge("vmbr1", None)),
+            ..nic(Some("a"))
+        };
+        let b = Nic {
+            source: NicSource::Network("lan".into()),
+            ..nic(Some("b"))
+        };
+        let c = Nic {
+            link_up: false,
+            ..nic(Some("c"))
+        };
+        for expected in [a, b, c, nic(Some("d")), nic(None)] {
+            let mut found = nic(expected.network.as_deref());
+            map.apply(&mut found);
+            assert_eq!(found, expected);
+        }
+        assert_eq!(map.unused(&["b"]), ["a", "c"]);
+        assert_eq!(map.unused(&["a", "b", "c"]), [""; 0]);
+    }
 }

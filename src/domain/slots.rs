@@ -198,4 +198,87 @@ mod tests {
         assert_eq!(Slots::new(Chipset::Q35, 10, 96), Err((111, 110)));
         assert!(Slots::new(Chipset::Q35, usize::MAX, usize::MAX).is_err());
     }
+
+    /// The addresses themselves: Windows knows each device by its own.
+    #[test]
+    fn every_device_has_its_address_for_good() {
+        let at = PciAddress::new;
+        for (chipset, roles, video, sata) in [
+            (
+                Chipset::Q35,
+                [
+                    at(1, 0, 0),
+                    at(2, 0, 0),
+                    at(3, 0, 0),
+                    at(4, 0, 0),
+                    at(5, 0, 0),
+                    at(7, 0, 0),
+                    at(8, 0, 0),
+                ],
+                at(0, 1, 0),
+                [at(0, 31, 2), at(0, 24, 0), at(0, 25, 0)],
+            ),
+            (
+                Chipset::Pc,
+                [
+                    at(0, 3, 0),
+                    at(0, 4, 0),
+                    at(0, 5, 0),
+                    at(0, 6, 0),
+                    at(0, 7, 0),
+                    at(0, 9, 0),
+                    at(0, 10, 0),
+                ],
+                at(0, 2, 0),
+                [at(0, 30, 0), at(0, 29, 0), at(0, 28, 0)],
+            ),
+        ] {
+            let slots = Slots::new(chipset, 2, 1).unwrap();
+            let found = [
+                Role::Storage,
+                Role::Serial,
+                Role::Balloon,
+                Role::Rng,
+                Role::Usb,
+                Role::Nic(1),
+                Role::Data(0),
+            ]
+            .map(|role| slots.of(role));
+            assert_eq!(found, roles);
+            assert_eq!(slots.video(), video);
+            assert_eq!([0, 1, 2].map(|n| slots.sata(n)), sata);
+        }
+        // Root ports for five fixed devices, three more and two to spare, eight in a slot.
+        let ports = Slots::new(Chipset::Q35, 2, 1).unwrap().controllers();
+        let shown: Vec<String> = ports[1..]
+            .iter()
+            .map(|port| {
+                let (target, address) = (
+                    port.first("target").unwrap(),
+                    port.first("address").unwrap(),
+                );
+                let of = |e: &Element, name: &str| e.attr(name).unwrap_or("-").to_owned();
+                format!(
+                    "{} {} {} {} {} {}",
+                    of(port, "index"),
+                    of(target, "chassis"),
+                    of(target, "port"),
+                    of(address, "slot"),
+                    of(address, "function"),
+                    of(address, "multifunction")
+                )
+            })
+            .collect();
+        assert_eq!(shown.len(), 10);
+        assert_eq!(shown[0], "1 1 0x10 0x02 0x0 on");
+        assert_eq!(shown[7], "8 8 0x17 0x02 0x7 -");
+        assert_eq!(shown[8], "9 9 0x18 0x03 0x0 on");
+        assert_eq!(
+            Slots::new(Chipset::Pc, 0, 0).unwrap().controllers().len(),
+            1
+        );
+        assert!(
+            Slots::new(Chipset::Pc, 10, 10).is_ok() && Slots::new(Chipset::Q35, 10, 95).is_ok()
+        );
+    }
 }
