@@ -324,3 +324,120 @@ fn each_field_of_a_known_driver_can_be_said_anew() {
         assert_eq!(*catalogue.driver("netkvm").unwrap(), expected, "{said}");
     }
 }
+
+/// The built-in data as one line for each entry: what a guest gets follows from it.
+#[test]
+fn the_whole_of_the_built_in_catalogue() {
+    let catalogue = Catalogue::builtin();
+    let mut text = String::new();
+    for (arch, names) in &catalogue.architectures {
+        text.push_str(&format!("arch {arch}: {}\n", names.join(" ")));
+    }
+    for (folder, names) in &catalogue.folders {
+        text.push_str(&format!("folder {folder}: {}\n", names.join(" ")));
+    }
+    for pattern in &catalogue.skip {
+        text.push_str(&format!("skip {pattern}\n"));
+    }
+    for windows in &catalogue.windows {
+        text.push_str(&format!("{}\n", serde_json::to_string(windows).unwrap()));
+    }
+    for driver in &catalogue.drivers {
+        text.push_str(&format!("{}\n", serde_json::to_string(driver).unwrap()));
+    }
+    insta::assert_snapshot!("builtin", text);
+}
+
+#[test]
+fn a_file_that_cannot_be_merged_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.yaml");
+    let merge = || Catalogue::builtin().merge_file(&path);
+    for (size, fine) in [(MAX_CONFIG, true), (MAX_CONFIG + 1, false)] {
+        std::fs::write(&path, " ".repeat(usize::try_from(size).unwrap())).unwrap();
+        let merged = merge();
+        assert_eq!(merged.is_ok(), fine, "{size}");
+        if let Err(error) = merged {
+            let message = format!("{} is more than 1048576 bytes", path.display());
+            assert_eq!(error.to_string(), message);
+        }
+    }
+    for (text, message) in [
+        (
+            "drivers: [{name: new, role: other, unless: gone}]",
+            "there is no driver \"gone\"",
+        ),
+        (
+            "drivers: [{name: new}]",
+            "the new driver \"new\" has no role",
+        ),
+        (
+            "vendors: [{name: V, pnp_ids: {gone: []}}]",
+            "vendor \"V\" names the unknown driver \"gone\"",
+        ),
+        (
+            "windows: [{id: x, name: X, nt: '10.0', folders: [], media: m}]",
+            "windows \"x\" names no directories",
+        ),
+        (
+            "windows: [{id: x, name: X, nt: '10.0', folders: [w10], media: m, without: [gone]}]",
+            "there is no driver \"gone\"",
+        ),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let found = merge().unwrap_err().to_string();
+        assert_eq!(found, format!("{}, line 1: {message}", path.display()));
+    }
+    std::fs::remove_file(&path).unwrap();
+    let message = format!("reading {}", path.display());
+    assert_eq!(merge().unwrap_err().to_string(), message);
+}
+
+/// What a new driver does not say follows from its name, and new Windows precede known ones.
+#[test]
+fn a_new_driver_and_a_new_windows_stand_in_their_places() {
+    let mut catalogue = Catalogue::builtin();
+    let text = "drivers: [{name: Mine, role: network}, {name: late, role: storage, required: true}]\n\
+                windows: [{id: a, name: A, nt: '10.0', folders: [w10], media: m}, \
+                {id: windows-10, name: B, nt: '6.9', folders: [w8], media: n}]\n\
+                vendors: [{name: V, pnp_ids: {mine: ['PCI\\X', 'PCI\\X']}}]";
+    let before = catalogue.clone();
+    catalogue.merge_text("c.yaml", text).unwrap();
+    assert_eq!(
+        catalogue.driver("mine"),
+        Some(&DriverSpec {
+            name: "Mine".into(),
+            role: Role::Network,
+            device: None,
+            services: Vec::new(),
+            folders: vec!["Mine".into()],
+            inf: vec!["Mine.inf".into()],
+            required: false,
+            start: None,
+            unless: None,
+            pnp_ids: vec![PnpId::try_from("PCI\\X".to_string()).unwrap()],
+        })
+    );
+    let names: Vec<_> = catalogue.drivers.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(names[..5], ["viostor", "vioscsi", "late", "netkvm", "Mine"]);
+    let ids = |c: &Catalogue| c.windows.iter().map(|w| w.id.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        ids(&catalogue),
+        [&["a".to_string()], &ids(&before)[..]].concat()
+    );
+    let ten = catalogue
+        .windows
+        .iter()
+        .find(|w| w.id == "windows-10")
+        .unwrap();
+    assert_eq!((&*ten.name, ten.nt.minor), ("B", 9));
+    assert_eq!(
+        catalogue
+            .windows_for(&target((10, 0), 19045, false))
+            .unwrap()
+            .id,
+        "a"
+    );
+    assert_eq!(catalogue.driver_folders(&target((4, 0), 1, false)), [""; 0]);
+    assert_eq!(catalogue.folder_names("none"), ["none"]);
+}

@@ -153,4 +153,36 @@ mod tests {
             assert_eq!(is_driver_source(&media, &catalogue), is_source, "{path}");
         }
     }
+
+    #[test]
+    fn the_text_of_drivers_where() {
+        let text = text(
+            &Catalogue::builtin(),
+            "/usr/share/virtio-win/virtio-win.iso",
+        );
+        insta::assert_snapshot!("where", text);
+        insta::assert_snapshot!("hints", hints("/iso").join("\n"));
+    }
+
+    #[test]
+    fn what_is_opened_is_a_driver_source() {
+        let catalogue = Catalogue::builtin();
+        let dir = tempfile::tempdir().unwrap();
+        let shown = dir.path().display();
+        std::fs::write(dir.path().join("a.txt"), "x").unwrap();
+        let error = open(dir.path(), &catalogue).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{shown} is no virtio-win driver source: 1 file, and none is the INF of a driver in the catalogue"
+            )
+        );
+        std::fs::write(dir.path().join("viostor.inf"), "x").unwrap();
+        let media = open(dir.path(), &catalogue).unwrap();
+        assert_eq!(media.files().len(), 2);
+        assert_eq!(media.describe(), format!("directory {shown}"));
+        let error = open(&dir.path().join("gone"), &catalogue).err().unwrap();
+        let message = format!("opening the virtio-win drivers at {shown}/gone");
+        assert_eq!(error.to_string(), message);
+    }
 }

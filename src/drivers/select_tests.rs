@@ -423,3 +423,230 @@ fn a_limit_of_signatures_without_architectures_holds_for_all() {
         assert_eq!(found, refused, "{archs:?}");
     }
 }
+
+/// Each error with its code, its reason down to the source, and its remedy.
+#[test]
+fn what_is_wrong_with_a_driver_is_said() {
+    let fresh = "get a fresh copy of the virtio-win ISO and pass it with --virtio-iso";
+    let media = MediaError::NotFound { path: "x".into() };
+    let inf = InfError::MissingSection("Version");
+    let missing = |available: &[&str]| {
+        DriverError::NoDriver(Box::new(NoDriver {
+            driver: "viostor".into(),
+            windows: "W".into(),
+            media: "m".into(),
+            looked_for: vec!["w1".into(), "w2".into()],
+            available: available.iter().map(ToString::to_string).collect(),
+            remedy: "help".into(),
+        }))
+    };
+    for (error, code, reason, remedy) in [
+        (
+            DriverError::UnknownWindows {
+                windows: "W".into(),
+            },
+            "windows-not-in-catalogue",
+            "the driver catalogue has no entry for W",
+            "describe this Windows in a file and pass it with --driver-config (hyper2kvm docs drivers, \"windows\")",
+        ),
+        (
+            missing(&[]),
+            "driver-missing",
+            "m has no viostor driver for W: looked for w1, w2, found none for any Windows",
+            "help",
+        ),
+        (
+            missing(&["a", "b"]),
+            "driver-missing",
+            "m has no viostor driver for W: looked for w1, w2, found a, b",
+            "help",
+        ),
+        (
+            DriverError::NotSigned {
+                driver: "d 1 in f".into(),
+                windows: "W".into(),
+                reason: "why".into(),
+                remedy: "help".into(),
+            },
+            "driver-not-signed",
+            "d 1 in f is not usable on W: why",
+            "help",
+        ),
+        (
+            DriverError::Inf {
+                folder: "f".into(),
+                inf: "i.inf".into(),
+                windows: "W".into(),
+                source: Box::new(inf),
+                remedy: "help".into(),
+            },
+            "driver-inf-unusable",
+            "f/i.inf cannot be used for W: INF has no [Version] section",
+            "help",
+        ),
+        (
+            DriverError::MissingFile {
+                folder: "f".into(),
+                file: "x.sys".into(),
+            },
+            "driver-package-incomplete",
+            "the driver package in f is incomplete: x.sys is missing",
+            fresh,
+        ),
+        (
+            DriverError::WrongImage {
+                file: "f/x.sys".into(),
+                arch: Arch::Amd64,
+            },
+            "driver-wrong-image",
+            "f/x.sys is not a driver image for x86_64",
+            fresh,
+        ),
+        (
+            DriverError::NoService {
+                folder: "f".into(),
+                inf: "i.inf".into(),
+            },
+            "driver-inf-unusable",
+            "f/i.inf installs no boot-start service for its device",
+            fresh,
+        ),
+        (
+            DriverError::Media(media),
+            "driver-media-unreadable",
+            "reading the driver source: x does not exist",
+            fresh,
+        ),
+    ] {
+        assert_eq!(error.blocker(), Blocker::new(code, reason, remedy));
+    }
+}
+
+/// Everything about the packages of one Windows, and the notes.
+#[test]
+fn a_package_has_what_the_source_and_the_catalogue_say() {
+    let mut catalogue = Catalogue::builtin();
+    let ids = "drivers: [{name: viostor, pnp_ids: ['PCI\\VEN_1AE0&DEV_1001']}, {name: balloon, start: system}]";
+    catalogue.merge_text("c.yaml", ids).unwrap();
+    let mut files = virtio_win::files(Layout::Iso, &image);
+    // Beside a single INF everything is used but what the catalogue skips.
+    for name in ["viostor/w10/amd64/Readme.txt", "viostor/w10/amd64/x.PDB"] {
+        files.push((name.into(), vec![1, 2]));
+    }
+    let w10 = target(10, 0, 19045, false, Arch::Amd64);
+    let set = select(&Memory::new(files), &catalogue, &w10).unwrap();
+    let mut text = format!(
+        "{} {} {:?} {:?}\n",
+        set.windows, set.os_folder, set.guest_agent_msi, set.notes
+    );
+    for p in &set.packages {
+        let names: Vec<_> = p
+            .files
+            .iter()
+            .map(|f| format!("{} {}", f.name, f.media_path))
+            .collect();
+        let store: Vec<_> = p.store_files().iter().map(|f| f.name.as_str()).collect();
+        text.push_str(&format!(
+            "{} {:?} {:?} required {} in {} ({}) {} start {:?} ids {:?} signer {:?}\n  {}\n  store {}, images {:?}\n",
+            p.driver,
+            p.role,
+            p.device,
+            p.required,
+            p.folder,
+            p.os_folder,
+            p.inf_name,
+            p.start_override,
+            p.pnp_ids,
+            p.signer,
+            names.join(", "),
+            store.join(" "),
+            p.images(),
+        ));
+    }
+    insta::assert_snapshot!("packages-w10", text);
+    let drives = [VirtioDevice::Blk, VirtioDevice::Net, VirtioDevice::Rng].map(|d| set.drives(d));
+    assert_eq!(drives, [true; 3]);
+    assert!(set.package("NETKVM").is_some() && set.package("gone").is_none());
+}
+
+/// Of several directories for one driver the shallowest; of two INFs in one, what each names.
+#[test]
+fn a_directory_of_several_drivers_gives_each_its_own_files() {
+    let w10 = target(10, 0, 19045, false, Arch::Amd64);
+    let mut files = virtio_win::files(Layout::Iso, &image);
+    let of = |files: &[(String, Vec<u8>)], driver: &str| {
+        let set = select(&Memory::new(files.to_vec()), &Catalogue::builtin(), &w10).unwrap();
+        let package = set.package(driver).unwrap().clone();
+        let names: Vec<_> = package.files.iter().map(|f| f.name.clone()).collect();
+        (package.folder, names)
+    };
+    let copy = |files: &mut Vec<(String, Vec<u8>)>, from: &str, to: &str| {
+        let found: Vec<_> = files
+            .iter()
+            .filter_map(|(path, bytes)| Some((path.strip_prefix(from)?.to_string(), bytes.clone())))
+            .collect();
+        assert!(!found.is_empty(), "{from}");
+        files.extend(
+            found
+                .into_iter()
+                .map(|(name, bytes)| (format!("{to}{name}"), bytes)),
+        );
+    };
+    copy(
+        &mut files,
+        "viostor/w10/amd64/",
+        "deep/er/viostor/w10/amd64/",
+    );
+    assert_eq!(of(&files, "viostor").0, "viostor/w10/amd64");
+    // The directory of the driver precedes that of all drivers, wherever it lies.
+    files.retain(|(path, _)| !path.starts_with("viostor/w10/amd64/"));
+    assert_eq!(of(&files, "viostor").0, "deep/er/viostor/w10/amd64");
+    files.retain(|(path, _)| !path.starts_with("deep/"));
+    let (folder, names) = of(&files, "viostor");
+    assert_eq!(folder, "amd64/w10");
+    assert_eq!(names, ["viostor.cat", "viostor.inf", "viostor.sys"]);
+    assert_eq!(of(&files, "vioscsi").0, "vioscsi/w10/amd64");
+}
+
+#[test]
+fn a_substitute_and_a_mixed_source_are_noted() {
+    let s22 = target(10, 0, 20348, true, Arch::Amd64);
+    let folders = Catalogue::builtin()
+        .windows_for(&s22)
+        .unwrap()
+        .folders
+        .clone();
+    let media = demo_without(|p| p.starts_with("vioscsi/2k22/") || p.starts_with("amd64/2k22/"));
+    let set = select(&media, &Catalogue::builtin(), &s22).unwrap();
+    let used = set.package("vioscsi").unwrap().folder.clone();
+    assert_eq!(used, format!("vioscsi/{}/amd64", folders[1]));
+    assert_eq!(
+        set.notes,
+        [
+            format!(
+                "driver files in memory has no 2k22 directory with vioscsi: the one in {used} is taken, which {} accepts",
+                set.windows
+            ),
+            format!("vioscsi comes from {used}, not from 2k22"),
+        ]
+    );
+}
+
+#[test]
+fn the_image_of_another_processor_is_refused_by_its_name_only() {
+    let w10 = target(10, 0, 19045, false, Arch::Amd64);
+    let media = demo(Layout::Iso);
+    let set = select(&media, &Catalogue::builtin(), &w10).unwrap();
+    let package = set.package("netkvm").unwrap();
+    let contents = package.read_files(&media, Arch::Amd64).unwrap();
+    for (name, bytes) in &contents {
+        let file = package.files.iter().find(|f| f.name == *name).unwrap();
+        assert_eq!(media.read(&file.media_path).unwrap(), *bytes);
+        assert_eq!(file.size, bytes.len() as u64);
+    }
+    let error = package.read_files(&media, Arch::Arm64).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "NetKVM/w10/amd64/netkvm.sys is not a driver image for arm64"
+    );
+}

@@ -166,4 +166,86 @@ mod tests {
         }
         assert!(rank("NT", &w11, Kind::Install).is_some());
     }
+
+    /// Each part of a decoration: what it must be, and what it adds to the rank.
+    #[test]
+    fn a_rank_is_the_version_then_the_product_then_the_architecture() {
+        let client = target("6.1.7601", Arch::Amd64, false);
+        let server = target("6.1.7601", Arch::Amd64, true);
+        for (decoration, kind, on_client, on_server) in [
+            ("NT", Kind::Install, Some((0, 0, 0, false, false)), true),
+            ("NT", Kind::Models, None, false),
+            ("NTamd64", Kind::Models, Some((0, 0, 0, false, true)), true),
+            ("NTx86", Kind::Install, None, false),
+            (
+                " ntAMD64.6.1 ",
+                Kind::Models,
+                Some((6, 1, 0, false, true)),
+                true,
+            ),
+            (
+                "NTamd64.6",
+                Kind::Models,
+                Some((6, 0, 0, false, true)),
+                true,
+            ),
+            ("NTamd64.6.2", Kind::Models, None, false),
+            ("NTamd64.7", Kind::Models, None, false),
+            (
+                "NTamd64.5.9...9999",
+                Kind::Models,
+                Some((5, 9, 9999, false, true)),
+                true,
+            ),
+            (
+                "NTamd64.6.1...7601",
+                Kind::Models,
+                Some((6, 1, 7601, false, true)),
+                true,
+            ),
+            ("NTamd64.6.1...7602", Kind::Models, None, false),
+            (
+                "NTamd64.6.1.0x1",
+                Kind::Models,
+                Some((6, 1, 0, true, true)),
+                false,
+            ),
+            ("NTamd64.6.1.2", Kind::Models, None, true),
+            ("NTamd64.6.1.3", Kind::Models, None, true),
+            ("NTamd64.6.1.4", Kind::Models, None, false),
+            (
+                "NTamd64.6.1..0",
+                Kind::Models,
+                Some((6, 1, 0, false, true)),
+                true,
+            ),
+            ("NTamd64.6.1..1", Kind::Models, None, false),
+            ("NT.6.1", Kind::Install, Some((6, 1, 0, false, false)), true),
+            ("amd64", Kind::Models, None, false),
+        ] {
+            assert_eq!(rank(decoration, &client, kind), on_client, "{decoration}");
+            let found = rank(decoration, &server, kind).is_some();
+            assert_eq!(found, on_server, "{decoration}");
+        }
+        let x86 = target("6.1.7601", Arch::X86, false);
+        assert!(rank("NT", &x86, Kind::Models).is_some());
+    }
+
+    #[test]
+    fn a_number_is_decimal_or_hexadecimal_and_may_be_negative() {
+        for (text, number) in [
+            ("10", Some(10)),
+            (" 0x1F ", Some(31)),
+            ("0X10", Some(16)),
+            ("4294967295", Some(u32::MAX)),
+            ("-1", Some(u32::MAX)),
+            ("4294967296", None),
+            ("-2147483649", None),
+            ("0x", None),
+            ("1f", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_number(text), number, "{text:?}");
+        }
+    }
 }

@@ -347,3 +347,329 @@ fn a_models_section_without_a_decoration_is_for_x86() {
         }
     }
 }
+
+/// Everything an INF may say, for two architectures and several versions.
+const WHOLE: &str = r#"
+[Version]
+ClassGuid = {4D36E97B-E325-11CE-BFC1-08002BE10318}
+Class     = "SCSI" ; the class
+Provider  = %P%
+DriverVer = 02/03/2024 , 1.2.3.4
+CatalogFile = plain.cat
+CatalogFile.nt = nt.cat
+CatalogFile.ntx86 = x86.cat
+PnpLockdown = 0
+[SourceDisksFiles]
+z.sys = 1
+A.sys = 1
+sub:x = 1
+. = 1
+[SourceDisksFiles.x86]
+only86.dll = 1
+[SourceDisksFiles.amd64]
+only64.dll = 1
+[DestinationDirs]
+DefaultDestDir = 0xc
+own = 11,\Sub\
+noid = twelve
+[Manufacturer]
+%P% = First, NTamd64.6.1, NTx86.6.1
+Second, NTamd64.....7602
+Nobody = Third, NTarm64
+[First.NTamd64.6.1]
+%One% = Inst, PCI\VEN_1&DEV_1&SUBSYS_1, PCI\VEN_1&DEV_1
+"%One% of two" = Inst, PCI\VEN_1&DEV_2
+%NoId% = Inst
+%Gone% = Missing, PCI\VEN_1&DEV_3
+[First.NTx86.6.1]
+%One% = Inst, PCI\VEN_86
+[Second.NTamd64.....7602]
+Late = Other, PCI\VEN_2, , PCI\VEN_2&CC_1
+[Inst]
+CopyFiles = never
+[Inst.NT]
+CopyFiles = own, @sys.dll, @a\b.dll
+CopyFiles = noid, nodir
+Include = machine.inf, pci.inf
+Needs = x
+AddReg = one, absent, two
+FeatureScore = 0x7F
+[Inst.NT.6.1]
+CopyFiles = own
+AddReg = two
+[Inst.NTamd64]
+Include = amd64.inf
+[Inst.NT.6.1.HW]
+AddReg = hw
+[Inst.HW]
+AddReg = two
+[Inst.Services]
+AddService = svc, 2, svc_section, log_section
+AddService = helper, , helper_section
+DelService = gone
+[Other]
+[Other.NT.10.0]
+[svc_section]
+DisplayName = %Show%
+ServiceType = 0x10
+StartType = %BOOT%
+ErrorControl = 3
+ServiceBinary = %13%\a\z.sys
+LoadOrderGroup = "Base"
+Tag = 7
+AddReg = hw
+[helper_section]
+ServiceType = 2
+StartType = 4
+ErrorControl = 0
+ServiceBinary = %11%\helper.exe
+LoadOrderGroup =
+[log_section]
+AddReg = log
+[log]
+HKR,,EventMessageFile,0,"plain.dll"
+HKR,,eventmessagefile,0x00020000,"other.dll"
+HKR,,TYPESSUPPORTED,0x00010001,3
+[own]
+to.sys, z.sys,, 2
+[nodir]
+same.dll
+[noid]
+lost.dll
+[one]
+HKR, Key\Sub\, Expand, 0x00020000, "%%SystemRoot%%\x"
+hkcr,,Multi,%MULTI%,a,,b
+HKR,,None,0x00020001,0x0a,0B
+HKR,,Binary,1,
+HKR,,Number,0x00010001,0xff
+HKR,,Number4,0x00010001,1,2,3,4
+HKR,,Sz
+HKR,,Quoted,,"a ""b"" ; c"
+[two]
+HKR,New
+HKR,New,,0x10
+HKR,New,Named,0x2000
+HKR,,,0,default
+HKR,New,"",,text
+HKR,,Delete,4
+HKR,,Qword,0x000b0001,1
+key = HKR,,NotARegistryLine,0,x
+[hw]
+HKR,Interrupt,Limit,0x00010001,-1
+[Strings]
+P = "Maker"
+One = "The one"
+Show = "Shown"
+BOOT = 0
+MULTI = 0x10000
+"#;
+
+#[test]
+fn the_whole_of_an_inf_as_each_windows_takes_it() {
+    let shown = |target: &WindowsTarget| {
+        let inf = DriverInf::parse(WHOLE.as_bytes(), target).unwrap();
+        format!(
+            "{target}\n{}\n",
+            serde_json::to_string_pretty(&inf).unwrap()
+        )
+    };
+    insta::assert_snapshot!("whole-x86", shown(&target(6, 1, 7601, Arch::X86)));
+    insta::assert_snapshot!("whole-amd64", shown(&target(6, 1, 7601, Arch::Amd64)));
+    // Of the second manufacturer the models count from this build on, and an install section that
+    // names the architecture precedes one that names a version.
+    let of = |build| DriverInf::parse(WHOLE.as_bytes(), &target(10, 0, build, Arch::Amd64));
+    let models = |inf: &DriverInf| {
+        let models = inf.models.iter();
+        models
+            .map(|m| m.install_section.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        models(&of(7602).unwrap()),
+        ["Inst.NTamd64", "Inst.NTamd64", "Other.NT.10.0"]
+    );
+    assert_eq!(of(7602).unwrap().installs.len(), 2);
+    let arm = DriverInf::parse(WHOLE.as_bytes(), &target(10, 0, 1, Arch::Arm64)).unwrap_err();
+    assert_eq!(
+        arm.to_string(),
+        "INF names nothing for Windows NT 10.0.1 client arm64"
+    );
+}
+
+#[test]
+fn what_an_inf_lacks_is_named() {
+    let parse = |from: &str, to: &str| {
+        let text = WHOLE.replacen(from, to, 1);
+        assert_ne!(text, WHOLE, "{from}");
+        DriverInf::parse(text.as_bytes(), &target(6, 1, 7601, Arch::Amd64))
+    };
+    for (from, to, message) in [
+        ("[Version]", "[Other]", "INF has no [Version] section"),
+        (
+            "[Manufacturer]",
+            "[Other]",
+            "INF has no [Manufacturer] section",
+        ),
+        (
+            "DriverVer =",
+            "Driver =",
+            "INF [Version] has no usable DriverVer: it is missing",
+        ),
+        (
+            "02/03/2024",
+            "2024",
+            "INF [Version] has no usable DriverVer: 2024",
+        ),
+        (
+            "{4D36E97B",
+            "{4D36",
+            "INF [Version] has no usable ClassGuid: {4D36-E325-11CE-BFC1-08002BE10318}",
+        ),
+        (
+            "svc, 2",
+            "a\\b, 2",
+            "INF [svc_section] has no usable AddService: \"a\\\\b\" is not a service name",
+        ),
+        (
+            "svc, 2",
+            "a/b, 2",
+            "INF [svc_section] has no usable AddService: \"a/b\" is not a service name",
+        ),
+        (
+            "[svc_section]",
+            "[other]",
+            "INF [svc_section] has no usable AddService: the service section is missing",
+        ),
+        (
+            "StartType = %BOOT%",
+            "",
+            "INF [svc_section] has no usable StartType: \"\" is not a number",
+        ),
+        (
+            "ServiceType = 0x10",
+            "ServiceType = 0xg",
+            "INF [svc_section] has no usable ServiceType: \"0xg\" is not a number",
+        ),
+        (
+            "ErrorControl = 3",
+            "ErrorControl = x",
+            "INF [svc_section] has no usable ErrorControl: \"x\" is not a number",
+        ),
+        (
+            "%13%\\a\\z.sys",
+            "%13%",
+            "INF [svc_section] has no usable ServiceBinary: \"%13%\" is not a path",
+        ),
+        (
+            "Interrupt,Limit,0x00010001,-1",
+            "Interrupt,Limit,0x00010001,x",
+            "INF [hw] has no usable line LINE: \"x\" is not a number",
+        ),
+        (
+            "Interrupt,Limit,0x00010001,-1",
+            "Interrupt,Limit,1,123",
+            "INF [hw] has no usable line LINE: \"123\" is not a byte",
+        ),
+        (
+            "Interrupt,Limit,0x00010001,-1",
+            "Interrupt,Limit,0x00010001,1,2,,4",
+            "INF [hw] has no usable line LINE: four bytes are needed",
+        ),
+        (
+            "Interrupt,Limit,0x00010001,-1",
+            "Interrupt,Limit,no,1",
+            "INF [hw] has no usable line LINE: \"no\" are no flags",
+        ),
+    ] {
+        let line = WHOLE.lines().position(|l| l.contains(from)).unwrap() + 1;
+        let expected = message.replace("LINE", &line.to_string());
+        assert_eq!(parse(from, to).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn the_catalogue_of_the_architecture_precedes_the_common_ones() {
+    let catalog = |gone: &[&str], arch| {
+        let mut text = WHOLE.to_string();
+        for line in gone {
+            text = text.replace(line, "");
+        }
+        let inf = DriverInf::parse(text.as_bytes(), &target(6, 1, 7601, arch)).unwrap();
+        inf.catalog
+    };
+    let (own, nt, plain) = (
+        "CatalogFile.ntx86 = x86.cat",
+        "CatalogFile.nt = nt.cat",
+        "CatalogFile = plain.cat",
+    );
+    let is = |name: &str| Some(name.to_string());
+    assert_eq!(catalog(&[], Arch::X86), is("x86.cat"));
+    assert_eq!(catalog(&[], Arch::Amd64), is("nt.cat"));
+    assert_eq!(catalog(&[own], Arch::X86), is("nt.cat"));
+    assert_eq!(catalog(&[own, nt], Arch::X86), is("plain.cat"));
+    assert_eq!(catalog(&[own, nt, plain], Arch::X86), None);
+}
+
+#[test]
+fn dates_and_versions_at_their_limits() {
+    for (date, version, expected) in [
+        ("12/31/9999", "65535.0.0.1", Some([65535, 0, 0, 1])),
+        ("1-1-1601", "", Some([0; 4])),
+        (" 1 / 2 / 2000 ", " 1 . 2 ", Some([1, 2, 0, 0])),
+        ("1/1/2000", "1.2.3.4.5", None),
+        ("1/1/2000", "65536", None),
+        ("1/1/2000", "1..2", None),
+        ("0/1/2000", "", None),
+        ("12/32/2000", "", None),
+        ("1/31/10000", "", None),
+        ("1/31", "", None),
+    ] {
+        let found = DriverVer::parse(date, version).map(|v| v.version);
+        assert_eq!(found, expected, "{date:?} {version:?}");
+    }
+    // 400 years are 146097 days.
+    let day = |date: &str| DriverVer::parse(date, "").unwrap().filetime() / 864_000_000_000;
+    assert_eq!(day("1/1/2001"), 146_097);
+    assert_eq!(day("12/31/1601"), 364);
+    assert_eq!(day("3/1/1900") - day("2/28/1900"), 1);
+    let ver = DriverVer::parse("2/3/2024", "1.2.3.4").unwrap();
+    let (year, month, day) = (2024, 2, 3);
+    assert_eq!(ver.date, DriverDate { year, month, day });
+    assert_eq!(ver.version_text(), "1.2.3.4");
+}
+
+#[test]
+fn a_path_begins_with_a_directory_id_and_stays_below_it() {
+    for (text, expected) in [
+        ("%12%\\x.sys", Some((12, "x.sys"))),
+        ("%13%x.sys", Some((13, "x.sys"))),
+        ("%10%\\\\a\\b.sys", Some((10, "a\\b.sys"))),
+        ("%12%\\", None),
+        ("%12%\\a\\\\b", None),
+        ("%12%\\..\\b", None),
+        ("%12%\\a/b", None),
+        ("%12%\\c:x", None),
+        ("%x%\\b", None),
+        ("12%\\b", None),
+        ("", None),
+    ] {
+        let found = parse_path(text).map(|p| (p.dirid, p.path));
+        let expected = expected.map(|(dirid, path)| (dirid, path.to_string()));
+        assert_eq!(found, expected, "{text}");
+    }
+    for (raw, token) in [
+        ("%A%", Some("A")),
+        ("%%", None),
+        ("%A", None),
+        ("A%", None),
+        ("%A%%B%", None),
+        ("%", None),
+    ] {
+        let value = String::new();
+        let text = Text {
+            raw: raw.into(),
+            value,
+        };
+        assert_eq!(text.token(), token, "{raw}");
+    }
+}

@@ -477,6 +477,72 @@ mod tests {
         );
     }
 
+    /// A file at each limit is read.
+    #[test]
+    fn the_limits_themselves_are_allowed() {
+        let largest = vec![b' '; MAX_BYTES];
+        assert_eq!(InfText::parse(&largest), Ok(InfText::default()));
+        assert!(InfText::parse(&vec![b'\n'; MAX_LINES]).is_ok());
+        let longest = [b"[x]\n".to_vec(), vec![b'a'; MAX_LINE]].concat();
+        let inf = InfText::parse(&longest).unwrap();
+        assert_eq!(
+            inf.section("x").unwrap().entries[0].value(0).len(),
+            MAX_LINE
+        );
+        let most = [b"[x]\n".to_vec(), vec![b','; MAX_FIELDS]].concat();
+        let inf = InfText::parse(&most).unwrap();
+        assert_eq!(
+            inf.section("x").unwrap().entries[0].values.len(),
+            MAX_FIELDS + 1
+        );
+        // A continued line counts as one.
+        let halves = format!("[x]\n{}\\\n{}", "a".repeat(MAX_LINE), "b");
+        let error = InfText::parse(halves.as_bytes()).unwrap_err();
+        assert_eq!(error, InfError::LineTooLong { line: 3 });
+    }
+
+    #[test]
+    fn lines_are_told_apart_whoever_wrote_them() {
+        let text =
+            b"; head\r\n[ \"A b\" ] ; why\rx = 1\r\n\ty = 2 \\\r\n   , 3\n\x0c\n[C]no\nz=\\\n\x1a";
+        let inf = InfText::parse(text).unwrap();
+        let names: Vec<_> = inf.sections().iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["A b", "C"]);
+        let entries = |name: &str| {
+            let entries = inf.section(name).unwrap().entries.iter();
+            let shown = entries.map(|e| {
+                let key = e.key.as_ref().map_or("", |k| k.text.as_str());
+                let values: Vec<_> = e.values.iter().map(|v| v.text.as_str()).collect();
+                format!("{} {key}={}", e.line, values.join("|"))
+            });
+            shown.collect::<Vec<_>>()
+        };
+        assert_eq!(entries("a B"), ["3 x=1", "4 y=2|3"]);
+        assert_eq!(entries("c"), ["8 z="]);
+        assert!(inf.section("b").is_none());
+    }
+
+    /// The first of two strings with one name counts, and only tables of strings are read.
+    #[test]
+    fn a_string_is_the_first_of_its_name_in_the_tables_of_strings() {
+        let inf = InfText::parse(
+            b"[Strings]\na=1\nA=2\nnested=%a%\n=none\n[Strings.0409]\nb=3\n[Strings2]\nc=4\n\
+              [x]\nv = %a%,%B%,%c%,%nested%,%a,%%%a%%%,%12%,%1a%\nw = 1\nw = 2, ,3\nW = 4\n",
+        )
+        .unwrap();
+        let x = inf.section("x").unwrap();
+        let values: Vec<_> = x.entries[0].values.iter().map(|v| &*v.text).collect();
+        assert_eq!(
+            values,
+            ["1", "3", "%c%", "%a%", "%a", "%1%", "%12%", "%1a%"]
+        );
+        assert_eq!(x.entries[0].values[0].raw, "%a%");
+        assert_eq!(x.get("w"), Some("1"));
+        assert_eq!(x.all("w").collect::<Vec<_>>(), ["1", "2", "3", "4"]);
+        assert_eq!(x.get("q"), None);
+        assert_eq!(x.entries[0].value(99), "");
+    }
+
     proptest::proptest! {
         #[test]
         fn never_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400),
