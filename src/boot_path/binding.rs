@@ -331,6 +331,51 @@ mod tests {
         assert_eq!(service(&found(&tree, driver_database)), Some("bound"));
     }
 
+    /// Those bound to the deciding id, in stored order, with the class of the package.
+    #[test]
+    fn rivals_are_the_drivers_of_the_id_that_decides() {
+        let mut tree = database(&[("b", SHORT, 1), ("a", SHORT, 9), ("c", "CC_0100", 5)]);
+        let mut version = vec![0; 48];
+        version[8..24].copy_from_slice(&uuid::Uuid::from_u128(7).to_bytes_le());
+        let key = "DriverDatabase\\DriverPackages\\b";
+        tree.set(key, "Version", RegData::Binary(version));
+        tree.sz(&format!("DriverDatabase\\DeviceIds\\PCI\\{SHORT}"), "", "");
+        let bytes = tree.to_bytes("SYSTEM");
+        let modern = crate::types::DiskBus::VirtioBlk.devices()[0];
+        let bound = |service: &str, class: Option<&str>| Binding {
+            service: service.into(),
+            id: SHORT.into(),
+            origin: service.into(),
+            class: class.map(str::to_string),
+        };
+        let mut found = rivals(&HiveView::new(&bytes).unwrap(), &modern).unwrap();
+        found.sort_by(|x, y| x.service.cmp(&y.service));
+        let class = "{00000000-0000-0000-0000-000000000007}";
+        assert_eq!(found, [bound("a", None), bound("b", Some(class))]);
+        tree.remove("DriverDatabase\\DeviceIds");
+        let bytes = tree.to_bytes("SYSTEM");
+        let found = rivals(&HiveView::new(&bytes).unwrap(), &modern).unwrap();
+        assert_eq!(found, []);
+    }
+
+    /// An id that a package excludes is that of the device in any of its forms, in any case.
+    #[test]
+    fn an_excluded_id_is_only_staged() {
+        let configuration = "DriverDatabase\\DriverPackages\\one\\Configurations\\i";
+        for (excluded, bound) in [
+            ("PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4", false),
+            ("pci\\ven_1af4", false),
+            ("PCI\\VEN_1AF4&DEV_1041", true),
+            ("VEN_1AF4&DEV_1042", true),
+        ] {
+            let mut tree = database(&[("one", SHORT, 1)]);
+            let list = vec!["PCI\\X".to_string(), excluded.to_string()];
+            tree.set(configuration, "ExcludeIds", RegData::MultiSz(list));
+            let found = service(&found(&tree, driver_database)).is_some();
+            assert_eq!(found, bound, "{excluded}");
+        }
+    }
+
     /// Each link of the chain from the id to the service.
     #[test]
     fn a_package_without_a_part_is_only_staged() {

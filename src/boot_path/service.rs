@@ -240,7 +240,12 @@ mod tests {
                 "{image_path:?}"
             );
         }
-        for bad in [r"..\a.sys", r"\??\Volume{x}\a?.sys", "system32\\a\u{7}.sys"] {
+        for bad in [
+            r"1:\Windows\a.sys",
+            r"..\a.sys",
+            r"\??\Volume{x}\a?.sys",
+            "system32\\a\u{7}.sys",
+        ] {
             assert!(image_file(Some(bad), "disk", &root).is_err(), "{bad}");
         }
     }

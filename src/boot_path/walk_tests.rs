@@ -362,6 +362,17 @@ fn what_is_said_of_each_fault() {
                 .dword(&format!("{}\\StartOverride", service("pci")), "1", 3)
                 .dword(&service("viostor"), "Type", 16);
         }),
+        (TEN, VirtioBlk, "late and overridden", |g| {
+            g.tree.dword(&service("disk"), "Start", 3).dword(
+                &format!("{}\\StartOverride", service("disk")),
+                "0",
+                4,
+            );
+        }),
+        // Windows 8 and later have their own drivers bound.
+        (TEN, Ide, "unbound", |g| {
+            g.tree.remove("DriverDatabase\\DeviceIds");
+        }),
         (XP, Ide, "old overrides", |g| {
             g.tree
                 .dword(&format!("{}\\StartOverride", service("pci")), "1", 3);
@@ -505,4 +516,28 @@ fn what_is_said_of_each_fault() {
         text.push_str(&format!("  {:?}\n", path.faults));
     }
     insta::assert_snapshot!("every-fault", text);
+}
+
+#[test]
+fn every_controller_has_its_own_verdict() {
+    let guest = Guest::new(TEN);
+    let hive = guest.tree.to_bytes("SYSTEM");
+    let root = GuestPath::parse("\\Windows").unwrap();
+    let ctx = BootContext {
+        system: &HiveView::new(&hive).unwrap(),
+        control_set: &crate::types::ControlSet::new(1),
+        windows_root: &root,
+        nt: TEN,
+        arch: Arch::Amd64,
+        image: &|path| {
+            let below = path.key().strip_prefix("\\windows\\").map(str::to_string);
+            let file = below.and_then(|below| guest.files.get(&below));
+            file.cloned().unwrap_or(ImageState::Missing.into())
+        },
+    };
+    let all = evaluate_all(&ctx);
+    assert_eq!(all.len(), DiskBus::ALL.len());
+    for (controller, path) in all {
+        assert_eq!(path, guest.evaluate(controller), "{controller:?}");
+    }
 }

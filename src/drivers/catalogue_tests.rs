@@ -393,7 +393,7 @@ fn a_file_that_cannot_be_merged_is_named() {
     assert_eq!(merge().unwrap_err().to_string(), message);
 }
 
-/// What a new driver does not say follows from its name, and new Windows precede known ones.
+/// A new driver has its name where nothing else is said; a new Windows precedes the known ones.
 #[test]
 fn a_new_driver_and_a_new_windows_stand_in_their_places() {
     let mut catalogue = Catalogue::builtin();

@@ -181,7 +181,15 @@ fn tasks_of_a_tool_leave_the_index() {
         expected.sort_unstable();
         assert_eq!(keys, expected, "{id} {path} {program}");
     }
-    // Without what it starts nothing is known of a task.
+    // Without a place in the tree, or without what it starts, it stays.
+    assert_eq!(
+        software(|tree| {
+            let key = format!("{TASK_CACHE}\\Tasks\\{ID}");
+            tree.sz(&key, "Path", r"\Update");
+            tree.set(&key, "Actions", RegData::Binary(utf16(PROGRAM)));
+        }),
+        []
+    );
     assert_eq!(
         software(|tree| {
             let key = format!("{TASK_CACHE}\\Tasks\\{ID}");
@@ -190,4 +198,39 @@ fn tasks_of_a_tool_leave_the_index() {
         }),
         []
     );
+}
+
+/// A name too few leaves a service of the old hypervisor on, one too many switches off one of Windows.
+#[test]
+fn the_whole_table_of_tools() {
+    let mut text = String::new();
+    for tool in tools() {
+        text.push_str(&format!(
+            "services {:?}\nfilters {:?}\nrun {:?}\nfolders {:?}\n\n",
+            tool.services, tool.filters, tool.run, tool.folders
+        ));
+    }
+    insta::assert_snapshot!("tools", text);
+}
+
+/// UTF-16 in any case, at an even or an odd place.
+#[test]
+fn the_name_of_a_directory_is_found_wherever_it_stands() {
+    let utf16 = |text: &str| {
+        text.encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect::<Vec<_>>()
+    };
+    let folder = "\\VMware\\Tools\\".to_string();
+    for (before, text, found) in [
+        (&[][..], "C:\\vmware\\TOOLS\\x", true),
+        (&[7], "\\VMware\\Tools\\", true),
+        (&[], "\\VMware\\Tools", false),
+        (&[], "", false),
+    ] {
+        let data = [before, &utf16(text)].concat();
+        assert_eq!(holds(&data, &[&folder]), found, "{before:?} {text}");
+        assert!(!holds(&data, &[]));
+    }
+    assert!(!holds(folder.as_bytes(), &[&folder]), "not UTF-16");
 }

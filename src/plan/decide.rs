@@ -345,4 +345,39 @@ mod tests {
             assert_eq!(named.len(), usize::from(!explained), "{named:?}");
         }
     }
+
+    /// A blocker is accepted by the code of a check that fails because of it, and only of such a one.
+    #[test]
+    fn a_check_stands_for_the_findings_that_make_it_fail() {
+        let guest = crate::testing::MemoryGuest::new(crate::demo::WinVersion::Win10);
+        let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        for (state, findings, code, taken) in [
+            (CheckState::Fault, &["no-bcd"][..], "bcd", true),
+            (CheckState::Fault, &["no-bcd"], "firmware", false),
+            (CheckState::Fault, &["bcd-device"], "bcd", false),
+            (CheckState::Ok, &["no-bcd"], "bcd", false),
+            (CheckState::Ok, &[], "no-bcd", true),
+        ] {
+            let mut plan = Plan {
+                actions: Vec::new(),
+                skipped: Vec::new(),
+                drivers: Vec::new(),
+                blockers: vec![Blocker::new("no-bcd", "why", "what helps")],
+                accepted: Vec::new(),
+                warnings: Vec::new(),
+                checks: vec![Check {
+                    findings: findings.to_vec(),
+                    ..Check::new("bcd", Severity::Blocker, state, "m")
+                }],
+                ready: false,
+                linux: None,
+            };
+            let accepted = Accepted::parse(&[code]).unwrap();
+            accept(&accepted, &inspection, &mut plan, &[]);
+            let expected = if taken { 0 } else { 1 };
+            assert_eq!(plan.blockers.len(), expected, "{findings:?} {code}");
+            assert_eq!(plan.accepted.len(), 1 - expected, "{findings:?} {code}");
+            assert!(!plan.ready);
+        }
+    }
 }

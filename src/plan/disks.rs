@@ -297,4 +297,111 @@ mod tests {
         assert_eq!(online(&[READ_ONLY, READ_ONLY]), [true]);
         assert_eq!(online(&[READ_ONLY, OFFLINE]), [false]);
     }
+
+    /// The letters of a GPT disk that no record explains, and of the disk of Windows.
+    fn letters(
+        system_letter: Option<char>,
+        names: &[(&str, u8)],
+        record: impl Fn(&mut KeyTree),
+    ) -> (Vec<String>, Vec<String>) {
+        let mut tree = KeyTree::new("ROOT");
+        for (name, partition) in names {
+            let data = [GPT, &[*partition; 16]].concat();
+            tree.set("MountedDevices", name, RegData::Binary(data));
+        }
+        record(&mut tree);
+        let bytes = tree.to_bytes("SYSTEM");
+        let mut notes = Vec::new();
+        let view = HiveView::new(&bytes).unwrap();
+        let set = ControlSet::new(1);
+        let disks = with_letters(&view, &set, system_letter, &mut notes).unwrap();
+        let shown = disks.0.iter().map(|d| format!("{} {}", d.id, d.read_only));
+        (shown.collect(), notes)
+    }
+
+    #[test]
+    fn a_disk_that_is_unknown_is_noted_unless_nothing_is_known_of_that_of_windows() {
+        let names = [("\\DosDevices\\C:", 1), ("\\DosDevices\\K:", 9)];
+        let known = |tree: &mut KeyTree| seen(tree, "0", 0, Some(gpt_layout(0x10, &[1])));
+        let note = "the disk of drive K: cannot be determined from the registry: if it comes up offline, bring it online with diskpart";
+        let none: Vec<String> = Vec::new();
+        assert_eq!(
+            letters(Some('C'), &names, known),
+            (none.clone(), vec![note.into()])
+        );
+        // Windows 7 records no partitions, and of an unknown letter nothing follows.
+        assert_eq!(
+            letters(Some('C'), &names, |_| {}),
+            (none.clone(), none.clone())
+        );
+        let own = "{10101010-1010-1010-1010-101010101010} false".to_string();
+        assert_eq!(
+            letters(None, &names, known),
+            (vec![own.clone()], none.clone())
+        );
+        assert_eq!(letters(Some('K'), &names, known), (vec![own], none));
+    }
+
+    #[test]
+    fn disks_are_looked_for_on_both_buses_and_among_disks_only() {
+        let names = [("\\DosDevices\\F:", 3)];
+        for (bus, model, found) in [
+            ("SCSI", "DISK&Ven", true),
+            ("IDE", "DiskX", true),
+            ("USBSTOR", "Disk", false),
+            ("SCSI", "CdRom&Ven", false),
+        ] {
+            let (disks, _) = letters(Some('C'), &names, |tree| {
+                let key = format!("{SET}\\Enum\\{bus}\\{model}\\0\\Device Parameters\\Partmgr");
+                let layout = gpt_layout(0x20, &[3]);
+                tree.set(&key, "PartitionTableCache", RegData::Binary(layout));
+            });
+            assert_eq!(disks.len(), usize::from(found), "{bus} {model}");
+        }
+        for (name, letter) in [
+            ("\\DosDevices\\c:", Some('C')),
+            ("\\dosdevices\\Z:", Some('Z')),
+            ("\\DosDevices\\1:", None),
+            ("\\DosDevices\\CC:", None),
+            ("\\DosDevices\\C", None),
+            ("\\DosDevices\\", None),
+            ("", None),
+        ] {
+            assert_eq!(drive_letter(name), letter, "{name}");
+        }
+        let id = Uuid::from_bytes([1; 16]);
+        for (name, found) in [
+            (format!("\\??\\Volume{}", id.braced()), Some(id)),
+            (format!("\\??\\Volume{{{id}"), None),
+            (format!("Volume{}", id.braced()), None),
+        ] {
+            assert_eq!(volume_guid(&name), found, "{name}");
+        }
+    }
+
+    /// A table of MBR has the signature; of a GPT one, as many partitions as it says and holds.
+    #[test]
+    fn a_layout_names_the_disk_and_its_partitions() {
+        let mbr = [&[0u8; 8][..], &[7, 0, 0, 1]].concat();
+        assert_eq!(
+            drive_layout(&mbr),
+            Some((DiskId::Mbr(0x0100_0007), Vec::new()))
+        );
+        let of = |partitions: &[u8]| {
+            partitions
+                .iter()
+                .map(|n| Uuid::from_bytes_le([*n; 16]))
+                .collect::<Vec<_>>()
+        };
+        let mut gpt = gpt_layout(0x20, &[3, 4, 5]);
+        let disk = DiskId::Gpt(Uuid::from_bytes_le([0x20; 16]));
+        assert_eq!(drive_layout(&gpt), Some((disk, of(&[3, 4, 5]))));
+        gpt[4] = 2;
+        assert_eq!(drive_layout(&gpt), Some((disk, of(&[3, 4]))));
+        gpt[4] = 9;
+        gpt.pop();
+        assert_eq!(drive_layout(&gpt), Some((disk, of(&[3, 4]))));
+        gpt[0] = 2;
+        assert_eq!(drive_layout(&gpt), None);
+    }
 }

@@ -288,3 +288,77 @@ fn the_loader_is_copied_where_uefi_would_not_find_it() {
         }
     }
 }
+
+/// Everything a plan for Linux says: the method with its reason, each blocker, each warning.
+#[test]
+fn the_whole_plan_of_a_linux() {
+    use LinuxChoice::{AsIs, Auto, VirtV2v};
+    let mut text = String::new();
+    for (preference, installed, distribution, in_place, copy_later) in [
+        (Auto, Some(Method::VirtV2v), Some("debian"), false, false),
+        (
+            Auto,
+            Some(Method::VirtV2vInPlace),
+            Some("fedora"),
+            true,
+            true,
+        ),
+        (Auto, Some(Method::VirtV2v), Some("arch"), false, true),
+        (Auto, Some(Method::VirtV2v), Some(""), false, false),
+        (Auto, None, Some("debian"), false, false),
+        (
+            VirtV2v,
+            Some(Method::VirtV2vInPlace),
+            Some("arch"),
+            false,
+            true,
+        ),
+        (VirtV2v, None, Some("arch"), false, false),
+        (AsIs, None, Some("arch"), false, true),
+        (Auto, Some(Method::VirtV2v), None, true, true),
+    ] {
+        let facts = distribution.map(|name| LinuxFacts {
+            fallback: Some(copies()),
+            ..facts(name)
+        });
+        let mut inspection = inspection(facts, Firmware::Uefi);
+        inspection.findings.push(Finding {
+            id: "linux-unreadable",
+            severity: Severity::Blocker,
+            message: "it is so".into(),
+            remedy: "help".into(),
+            evidence: String::new(),
+        });
+        let seen = Foreseen {
+            inspection: &inspection,
+            preference,
+            installed,
+            in_place,
+            copy_later,
+            notes: vec!["of the VM".into()],
+            limits: vec![Blocker::new("guest-space", "no room", "make some")],
+        };
+        let plan = plan(seen, &Accepted::default());
+        text.push_str(&format!(
+            "{preference:?} {installed:?} {distribution:?} in place {in_place} later {copy_later}\n"
+        ));
+        for blocker in &plan.blockers {
+            let Blocker {
+                code,
+                reason,
+                remedy,
+            } = blocker;
+            text.push_str(&format!("  {code}: {reason} -> {remedy}\n"));
+        }
+        for warning in &plan.warnings {
+            text.push_str(&format!("  ! {warning}\n"));
+        }
+        let handover = plan.linux.unwrap();
+        text.push_str(&format!("  {:?}: {}\n", handover.method, handover.why));
+        for step in handover.steps {
+            text.push_str(&format!("  {}: {}\n", step.id, step.description));
+        }
+        assert!(!plan.ready && plan.actions.is_empty() && plan.checks.is_empty());
+    }
+    insta::assert_snapshot!("whole-linux", text);
+}

@@ -21,6 +21,8 @@ mod remaining;
 mod repair;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod whole_tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 

@@ -198,6 +198,7 @@ mod tests {
         let mut text = Styled::default();
         outlook.append_to(&mut text);
         let text = text.plain();
+        assert!(text.starts_with("\nWrites\n  /out/vm.qcow2"), "{text}");
         for line in [
             "  /out/vm.qcow2 (qcow2, 100.0 GiB; copies at most 55.9 GiB)",
             "  /dev/vg/data (qcow2, 1.0 GiB; copies at most 1.0 GiB)",
@@ -213,5 +214,83 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
         assert!(!text.contains("Machine"), "a disk image describes none");
+    }
+
+    /// Seconds up to two minutes, minutes up to two hours.
+    #[test]
+    fn the_time_is_said_in_the_unit_that_suits_it() {
+        for (copied, time) in [
+            (0, "2 s"),
+            (1, "3 s"),
+            (117 * BYTES_PER_SECOND, "119 s"),
+            (118 * BYTES_PER_SECOND, "2 min"),
+            (118 * BYTES_PER_SECOND + 1, "3 min"),
+            (7197 * BYTES_PER_SECOND, "120 min"),
+            (7198 * BYTES_PER_SECOND, "2.0 h"),
+            (u64::MAX, "25620477.9 h"),
+        ] {
+            let disk = DiskOutlook::copied("/d".into(), DiskFormat::Raw, u64::MAX, copied);
+            let outlook = Outlook::new(None, Outputs::default(), vec![disk]);
+            let mut text = Styled::default();
+            outlook.append_to(&mut text);
+            let last = format!("Time: at most {time} on storage of 200 MB/s");
+            assert_eq!(text.plain().lines().last(), Some(&*last), "{copied}");
+        }
+    }
+
+    #[test]
+    fn the_outlook_is_part_of_the_document_of_the_plan() {
+        let outputs = Outputs {
+            disks: vec!["/out/a".into()],
+            report: Some("/out/report.json".into()),
+            ..Outputs::default()
+        };
+        assert_eq!(outputs.folder(), Some(Path::new("/out")));
+        assert_eq!(Outputs::default().folder(), None);
+        let disks = vec![
+            DiskOutlook::copied("/out/a".into(), DiskFormat::Raw, 10, 5),
+            DiskOutlook::copied("/out/b".into(), DiskFormat::Qcow2, 10, 50),
+            DiskOutlook::later("/out/c".into(), 10),
+            DiskOutlook::in_place("/in/d".into(), DiskFormat::Raw, 10),
+        ];
+        let mut body = serde_json::Map::new();
+        Outlook::new(None, outputs, disks).add_to(&mut body);
+        let disk = |path: &str, format: &str, copied: u64| serde_json::json!({"path": path, "format": format, "virtual": 10, "copied_at_most": copied});
+        let mut later = disk("/out/c", "qcow2", 0);
+        later["later"] = true.into();
+        let expected = serde_json::json!({
+            "outputs": {
+                "disks": ["/out/a"],
+                "bootstrap_xml": null,
+                "final_xml": null,
+                "emitted": [],
+                "report": "/out/report.json",
+                "complete": false,
+            },
+            "disks": [disk("/out/a", "raw", 5), disk("/out/b", "qcow2", 10), later, disk("/in/d", "raw", 0)],
+            "estimate": {"seconds_at_most": 3, "bytes_per_second": 200_000_000},
+        });
+        assert_eq!(serde_json::Value::Object(body), expected);
+    }
+
+    #[test]
+    fn the_machine_stands_before_what_is_written() {
+        let machine = VmFacts {
+            name: "vm".into(),
+            memory_mib: Some(512),
+            vcpus: None,
+            firmware: None,
+            secure_boot: false,
+            tpm: true,
+            nics: Vec::new(),
+        };
+        let outputs = Outputs {
+            final_xml: Some("/out/f.xml".into()),
+            ..Outputs::default()
+        };
+        let disk = DiskOutlook::in_place("/d".into(), DiskFormat::Raw, 1 << 20);
+        let mut text = Styled::default();
+        Outlook::new(Some(machine), outputs, vec![disk]).append_to(&mut text);
+        insta::assert_snapshot!("outlook-with-machine", text.plain());
     }
 }

@@ -343,3 +343,81 @@ fn each_fault_of_the_wanted_controllers_is_named_once() {
             .map(|service| format!("the service {service} is marked for deletion (DeleteFlag)"))
     );
 }
+
+/// Each fault of a driver of the controller and of one of every boot: reason and remedy in full.
+#[test]
+fn what_is_said_of_each_fault_that_stays() {
+    let mut text = String::new();
+    let mut say = |version, controller, fault: Fault| {
+        let mut after = after(version, controller, vec![fault.clone()]);
+        // Another way is proposed only where one is ready.
+        after.controllers.get_mut(&VirtioScsi).unwrap().ready = false;
+        let left = remaining(&after, &[controller], VirtioBlk);
+        for one in left {
+            let Blocker {
+                code,
+                reason,
+                remedy,
+            } = one.blocker;
+            text.push_str(&format!(
+                "{code} {:?}\n  {reason}\n  {remedy}\n",
+                one.checks
+            ));
+        }
+    };
+    for (of, ..) in OF_A_SERVICE {
+        for service in ["storahci", "Pci", "volmgr", "Ntfs", "the kernel"] {
+            say(WinVersion::Win10, Sata, of(service.into()));
+        }
+    }
+    for state in [
+        ImageState::Missing,
+        ImageState::Unreadable,
+        ImageState::Present { machine: None },
+    ] {
+        for path in [None, Some(file())] {
+            let service = "viostor".into();
+            say(
+                WinVersion::Win7,
+                VirtioBlk,
+                Fault::Image {
+                    service,
+                    path,
+                    state,
+                },
+            );
+        }
+    }
+    for controller in [Sata, Ide, VirtioBlk, VirtioScsi] {
+        say(
+            WinVersion::Win7,
+            controller,
+            Fault::NotBound {
+                ids: vec!["FIRST".into(), "SECOND".into()],
+                decides: true,
+                spare: None,
+            },
+        );
+    }
+    say(
+        WinVersion::Win10,
+        Sata,
+        Fault::DeadFilter {
+            class: "hdc",
+            list: "UpperFilters",
+            service: "gone".into(),
+            decides: true,
+        },
+    );
+    say(WinVersion::Win10, Sata, Fault::Damaged("why".into()));
+    // Advice alone: what the boot path says is the reason.
+    say(
+        WinVersion::Win10,
+        Ide,
+        Fault::IdleOverride {
+            service: "x".into(),
+            value: 3,
+        },
+    );
+    insta::assert_snapshot!("every-fault", text);
+}
