@@ -358,6 +358,21 @@ mod tests {
         assert_eq!(found, []);
     }
 
+    /// Of two that are alike the first that is stored, and one without a version is the oldest.
+    #[test]
+    fn a_later_package_must_be_newer_to_win() {
+        let alike = database(&[("a", SHORT, 5), ("b", SHORT, 5)]);
+        assert_eq!(service(&found(&alike, driver_database)), Some("a"));
+        let mut tree = database(&[("a", SHORT, 5), ("b", SHORT, 0)]);
+        let mut version = vec![0; 48];
+        version[32] = 1;
+        let package = |name: &str| format!("DriverDatabase\\DriverPackages\\{name}");
+        tree.set(&package("b"), "Version", RegData::Binary(version));
+        assert_eq!(service(&found(&tree, driver_database)), Some("a"));
+        tree.key_mut(&package("a")).values.clear();
+        assert_eq!(service(&found(&tree, driver_database)), Some("b"));
+    }
+
     /// An id that a package excludes is that of the device in any of its forms, in any case.
     #[test]
     fn an_excluded_id_is_only_staged() {

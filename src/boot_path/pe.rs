@@ -271,6 +271,44 @@ mod tests {
         }
     }
 
+    /// A section without data lies nowhere; one with a single byte must be there.
+    #[test]
+    fn only_a_section_with_data_has_to_be_in_the_file() {
+        let whole = pe::importing(Arch::Amd64, Subsystem::Native, &["a.sys"]);
+        let sections = le16(&whole, 0x80 + 6).unwrap();
+        let optional = usize::from(le16(&whole, 0x80 + 20).unwrap());
+        let end = 0x80 + 24 + optional + 40 * usize::from(sections);
+        assert!(
+            whole[end..end + 40].iter().all(|b| *b == 0),
+            "room for a row"
+        );
+        for (size, usable) in [(0u32, true), (1, false)] {
+            let mut file = whole.clone();
+            file[0x80 + 6] += 1;
+            file[end + 12..end + 16].copy_from_slice(&0x10_0000u32.to_le_bytes());
+            file[end + 16..end + 20].copy_from_slice(&size.to_le_bytes());
+            file[end + 20..end + 24].copy_from_slice(&0x7000_0000u32.to_le_bytes());
+            let found = look(file);
+            let expected = match usable {
+                true => present(Arch::Amd64.pe_machine()),
+                false => ImageState::Unreadable,
+            };
+            assert_eq!(found.state, expected, "{size}");
+        }
+    }
+
+    /// The table of imports is the second of the directories.
+    #[test]
+    fn an_image_with_one_directory_has_no_imports() {
+        let whole = pe::importing(Arch::Amd64, Subsystem::Native, &["a.sys"]);
+        let count = 0x80 + 24 + 108;
+        for (directories, imports) in [(0u32, 0), (1, 0), (2, 1), (3, 1), (16, 1)] {
+            let mut file = whole.clone();
+            file[count..count + 4].copy_from_slice(&directories.to_le_bytes());
+            assert_eq!(look(file).imports.len(), imports, "{directories}");
+        }
+    }
+
     /// Windows reads files that NTFS compresses; the boot loader cannot read encrypted ones.
     #[test]
     fn a_file_that_only_windows_reads_is_there_and_an_encrypted_one_is_of_no_use() {

@@ -231,6 +231,7 @@ mod tests {
             (Some(r"\??\C:\Windows\x\a.sys"), r"\Windows\x\a.sys"),
             (Some(r#""C:\Windows\x\a.sys""#), r"\Windows\x\a.sys"),
             (Some(r"\Windows\a.sys"), r"\Windows\a.sys"),
+            (Some(" system32\\a.sys\t"), r"\WINNT\system32\a.sys"),
         ];
         for (image_path, file) in cases {
             let expected = GuestPath::parse(file).unwrap();

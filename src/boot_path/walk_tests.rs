@@ -372,6 +372,31 @@ fn what_is_said_of_each_fault() {
         // Windows 8 and later have their own drivers bound.
         (TEN, Ide, "unbound", |g| {
             g.tree.remove("DriverDatabase\\DeviceIds");
+            // The class is that of the controller as long as no driver names another.
+            let key = format!("{SET}\\Control\\Class\\{HDC}");
+            let names = RegData::MultiSz(vec!["gone".into()]);
+            g.tree.set(&key, "UpperFilters", names);
+        }),
+        (XP, Ide, "spare, but late", |g| {
+            g.tree
+                .dword(&service("intelide"), "Start", 3)
+                .remove(&format!("{SET}\\Control\\CriticalDeviceDatabase"));
+            g.files.remove("system32\\drivers\\atapi.sys");
+        }),
+        // From Vista on the channels are not looked up.
+        ((6, 1), Ide, "channels of NT 6", |g| {
+            let database = format!("{SET}\\Control\\CriticalDeviceDatabase");
+            g.tree.remove(&format!("{database}\\Primary_IDE_Channel"));
+        }),
+        (TEN, VirtioBlk, "imports in any case", |g| {
+            for (file, imports) in [
+                ("disk", &["GONE.SYS", "API-MS-Win-x.dll"][..]),
+                ("pci", &["gone.sys", "EXT-ms.dll"]),
+            ] {
+                let path = format!("system32\\drivers\\{file}.sys");
+                let imports = imports.iter().map(ToString::to_string).collect();
+                g.files.get_mut(&path).unwrap().imports = imports;
+            }
         }),
         (XP, Ide, "old overrides", |g| {
             g.tree

@@ -406,4 +406,73 @@ mod tests {
             Err(XmlError::Encoding { .. })
         ));
     }
+
+    /// Local names count, the first of several, and no declaration of a namespace.
+    #[test]
+    fn elements_are_found_by_their_local_names() {
+        let root = Element::parse(
+            b"<a xmlns:b='ns' x:b='1' b='2'><x:c><d>one</d></x:c><c><d>two</d><d/></c><d>three</d></a>",
+        )
+        .unwrap();
+        assert_eq!((root.attr("b"), root.attr("xmlns")), (Some("1"), None));
+        assert_eq!(root.path("c/d").unwrap().text, "one");
+        assert_eq!(root.path("c/e"), None);
+        assert_eq!(root.text_of("d"), Some("three"));
+        assert_eq!(root.text_of("e"), None);
+        let texts: Vec<_> = root.descendants("d").iter().map(|e| &*e.text).collect();
+        assert_eq!(texts, ["one", "two", "", "three"]);
+        assert_eq!(root.all("c").count(), 2);
+        assert_eq!(
+            root.to_document(),
+            "<a xmlns:b=\"ns\" x:b=\"1\" b=\"2\">\n  <x:c>\n    <d>one</d>\n  </x:c>\n  <c>\n    <d>two</d>\n    <d/>\n  </c>\n  <d>three</d>\n</a>\n"
+        );
+    }
+
+    #[test]
+    fn the_limits_themselves_are_allowed() {
+        let deep = |n: usize| format!("{}{}", "<a>".repeat(n), "</a>".repeat(n));
+        assert!(Element::parse(deep(MAX_DEPTH).as_bytes()).is_ok());
+        let wide = |n: usize| format!("<a>{}</a>", "<b/>".repeat(n - 1));
+        assert!(Element::parse(wide(MAX_NODES).as_bytes()).is_ok());
+        assert!(Element::parse(wide(MAX_NODES + 1).as_bytes()).is_err());
+        let attributes = |n: usize| {
+            let list: String = (1..n).map(|i| format!(" a{i}=''")).collect();
+            format!("<a{list}/>")
+        };
+        assert!(Element::parse(attributes(1000).as_bytes()).is_ok());
+        let largest = [b"<a/>".to_vec(), vec![b' '; MAX_BYTES - 4]].concat();
+        assert!(Element::parse(&largest).is_ok());
+        for (text, message) in [
+            (
+                format!("<a>&{};</a>", "x".repeat(50)),
+                format!("unknown entity &{}; at byte 3", "x".repeat(40)),
+            ),
+            (
+                deep(MAX_DEPTH + 1),
+                "elements are nested more than 64 deep".to_owned(),
+            ),
+            (
+                wide(MAX_NODES + 1),
+                "the document has more than 200000 elements and attributes".to_owned(),
+            ),
+            (String::new(), "the document has no root element".to_owned()),
+            (
+                "<a/><b/>".to_owned(),
+                "not well-formed at byte 4: a second root element".to_owned(),
+            ),
+            (
+                "<?xml version='1.0' encoding='klingon'?><a/>".to_owned(),
+                "the document is not valid in the encoding it has or declares, klingon, or that is unknown"
+                    .to_owned(),
+            ),
+        ] {
+            let error = Element::parse(text.as_bytes()).unwrap_err();
+            assert_eq!(error.to_string(), message);
+        }
+        let error = Element::parse(&vec![b' '; MAX_BYTES + 1]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the document is 16777217 bytes, more than the 16777216 bytes allowed"
+        );
+    }
 }

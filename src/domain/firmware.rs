@@ -465,4 +465,80 @@ mod tests {
             assert_eq!(glob(pattern, name), want, "{pattern} {name}");
         }
     }
+
+    #[test]
+    fn what_is_missing_is_said_with_what_was_searched() {
+        let host = Host::new();
+        let dir = host.dir.path();
+        let (usr, etc) = (dir.join("usr"), dir.join("etc"));
+        for (firmware, guest) in [
+            (UEFI, "q35 guest"),
+            (SECURE, "q35 guest with Secure Boot keys"),
+        ] {
+            assert_eq!(
+                host.pick(firmware, Chipset::Q35).unwrap_err().to_string(),
+                format!(
+                    "this host has no UEFI firmware for a {guest}: 0 descriptors in {} and {}",
+                    usr.display(),
+                    etc.display()
+                )
+            );
+        }
+        let file = dir.join("code.fd");
+        let error = Descriptors::read(&[&file]).unwrap_err();
+        let message = format!("reading the firmware descriptors in {}", file.display());
+        assert_eq!(error.to_string(), message);
+        assert_eq!(
+            DESCRIPTOR_DIRS,
+            ["/usr/share/qemu/firmware", "/etc/qemu/firmware"]
+        );
+    }
+
+    /// Keys without Secure Boot, a missing image, a hidden file, and a descriptor of the largest size.
+    #[test]
+    fn a_descriptor_counts_if_all_of_it_fits() {
+        for (name, images, features, plain, secure) in [
+            ("a.json", ("code.fd", "vars.fd"), &[][..], true, false),
+            ("a.json", ("gone.fd", "vars.fd"), &[], false, false),
+            ("a.json", ("code.fd", "gone.fd"), &[], false, false),
+            (".a.json", ("code.fd", "vars.fd"), &[], false, false),
+            ("a.jso", ("code.fd", "vars.fd"), &[], false, false),
+            (
+                "a.json",
+                ("code.fd", "vars.fd"),
+                &["enrolled-keys"],
+                false,
+                false,
+            ),
+            (
+                "a.json",
+                ("code.fd", "vars.fd"),
+                &["enrolled-keys", "secure-boot"],
+                false,
+                true,
+            ),
+            (
+                "a.json",
+                ("code.fd", "vars.fd"),
+                &["secure-boot"],
+                true,
+                false,
+            ),
+        ] {
+            let host = Host::new();
+            host.add(&format!("usr/{name}"), images, "pc-q35-*", features);
+            let found = [UEFI, SECURE].map(|firmware| host.pick(firmware, Chipset::Q35).is_ok());
+            assert_eq!(found, [plain, secure], "{name} {images:?} {features:?}");
+        }
+        let host = Host::new();
+        host.add("usr/a.json", ("code.fd", "vars.fd"), "q35", &[]);
+        let path = host.dir.path().join("usr/a.json");
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        for (size, read) in [(MAX_DESCRIPTOR, true), (MAX_DESCRIPTOR + 1, false)] {
+            let spaces = usize::try_from(size).unwrap() - text.len();
+            text.push_str(&" ".repeat(spaces));
+            host.file("usr/a.json", &text);
+            assert_eq!(parse_file(&path).is_ok(), read, "{size}");
+        }
+    }
 }

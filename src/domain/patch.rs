@@ -401,4 +401,66 @@ mod tests {
             .to_document();
         assert!(xml.contains("<x:y") && xml.contains("hyper2kvm:conversion"));
     }
+
+    /// A small domain, and what each operation makes of it.
+    #[test]
+    fn every_operation_on_every_selection() {
+        let small = Element::parse(
+            b"<domain type='kvm'><name>n</name><uuid>u</uuid><metadata><m/></metadata>\
+              <a k='1'>one</a><a k='2' l='x'>two<b>deep</b></a>\
+              <devices><d k='1'/><d k='2'><e v='7'/></d></devices></domain>",
+        )
+        .unwrap();
+        let mut text = String::new();
+        for change in [
+            "<a p:op='merge' k='9'/>",
+            "<a l='y'>new</a>",
+            "<a p:where='@k=2'><b>other</b><c/></a>",
+            "<a p:where=\"b='deep'\" p:op='remove'/>",
+            "<a p:where='b=' p:op='remove'/>",
+            "<a p:op='remove'/>",
+            "<a p:op='add' k='3'/>",
+            "<a p:op='replace'>r</a>",
+            "<new p:op='replace'>r</new>",
+            "<new p:op='merge'><p:x p:stage='final'/><y p:stage='bootstrap'/></new>",
+            "<devices><d k='3'/></devices>",
+            "<devices><d p:op='merge' k='3'/></devices>",
+            "<devices><d p:where='e/@v=7' k='3'/></devices>",
+            "<devices><d p:where='e/@v=8' k='3'/></devices>",
+            "<devices><d p:where='@k=1' p:op='replace'><f p:op='x'/></d></devices>",
+            "<devices><d p:where='@k=3' p:op='add'/></devices>",
+            "<devices><d p:where='@k=1' p:op='add'><g/></d></devices>",
+            "<devices p:op='remove'/>",
+            "<a p:where='=x'/>",
+            "<a p:where='x/@=x'/>",
+            "<a p:where='x'/>",
+            "<a p:stage='bootstrap' p:op='remove'/>",
+            "<name>n</name>",
+            "<name p:op='add'>n</name>",
+            "<uuid p:op='remove'/>",
+            "<metadata><m p:op='remove'/></metadata>",
+            "<metadata p:op='replace'><m/><n/></metadata>",
+        ] {
+            let patched = patch(change).unwrap().apply(&small, Stage::Final);
+            let shown = match patched {
+                Ok(patched) => {
+                    let shown = patched.to_document().replace('\n', "");
+                    let shown: Vec<&str> = shown.split_whitespace().collect();
+                    shown.join(" ").replace("> <", "><")
+                }
+                Err(error) => format!("error: {error}"),
+            };
+            text.push_str(&format!("{change}\n  {shown}\n"));
+        }
+        insta::assert_snapshot!("patches", text);
+        // Attributes of the root are set too; without the namespace nothing is a control.
+        let root = Patch::parse(b"<domain type='qemu' xmlns:q='urn:q'/>").unwrap();
+        let patched = root.apply(&small, Stage::Final).unwrap();
+        assert_eq!(patched.attr("type"), Some("qemu"));
+        assert!(patched.attrs.contains(&("xmlns:q".into(), "urn:q".into())));
+        let plain = Patch::parse(b"<domain><a p:op='remove' k='5'/></domain>").unwrap();
+        let patched = plain.apply(&small, Stage::Final).unwrap();
+        let values: Vec<_> = patched.all("a").map(|a| a.attr("k")).collect();
+        assert_eq!(values, [Some("5"), Some("5")]);
+    }
 }

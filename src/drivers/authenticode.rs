@@ -121,6 +121,24 @@ mod tests {
         }
     }
 
+    /// The signing tools pad an image to 8 bytes, and hash the zeros too.
+    #[test]
+    fn an_image_is_listed_as_it_is_and_padded() {
+        let mut odd = image(Arch::Amd64);
+        assert_eq!(hashes(&odd).len(), 4, "a multiple of 8 has no padding");
+        odd.extend([1, 2, 3]);
+        let mut padded = odd.clone();
+        padded.extend([0; 5]);
+        let found = hashes(&odd);
+        assert_eq!(found.len(), 6);
+        assert_eq!(found[4..], hashes(&padded)[2..4]);
+        assert_eq!(found[3], member_hash(&odd));
+        // Other files have the hashes of their bytes only.
+        let text = hashes(b"[Version]");
+        assert_eq!(text.len(), 2);
+        assert_eq!(text[1], member_hash(b"[Version]"));
+    }
+
     /// The digest that `osslsigncode` calculates for the same image.
     #[test]
     fn as_osslsigncode_has_it() {

@@ -223,3 +223,140 @@ fn what_is_hostile_in_an_image_is_refused_and_a_loop_is_read_once() {
         assert_eq!(opened.is_ok(), fine, "{block}");
     }
 }
+
+/// The image as a driver source: what it is called, and what of it is read.
+#[test]
+fn an_image_is_a_driver_source() {
+    use crate::drivers::media::{self, Media, MediaError, WithGenerated};
+    let dir = tempfile::tempdir().unwrap();
+    let open = |name: &str, sectors: &[(u32, Vec<u8>)]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, image(sectors)).unwrap();
+        (media::open(&path), path)
+    };
+    let labelled = |kind, escape: &[u8], root, label: &[u8]| {
+        let mut volume = volume(kind, escape, root);
+        volume[40..40 + label.len()].copy_from_slice(label);
+        volume
+    };
+    let data = (30, b"hello".to_vec());
+    let root = |name: &[u8]| {
+        let records = [
+            record(b"Z;1", 0, (30, 1), &[]),
+            record(name, 0, (30, 5), &[]),
+        ];
+        (20, records.concat())
+    };
+    let short = [
+        (16, labelled(1, b"", 20, b" VIRTIO\x07WIN  ")),
+        root(b"A.INF;1"),
+        data.clone(),
+    ];
+    let (opened, path) = open("short.iso", &short);
+    let source = opened.unwrap();
+    let shown = format!("ISO image {} (VIRTIOWIN)", path.display());
+    assert_eq!(source.describe(), shown);
+    let files: Vec<_> = source.files().iter().map(|f| (&*f.path, f.size)).collect();
+    assert_eq!(files, [("A.INF", 5), ("Z", 1)]);
+    assert_eq!(source.read("a.inf").unwrap(), b"hello");
+    let missing = source.read("b.inf").unwrap_err();
+    assert_eq!(missing.to_string(), "b.inf does not exist");
+    assert!(source.has_short_names());
+    let warning = media::short_names_warning(source.as_ref()).unwrap();
+    assert!(warning.starts_with(&format!("{shown} has names of 8.3 characters only")));
+    let generated = WithGenerated {
+        source: source.as_ref(),
+        folder: "g",
+        generated: &[],
+    };
+    assert_eq!(generated.describe(), shown);
+    assert!(generated.has_short_names());
+    assert_eq!(generated.files(), source.files());
+    // One longer name, or names of another tree, and nothing is cut off.
+    let long = [short[0].clone(), root(b"LONG-NAME.INF;1"), data.clone()];
+    let joliet = [
+        (16, volume(1, b"", 20)),
+        (17, labelled(2, b"%/E", 21, &utf16("Label"))),
+        (20, Vec::new()),
+        (21, record(&utf16("A.INF;1"), 0, (30, 5), &[])),
+        data,
+    ];
+    for (name, sectors, label) in [
+        ("long.iso", &long[..], "(VIRTIOWIN)"),
+        ("joliet.iso", &joliet, "(Label)"),
+    ] {
+        let source = open(name, sectors).0.unwrap();
+        assert!(source.describe().ends_with(label), "{}", source.describe());
+        assert!(!source.has_short_names());
+        assert_eq!(media::short_names_warning(source.as_ref()), None);
+    }
+    let (opened, path) = open("empty.iso", &[(16, volume(1, b"", 20))]);
+    let message = format!("{} is empty", path.display());
+    assert_eq!(opened.err().unwrap().to_string(), message);
+    // More than any driver has is not even begun.
+    let huge = record(b"HUGE", 0, (30, 256 * 1024 * 1024 + 1), &[]);
+    let opened = open("huge.iso", &[(16, volume(1, b"", 20)), (20, huge)]).0;
+    let read = opened.unwrap().read("huge").unwrap_err();
+    assert!(matches!(read, MediaError::TooLarge { .. }), "{read}");
+}
+
+#[test]
+fn what_is_wrong_with_an_image_is_said_with_its_place() {
+    let of = |opened: Result<Iso<Cursor<Vec<u8>>>, IsoError>| opened.err().unwrap().to_string();
+    // The second descriptor is cut off.
+    let mut cut = image(&[(16, volume(1, b"", 20))]);
+    cut.truncate(17 * SECTOR as usize + 7);
+    assert_eq!(
+        of(Iso::open(Cursor::new(cut))),
+        "damaged ISO image: image ends early at byte 34816"
+    );
+    let mut block = volume(1, b"", 20);
+    block[128] = 1;
+    assert_eq!(
+        of(Iso::open(Cursor::new(image(&[(16, block)])))),
+        "damaged ISO image: logical block size at byte 32896"
+    );
+    let mut root = volume(1, b"", 20);
+    root[156 + 26] = 1;
+    assert_eq!(
+        of(Iso::open(Cursor::new(image(&[(16, root)])))),
+        "damaged ISO image: root directory record at byte 32924"
+    );
+    let mut bad = record(b"A", 0, (30, 1), &[]);
+    bad[0] = 20;
+    assert_eq!(
+        of(plain(&[bad], &[])),
+        "damaged ISO image: directory record at byte 40960"
+    );
+    assert_eq!(
+        of(plain(&[record(b"..", 0, (30, 1), &[])], &[])),
+        "ISO image has a file name that is not allowed: \"..\""
+    );
+    // Blocks may be smaller than a sector, and of a directory all sectors are read.
+    let mut small = volume(1, b"", 0);
+    small[128..130].copy_from_slice(&512u16.to_le_bytes());
+    let root = record(&[0], FLAG_DIRECTORY, (80, 4096), &[]);
+    small[156..190].copy_from_slice(&root);
+    let second = record(b"B;1", 0, (121, 2), &[]);
+    let mut iso = Iso::open(Cursor::new(image(&[
+        (16, small),
+        (20, record(b"A.;1", 0, (120, 2), &[])),
+        (21, second),
+        (30, [vec![b'a'; 512], vec![b'b'; 512]].concat()),
+    ])))
+    .unwrap();
+    assert_eq!(paths(&iso), ["A", "B"]);
+    let files = iso.files.clone();
+    assert_eq!(iso.read(&files[0]).unwrap(), b"aa");
+    assert_eq!(iso.read(&files[1]).unwrap(), b"bb");
+    for (name, stripped) in [
+        ("A.INF;1", "A.INF"),
+        ("A.;12", "A"),
+        ("A;x", "A;x"),
+        ("A;1;2", "A;1"),
+        ("A.", "A."),
+        ("A;", "A"),
+    ] {
+        assert_eq!(strip_version(name.into()), stripped, "{name}");
+    }
+}

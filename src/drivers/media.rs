@@ -472,7 +472,7 @@ mod tests {
     #[test]
     fn a_file_of_a_size_that_no_driver_has_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, size, fine) in [("most", MAX_FILE, true), ("more", MAX_FILE + 1, false)] {
+        for (name, size, fine) in [("most", MAX_FILE, true), ("more", MAX_FILE + 2, false)] {
             let path = dir.path().join(name);
             std::fs::File::create(&path).unwrap().set_len(size).unwrap();
             let file = MediaFile {
@@ -481,7 +481,36 @@ mod tests {
             };
             assert_eq!(check_size(&file).is_ok(), fine, "{name}");
         }
-        let read = open(dir.path()).unwrap().read("more");
-        assert!(matches!(read, Err(MediaError::TooLarge { .. })));
+        let read = open(dir.path()).unwrap().read("more").unwrap_err();
+        assert_eq!(
+            read.to_string(),
+            "more is 268435458 bytes, more than the 268435456 bytes read from a driver source"
+        );
+    }
+
+    #[test]
+    fn directories_are_read_down_to_a_depth() {
+        let dir = tempfile::tempdir().unwrap();
+        let levels = |n: usize| dir.path().join(vec!["d"; n].join("/"));
+        std::fs::create_dir_all(levels(MAX_DEPTH)).unwrap();
+        std::fs::write(levels(MAX_DEPTH).join("a"), b"x").unwrap();
+        let media = open(dir.path()).unwrap();
+        assert_eq!(
+            media.files()[0].path,
+            format!("{}a", "d/".repeat(MAX_DEPTH))
+        );
+        assert_eq!(
+            media.describe(),
+            format!("directory {}", dir.path().display())
+        );
+        assert!(!media.has_short_names());
+        assert_eq!(short_names_warning(media.as_ref()), None);
+        std::fs::create_dir(levels(MAX_DEPTH + 1)).unwrap();
+        let error = open(dir.path()).err().unwrap();
+        let message = format!(
+            "{} has more than 16 levels of directories",
+            dir.path().display()
+        );
+        assert_eq!(error.to_string(), message);
     }
 }

@@ -542,6 +542,9 @@ fn digests_and_names() {
     assert_eq!(a, digest(&[file("B.SYS", b"2"), file("a.inf", b"1")]));
     assert_ne!(a, digest(&[file("a.inf", b"12"), file("b.sys", b"")]));
     assert_ne!(a, digest(&[file("a.inf", b"1"), file("c.sys", b"2")]));
+    assert_ne!(digest(&[file("a", b"bc")]), digest(&[file("ab", b"c")]));
+    // SHA-256 over each name and its contents, with their lengths: guests have it in their registry.
+    assert_eq!(digest(&[file("A.inf", b"1")]), "6dd42b141554e132");
 }
 
 #[test]

@@ -347,6 +347,26 @@ fn broken_packages() {
     assert!(matches!(error, DriverError::WrongImage { .. }));
 }
 
+/// NT 5 has no driver for virtio-scsi; the directory of a set is that of its first storage driver.
+#[test]
+fn a_set_has_the_drivers_that_exist_for_its_windows() {
+    let xp = target(5, 1, 2600, false, Arch::X86);
+    let set = select(&crate::testing::media(), &Catalogue::builtin(), &xp).unwrap();
+    let names: Vec<_> = set.packages.iter().map(|p| p.driver.as_str()).collect();
+    assert_eq!((names, set.os_folder.as_str()), (vec!["viostor"], "xp"));
+    let s25 = target(10, 0, 26100, true, Arch::Amd64);
+    let media =
+        demo_without(|p| p.starts_with("viostor/2k25/") || p.starts_with("amd64/2k25/viostor"));
+    let set = select(&media, &Catalogue::builtin(), &s25).unwrap();
+    let folders: Vec<_> = set.packages.iter().map(|p| p.os_folder.as_str()).collect();
+    assert_eq!(folders, ["w11", "2k25", "2k25", "2k25", "2k25", "2k25"]);
+    assert_eq!(set.os_folder, "w11");
+    assert_eq!(
+        set.notes[1],
+        "vioscsi comes from vioscsi/2k25/amd64, not from w11"
+    );
+}
+
 /// Of several copies, the one in the highest directory is that of the release.
 #[test]
 fn the_guest_agent_is_that_of_the_processor_and_of_the_highest_directory() {

@@ -225,3 +225,106 @@ fn faults_are_told_as_warnings_or_blockers() {
             .any(|text| text.starts_with("x.sys is not what"))
     );
 }
+
+#[test]
+fn what_is_said_of_each_fault() {
+    for (fault, text) in [
+        (
+            Fault::NoCatalogue,
+            "no catalogue (.cat) in the driver package",
+        ),
+        (Fault::Damaged, "the catalogue (.cat) cannot be read"),
+        (Fault::Unsigned, "the catalogue (.cat) is not signed"),
+        (
+            Fault::NotListed {
+                file: "x.sys".into(),
+            },
+            "x.sys is not what the catalogue (.cat) lists: it was changed after signing",
+        ),
+        (Fault::TestSigned { signer: "T".into() }, "test-signed by T"),
+    ] {
+        let mut review = Review::default();
+        let drivers = vec!["a".to_string(), "b".to_string()];
+        review.faults.insert(fault, drivers);
+        assert_eq!(
+            review.warnings().collect::<Vec<_>>(),
+            [format!(
+                "a, b: {text}; Windows loads such drivers only in test mode (stop 0x7B otherwise)"
+            )]
+        );
+        assert_eq!(
+            review.blockers().collect::<Vec<_>>(),
+            [Blocker::new(
+                "driver-signature",
+                format!("a, b: {text}"),
+                "use the signed virtio-win ISO, or leave out --require-signed",
+            )]
+        );
+    }
+}
+
+/// Windows records the name on the catalogue, valid or not, but none that is made up here.
+#[test]
+fn the_signer_of_a_package_is_the_one_its_catalogue_names() {
+    let target = WindowsTarget {
+        major: 10,
+        minor: 0,
+        build: 19045,
+        arch: Arch::Amd64,
+        server: false,
+    };
+    let set = select::select(&media(), &Catalogue::builtin(), &target).unwrap();
+    let package = set.package("viostor").unwrap();
+    let one = certificate(1, RED_HAT, ROOT);
+    let other = certificate(2, ROOT, ROOT);
+    for (name, catalogue, expected) in [
+        (
+            "VIOSTOR.CAT",
+            signer_of(&[FILE], RED_HAT, ROOT),
+            Some("Red Hat, Inc."),
+        ),
+        ("viostor.cat", signer_of(&[FILE], ROOT, ROOT), Some("Root")),
+        ("other.cat", signer_of(&[FILE], RED_HAT, ROOT), None),
+        ("viostor.cat", cat::unsigned(&[FILE]), None),
+        ("viostor.cat", b"x".to_vec(), None),
+        // The certificate of the signer is not among those in the catalogue.
+        (
+            "viostor.cat",
+            cat::signed(&[FILE], &[other], &one, sha256),
+            None,
+        ),
+    ] {
+        let files = [
+            ("viostor.sys".to_string(), Vec::new()),
+            (name.to_string(), catalogue),
+        ];
+        let found = catalogue_signer(package, &files);
+        assert_eq!(found.as_deref(), expected, "{name}");
+    }
+    let mut without = package.clone();
+    without.inf.catalog = None;
+    let files = [("viostor.cat".to_string(), signer_of(&[FILE], RED_HAT, ROOT))];
+    assert_eq!(catalogue_signer(&without, &files), None);
+}
+
+/// Old catalogues name a member by the digits of its SHA-1.
+#[test]
+fn digits_are_a_hash_of_one_of_two_lengths() {
+    let utf16 = |text: &str| {
+        text.encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect::<Vec<_>>()
+    };
+    for (text, bytes) in [
+        ("0A".repeat(20), Some(vec![10; 20])),
+        ("ff".repeat(32), Some(vec![255; 32])),
+        ("0a".repeat(19), None),
+        ("0a".repeat(33), None),
+        ("0g".repeat(20), None),
+        ("\u{130}a".repeat(20), None),
+    ] {
+        assert_eq!(from_digits(&utf16(&text)), bytes, "{text}");
+    }
+    let largest = vec![0x30; MAX_CATALOGUE + 1];
+    assert_eq!(listing(&largest), None);
+}

@@ -63,5 +63,18 @@ mod tests {
             };
             assert_eq!(target.has_driver_database(), database, "{target}");
         }
+        for (server, text) in [
+            (false, "Windows NT 6.3.9600 client arm64"),
+            (true, "Windows NT 6.3.9600 server arm64"),
+        ] {
+            let target = WindowsTarget {
+                major: 6,
+                minor: 3,
+                build: 9600,
+                arch: Arch::Arm64,
+                server,
+            };
+            assert_eq!(target.to_string(), text);
+        }
     }
 }

@@ -673,3 +673,23 @@ fn a_path_begins_with_a_directory_id_and_stays_below_it() {
         assert_eq!(text.token(), token, "{raw}");
     }
 }
+
+/// Between the dots of a decoration may be nothing; a suffix makes it another kind of section.
+#[test]
+fn an_install_section_may_name_a_build_only() {
+    let text = |build: &str| {
+        format!(
+            "[Version]\nClassGuid={{4d36e97b-e325-11ce-bfc1-08002be10318}}\nDriverVer=1/1/2020,1\n\
+             [Manufacturer]\nM=m,NTamd64\n[m.NTamd64]\nD=i,PCI\\X\n[i]\n[i.NTamd64.10.0]\n\
+             [i.NTamd64.10.0...{build}]\n[i.NTamd64.10.0.Services]\n[i.NTamd64.10.0.Services.x]\n"
+        )
+    };
+    for (build, section) in [
+        ("5", "i.NTamd64.10.0...5"),
+        ("6", "i.NTamd64.10.0"),
+        ("Wdf", "i.NTamd64.10.0"),
+    ] {
+        let inf = DriverInf::parse(text(build).as_bytes(), &target(10, 0, 5, Arch::Amd64));
+        assert_eq!(inf.unwrap().models[0].install_section, section, "{build}");
+    }
+}

@@ -397,6 +397,9 @@ mod tests {
                 &["HKR", "", "E", "1", r"%SystemRoot%\x"],
             ),
             ("v = a=b", Some("v"), &["a=b"]),
+            (r#"w = "a "" , b",c"#, Some("w"), &["a \" , b", "c"]),
+            (r#"b = a "b"c "d" "#, Some("b"), &["a bc d"]),
+            ("m = %no%a%,%12%a%", Some("m"), &["%noa, b", "%12%a%"]),
             ("*IfType = 6", Some("*IfType"), &["6"]),
         ];
         for (line, key, values) in cases {
