@@ -742,3 +742,24 @@ fn what_older_versions_do_not_know_does_not_help_them() {
         assert_eq!(spare, wanted, "{nt:?}");
     }
 }
+
+/// The kernel has loaded these from System32; no driver brings its own.
+#[test]
+fn the_files_of_the_kernel_are_those_in_system32() {
+    for name in ["hal.dll", "BOOTVID.dll", "kdcom.dll", "PSHED.dll"] {
+        for nt in [XP, SEVEN, TEN] {
+            for (folder, ready) in [("", true), ("drivers\\", false)] {
+                let mut guest = Guest::new(nt);
+                let system = guest
+                    .files
+                    .remove(&format!("system32\\{}", name.to_lowercase()));
+                let file = system.unwrap_or_else(|| image(guest.arch(), &[]));
+                let path = format!("system32\\{folder}{}", name.to_lowercase());
+                guest.files.insert(path, file);
+                guest.file("system32\\drivers\\disk.sys", &[name]);
+                let path = guest.evaluate(BLK);
+                assert_eq!(path.ready, ready, "{nt:?} {folder}{name}: {}", path.reason);
+            }
+        }
+    }
+}

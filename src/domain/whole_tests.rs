@@ -414,3 +414,73 @@ fn what_is_wrong_with_a_vm_is_said_with_both_sides() {
     let portable = FirmwareChoice::Portable { secure_boot: false };
     assert_eq!(to_element(&m, Stage::Final, &portable).map(drop), Ok(()));
 }
+
+/// One place is the driver ISO's or the probe's, if either is on the bus of the disks.
+#[test]
+fn proxmox_has_a_number_of_places_on_each_bus() {
+    let script = |m: &Machine| proxmox::script(m, Path::new("/vm"));
+    for (bus, bootstrap, fit, max, name) in [
+        (DiskBus::VirtioBlk, Some(DiskBus::Sata), 16, 16, "virtio"),
+        (DiskBus::VirtioScsi, Some(DiskBus::Sata), 30, 30, "scsi"),
+        (DiskBus::VirtioScsi, None, 31, 31, "scsi"),
+        (DiskBus::Sata, Some(DiskBus::Sata), 5, 5, "sata"),
+        (DiskBus::Sata, None, 6, 6, "sata"),
+        (DiskBus::Ide, Some(DiskBus::Ide), 3, 3, "ide"),
+    ] {
+        let mut m = machine();
+        (m.bus, m.bootstrap) = (bus, bootstrap);
+        disks(&mut m, fit);
+        assert!(script(&m).is_ok(), "{bus:?} {bootstrap:?}");
+        disks(&mut m, fit + 1);
+        assert_eq!(
+            script(&m).unwrap_err().to_string(),
+            format!(
+                "{} disks do not fit: Proxmox VE has {max} places on {name}, one for the driver ISO",
+                fit + 1
+            )
+        );
+    }
+    let mut m = machine();
+    m.disks[0].sector_size = 4096;
+    let message = "Proxmox VE has no disks with 4096-byte sectors";
+    assert_eq!(script(&m).unwrap_err().to_string(), message);
+    m = machine();
+    m.driver_iso = Some("/a,b.iso".into());
+    let message = "Proxmox VE has no way to name a file with a comma in its path";
+    assert_eq!(script(&m).unwrap_err().to_string(), message);
+    let names = [Emit::Kubevirt, Emit::Proxmox, Emit::Qemu].map(|e| (e.name(), e.target()));
+    assert_eq!(
+        names,
+        [
+            ("kubevirt", "KubeVirt"),
+            ("proxmox", "Proxmox VE"),
+            ("qemu", "QEMU")
+        ]
+    );
+}
+
+/// The type of guest for which Proxmox tunes a VM.
+#[test]
+fn proxmox_knows_each_windows_by_its_own_name() {
+    for (major, minor, build, server, name) in [
+        (10, 0, 21999, false, "win10"),
+        (10, 0, 22000, false, "win11"),
+        (10, 0, 20347, true, "win10"),
+        (10, 0, 20348, true, "win11"),
+        (6, 3, 9600, true, "win8"),
+        (6, 2, 9200, false, "win8"),
+        (6, 1, 7601, true, "win7"),
+        (6, 0, 6002, true, "w2k8"),
+        (6, 0, 6002, false, "wvista"),
+        (5, 2, 3790, true, "w2k3"),
+        (5, 2, 3790, false, "wxp"),
+        (5, 1, 2600, false, "wxp"),
+        (5, 0, 2195, true, "w2k"),
+    ] {
+        let mut m = machine();
+        m.system = windows(major, minor, build, server);
+        let script = proxmox::script(&m, Path::new("/vm")).unwrap();
+        let line = format!("--ostype {name} ");
+        assert!(script.contains(&line), "{major}.{minor}.{build} {server}");
+    }
+}

@@ -462,3 +462,95 @@ fn the_boot_store_and_the_boot_sector_are_repaired_as_far_as_was_asked() {
         assert_eq!(sector, Some((volume.unwrap(), fields.to_vec())));
     }
 }
+
+/// Each value of a service as setup writes it: the right group keeps the order in which drivers are loaded.
+#[test]
+fn a_value_of_the_wrong_type_is_written_as_setup_writes_it() {
+    for (service, group) in [
+        ("pci", Some("Boot Bus Extender")),
+        ("ACPI", Some("Boot Bus Extender")),
+        ("partmgr", Some("Boot Bus Extender")),
+        ("MountMgr", Some("System Bus Extender")),
+        ("volmgr", Some("System Bus Extender")),
+        ("volmgrx", Some("System Bus Extender")),
+        ("ftdisk", Some("System Bus Extender")),
+        ("storahci", Some("SCSI Miniport")),
+        ("atapi", Some("SCSI miniport")),
+        ("intelide", Some("System Bus Extender")),
+        ("pciide", Some("System Bus Extender")),
+        ("MSAHCI", Some("SCSI Miniport")),
+        ("disk", None),
+    ] {
+        let key = "ControlSet001\\Services\\x";
+        let image = format!("System32\\drivers\\{service}.sys");
+        for (value, data) in [
+            ("Start", RegData::Dword(0)),
+            ("Type", RegData::Dword(1)),
+            ("ErrorControl", RegData::Dword(1)),
+            ("ImagePath", RegData::ExpandSz(image)),
+        ] {
+            assert_eq!(retyped(key, service, value), RegOp::set(key, value, data));
+        }
+        let expected = match group {
+            Some(group) => RegOp::set(key, "Group", RegData::Sz(group.into())),
+            None => RegOp::DeleteValue {
+                key: key.into(),
+                name: "Group".into(),
+            },
+        };
+        assert_eq!(retyped(key, service, "Group"), expected, "{service}");
+    }
+}
+
+/// The service keys and the entries of the CriticalDeviceDatabase of Windows' own drivers.
+#[test]
+fn the_drivers_of_windows_are_written_as_its_setup_does() {
+    let set = ControlSet::new(2);
+    let mut text = String::new();
+    for name in ["atapi", "IntelIde", "pciide", "msahci"] {
+        let mut ops = inbox(name).unwrap().service(&set);
+        ops.extend(bind(&set, &["VEN_8086&DEV_2922".into()], name));
+        ops.iter()
+            .for_each(|op| text.push_str(&format!("{op:?}\n")));
+    }
+    // A channel that was looked for is bound too; another id, or another driver, is not.
+    let ids = ["Intel-PIIX3", "Primary_IDE_Channel"].map(str::to_string);
+    let bound = bind(&set, &ids, "atapi");
+    assert_eq!(bound.len(), 10);
+    assert!(
+        bound[8]
+            .key()
+            .ends_with("\\CriticalDeviceDatabase\\Intel-PIIX3")
+    );
+    assert_eq!(bind(&set, &ids, "storahci"), []);
+    assert!(inbox("storahci").is_none());
+    insta::assert_snapshot!("inbox", text);
+    let start = boot_start(&set, "disk");
+    let key = "ControlSet002\\Services\\disk";
+    assert_eq!(
+        start,
+        [
+            RegOp::set(key, "Start", RegData::Dword(0)),
+            RegOp::DeleteKey {
+                key: format!("{key}\\StartOverride")
+            },
+        ]
+    );
+}
+
+#[test]
+fn a_device_that_was_here_before_is_told_with_what_helps() {
+    assert_eq!(
+        met_before(DiskBus::VirtioScsi, "PCI\\X\\1", Some("other")),
+        "the device PCI\\X\\1 was here before, with the driver other: in the same place again Windows does not look for its new driver, and the boot from virtio-scsi may stop with 0x7B; delete it below Enum in the guest first"
+    );
+    assert!(met_before(DiskBus::Ide, "x", None).contains("before, without a driver: in"));
+    assert_eq!(
+        unreadable(&"why"),
+        Blocker::new(
+            "hive-damaged",
+            "the SYSTEM hive cannot be read: why",
+            "start the guest once on its old hypervisor and shut it down cleanly",
+        )
+    );
+}

@@ -198,7 +198,14 @@ fn the_whole_plan_of_a_guest_with_many_faults() {
         let findings = &mut survey.inspection.findings;
         findings.push(finding("volume-dirty", Severity::Blocker));
         findings.push(finding("compact-os", Severity::Warning));
+        let boot = &mut survey.inspection.windows.as_mut().unwrap().boot;
+        boot.text_mode = vec![RegOp::set("Objects\\x", "text", RegData::Dword(1))];
     });
+    // The boot store is on a volume that is not to be written.
+    let mut volumes = guest.look(&[], |fake, _| fake.volumes().to_vec());
+    let esp = volumes.iter_mut().find(|v| v.kind == FsKind::Fat).unwrap();
+    (esp.kind, esp.state.dirty) = (FsKind::Ntfs, true);
+    let volumes: &'static [Volume] = volumes.leak();
     let accept: &[&str] = &["boot-driver-file", "compact-os", "bcd-device"];
     for (name, storage, required, accepted) in [
         ("many-faults", DiskBus::VirtioScsi, true, &[][..]),
@@ -210,6 +217,7 @@ fn the_whole_plan_of_a_guest_with_many_faults() {
             seen.options.require_signed = required;
             if storage == DiskBus::VirtioScsi {
                 seen.wanted.retain(|bus| *bus != DiskBus::VirtioScsi);
+                seen.volumes = volumes;
             }
             seen.notes = vec!["of the VM".into()];
             seen.limits = vec![Blocker::new("guest-space", "no room", "make some")];
