@@ -7,6 +7,9 @@ use crate::registry::HiveView;
 
 use super::Result;
 
+/// Numbers above are of a damaged or hostile record: `OemInfMap` has a bit for each up to the greatest.
+const MAX_NUMBER: u32 = 65_535;
+
 /// Assigns free `oemN.inf` numbers; a package that exists already keeps its number. A number is
 /// used if any record of the guest names it, and no two packages get the same one.
 pub struct OemNumbers<'a> {
@@ -60,7 +63,7 @@ impl<'a> OemNumbers<'a> {
         for hive in &self.hives {
             if let Some(key) = hive.key(&path)?
                 && let Some(inf) = key.string("")?
-                && let Some(number) = oem_number(&inf)
+                && let Some(number) = oem_number(&inf).filter(|n| *n <= MAX_NUMBER)
                 && self.given.insert(number)
             {
                 return Ok(number);
@@ -160,6 +163,15 @@ mod tests {
         for record in [inf as fn(&mut KeyTree), map] {
             assert_eq!(numbers(&[], record, nothing, &["a"]), [1]);
             assert_eq!(numbers(&[], nothing, record, &["a"]), [1]);
+        }
+        // A map with a bit for such a number would fill the memory.
+        for (inf, number) in [
+            ("oem65535.inf", 65535),
+            ("oem65536.inf", 0),
+            ("oem4294967295.inf", 0),
+        ] {
+            let known = |tree: &mut KeyTree| package(tree, "a", inf);
+            assert_eq!(numbers(&[], known, nothing, &["a"]), [number], "{inf}");
         }
         // SYSTEM is asked first.
         let of = |inf: &'static str| move |tree: &mut KeyTree| package(tree, "a", inf);
