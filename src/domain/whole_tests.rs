@@ -138,6 +138,7 @@ fn seven() -> Machine {
     m.drivers = all_drivers(false);
     (m.graphics, m.video) = (Graphics::None, Video::Virtio);
     m.emulator = Some("/opt/qemu".into());
+    m.driver_iso = None;
     disks(&mut m, 2);
     m.disks[1].sector_size = 4096;
     m.disks[1].path = "/dev/vg/data".into();
@@ -171,6 +172,7 @@ fn server() -> Machine {
     m.serial = Some("S,1".into());
     m.drivers.netkvm = true;
     disks(&mut m, 12);
+    (m.disks[0].boot_order, m.disks[3].boot_order) = (Some(2), Some(1));
     m
 }
 
@@ -482,5 +484,20 @@ fn proxmox_knows_each_windows_by_its_own_name() {
         let script = proxmox::script(&m, Path::new("/vm")).unwrap();
         let line = format!("--ostype {name} ");
         assert!(script.contains(&line), "{major}.{minor}.{build} {server}");
+    }
+}
+
+/// Comments are commands to paste: what the source names must not end one.
+#[test]
+fn every_step_for_kubernetes_stays_a_comment() {
+    let mut m = machine();
+    m.name = "a\nrm b".into();
+    m.disks[0].path = "/vm/c\nrm d.qcow2".into();
+    let options = kubevirt::Options::default();
+    for stage in [Stage::Bootstrap, Stage::Final] {
+        let text = kubevirt::yaml(&m, stage, Path::new("/vm"), &options).unwrap();
+        let (steps, _) = text.split_once("---\n").unwrap();
+        assert!(steps.lines().all(|line| line.starts_with("# ")), "{steps}");
+        assert!(steps.contains("'arm b-kubevirt-final.yaml'"), "{steps}");
     }
 }

@@ -139,6 +139,36 @@ mod tests {
         assert_eq!(text[1], member_hash(b"[Version]"));
     }
 
+    /// Behind the certificates may be more, which counts; a table that lies wrongly is of no image.
+    #[test]
+    fn the_data_around_the_certificates_counts() {
+        let bare = image(Arch::Amd64);
+        let directory = 0x80 + 24 + 112 + 32;
+        let with = |at: u32, size: u32, more: &[u8]| {
+            let mut signed = bare.clone();
+            signed[directory..directory + 4].copy_from_slice(&at.to_le_bytes());
+            signed[directory + 4..directory + 8].copy_from_slice(&size.to_le_bytes());
+            signed.extend([7; 16]);
+            signed.extend(more);
+            signed
+        };
+        let end = bare.len() as u32;
+        let mut longer = bare.clone();
+        longer.extend([9; 8]);
+        let wanted = hashes(&longer)[3].clone();
+        assert_eq!(hashes(&with(end, 16, &[9; 8]))[3], wanted);
+        assert_ne!(hashes(&with(end, 16, &[8; 8]))[3], wanted);
+        for (at, size, image) in [
+            (end, 16, true),
+            (end, 17, false),
+            (u32::MAX, 2, false),
+            (0, 16, true),
+        ] {
+            let found = hashes(&with(at, size, &[]));
+            assert_eq!(found.len(), if image { 4 } else { 2 }, "{at} {size}");
+        }
+    }
+
     /// The digest that `osslsigncode` calculates for the same image.
     #[test]
     fn as_osslsigncode_has_it() {

@@ -172,6 +172,10 @@ fn the_names_of_rock_ridge_are_those_of_all_its_entries() {
                 record(&[1], FLAG_DIRECTORY, (20, 2048), &[]),
                 record(b"FILE.;1", 0, (30, 1), &system_use),
             ];
+            let mut even = records.to_vec();
+            even[2] = record(b"FILE;1", 0, (30, 1), &system_use);
+            let iso = plain(&even, &[(40, continued.clone())]).unwrap();
+            assert_eq!(paths(&iso), Vec::from_iter(name), "even {system_use:?}");
             let iso = plain(&records, &[(40, continued.clone())]).unwrap();
             assert_eq!(iso.names(), Names::RockRidge);
             assert_eq!(paths(&iso), Vec::from_iter(name), "{system_use:?}");
@@ -216,7 +220,13 @@ fn what_is_hostile_in_an_image_is_refused_and_a_loop_is_read_once() {
         let opened = plain(&[folder(b"D", (21, 2048))], &deep);
         assert_eq!(opened.is_ok(), fine, "{levels}");
     }
-    for (block, fine) in [(512u16, true), (2048, true), (0, false), (4096, false)] {
+    for (block, fine) in [
+        (512u16, true),
+        (1024, true),
+        (2048, true),
+        (0, false),
+        (4096, false),
+    ] {
         let mut volume = volume(1, b"", 0);
         volume[128..130].copy_from_slice(&block.to_le_bytes());
         let opened = Iso::open(Cursor::new(image(&[(16, volume)])));
@@ -332,6 +342,23 @@ fn what_is_wrong_with_an_image_is_said_with_its_place() {
         of(plain(&[record(b"..", 0, (30, 1), &[])], &[])),
         "ISO image has a file name that is not allowed: \"..\""
     );
+    // Interleaved files are not read, and those with an attribute record begin behind it.
+    for byte in [26, 27] {
+        let mut interleaved = record(b"A", 0, (30, 1), &[]);
+        interleaved[byte] = 1;
+        assert!(plain(&[interleaved], &[]).is_err(), "{byte}");
+    }
+    let mut attributes = record(b"A", 0, (29, 1), &[]);
+    attributes[1] = 1;
+    let twice = [
+        attributes,
+        record(b"B", 0, (30, 1), &[]),
+        record(b"B", 0, (30, 1), &[]),
+    ];
+    let mut iso = plain(&twice, &[(30, b"x".to_vec())]).unwrap();
+    assert_eq!(paths(&iso), ["A", "B", "B"]);
+    let first = iso.files[0].clone();
+    assert_eq!(iso.read(&first).unwrap(), b"x");
     // Blocks may be smaller than a sector, and of a directory all sectors are read.
     let mut small = volume(1, b"", 0);
     small[128..130].copy_from_slice(&512u16.to_le_bytes());

@@ -393,6 +393,10 @@ mod tests {
         let root = dir.path();
         std::fs::create_dir_all(root.join("Viostor/w10")).unwrap();
         std::fs::write(root.join("Viostor/w10/a.inf"), b"inf").unwrap();
+        // Names that no path of Windows may have.
+        for name in ["a\\b", "c\u{7}"] {
+            std::fs::write(root.join(name), b"x").unwrap();
+        }
         symlink("w10", root.join("Viostor/2k22")).unwrap();
         symlink(outside.path(), root.join("out")).unwrap();
         symlink(outside.path().join("secret"), root.join("secret")).unwrap();

@@ -383,6 +383,12 @@ fn ids_beyond_the_inf() {
         ),
         (r"PCI\VEN_1AF4&DEV_1001", None),
         (r"PCI\VEN_1AF4&CC_0100", None),
+        (r"PCI\VEN_1AF4&CC_0100&REV_1", None),
+        (r"ACPI\VEN_1AF4&DEV_1001&REV_1", None),
+        (
+            r"pci\ven_1af4&dev_1001&rev_1",
+            Some(r"pci\ven_1af4&dev_1001"),
+        ),
         (r"ACPI\QEMU0001", None),
         ("", None),
     ] {
@@ -478,6 +484,7 @@ fn of_a_staged_package_only_the_service_of_the_device_is_recorded() {
     let w10 = target(10, 0, 19045, Arch::Amd64);
     let (set, _) = demo_set(&w10);
     let mut pkg = set.package("netkvm").unwrap().clone();
+    pkg.inf.installs[0].services[0].name = "NetKVM".into();
     let own = pkg.inf.installs[0].services[0].clone();
     let helper = ServiceInstall {
         name: "helper".into(),

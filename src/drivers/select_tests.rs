@@ -674,3 +674,22 @@ fn the_image_of_another_processor_is_refused_by_its_name_only() {
         "NetKVM/w10/amd64/netkvm.sys is not a driver image for arm64"
     );
 }
+
+/// The disk of Windows needs a driver that starts at boot; nothing else does.
+#[test]
+fn only_a_required_driver_of_disks_must_start_at_boot() {
+    let w10 = target(10, 0, 19045, false, Arch::Amd64);
+    for (text, code) in [
+        ("drivers: [{name: viorng, role: storage}]", None),
+        ("drivers: [{name: netkvm, required: true}]", None),
+        (
+            "drivers: [{name: viorng, role: storage, required: true}]",
+            Some("driver-inf-unusable"),
+        ),
+    ] {
+        let mut catalogue = Catalogue::builtin();
+        catalogue.merge_text("c.yaml", text).unwrap();
+        let found = select(&demo(Layout::Iso), &catalogue, &w10);
+        assert_eq!(found.err().map(|e| e.code()), code, "{text}");
+    }
+}

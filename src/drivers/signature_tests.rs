@@ -328,3 +328,28 @@ fn digits_are_a_hash_of_one_of_two_lengths() {
     let largest = vec![0x30; MAX_CATALOGUE + 1];
     assert_eq!(listing(&largest), None);
 }
+
+/// A member is named by its identifier and by its indirect data; either is enough.
+#[test]
+fn a_hash_counts_wherever_a_member_has_it() {
+    let whole = cat::unsigned(&[FILE]);
+    let hash = sha256(FILE);
+    let places: Vec<usize> = (0..whole.len())
+        .filter(|at| whole[*at..].starts_with(&hash))
+        .collect();
+    assert_eq!(places.len(), 2);
+    for (spoilt, listed) in [
+        (&places[..0], true),
+        (&places[..1], true),
+        (&places[1..], true),
+        (&places[..], false),
+    ] {
+        let mut catalogue = whole.clone();
+        spoilt.iter().for_each(|at| catalogue[*at] ^= 1);
+        assert_eq!(
+            listing(&catalogue).unwrap().lists(FILE),
+            listed,
+            "{spoilt:?}"
+        );
+    }
+}

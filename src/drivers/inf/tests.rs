@@ -370,7 +370,7 @@ only86.dll = 1
 only64.dll = 1
 [DestinationDirs]
 DefaultDestDir = 0xc
-own = 11,\Sub\
+own = 11, "\Sub\"
 noid = twelve
 [Manufacturer]
 %P% = First, NTamd64.6.1, NTx86.6.1
@@ -394,12 +394,12 @@ Include = machine.inf, pci.inf
 Needs = x
 AddReg = one, absent, two
 FeatureScore = 0x7F
-[Inst.NT.6.1]
+[Inst.NT.10.0]
 CopyFiles = own
 AddReg = two
 [Inst.NTamd64]
 Include = amd64.inf
-[Inst.NT.6.1.HW]
+[Inst.NT.HW]
 AddReg = hw
 [Inst.HW]
 AddReg = two
@@ -444,6 +444,7 @@ HKR,,Binary,1,
 HKR,,Number,0x00010001,0xff
 HKR,,Number4,0x00010001,1,2,3,4
 HKR,,Sz
+HKR,,First,0,a,b
 HKR,,Quoted,,"a ""b"" ; c"
 [two]
 HKR,New
@@ -489,6 +490,8 @@ fn the_whole_of_an_inf_as_each_windows_takes_it() {
         ["Inst.NTamd64", "Inst.NTamd64", "Other.NT.10.0"]
     );
     assert_eq!(of(7602).unwrap().installs.len(), 2);
+    let x86 = DriverInf::parse(WHOLE.as_bytes(), &target(10, 0, 1, Arch::X86)).unwrap();
+    assert_eq!(models(&x86), ["Inst.NT.10.0"]);
     let arm = DriverInf::parse(WHOLE.as_bytes(), &target(10, 0, 1, Arch::Arm64)).unwrap_err();
     assert_eq!(
         arm.to_string(),
