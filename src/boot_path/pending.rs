@@ -180,6 +180,24 @@ mod tests {
         }
     }
 
+    #[test]
+    fn both_lists_are_read_by_the_names_of_windows() {
+        for name in [
+            "PendingFileRenameOperations",
+            "PendingFileRenameOperations2",
+        ] {
+            let mut tree = KeyTree::new("ROOT");
+            let list = [FILE, ""].map(str::to_string).to_vec();
+            let key = "ControlSet001\\Control\\Session Manager";
+            tree.set(key, name, RegData::MultiSz(list));
+            let hive = tree.to_bytes("SYSTEM");
+            let view = HiveView::new(&hive).unwrap();
+            let path = GuestPath::parse("\\Windows\\System32\\drivers\\viostor.sys").unwrap();
+            let of = |set| Pending::read(&view, &ControlSet::new(set)).unwrap();
+            assert!(of(1).removes(&path) && !of(2).removes(&path), "{name}");
+        }
+    }
+
     /// The forms of an entry: with marks of `MoveFileEx`, and only with a drive letter.
     #[test]
     fn an_entry_names_a_file_by_drive_and_path() {

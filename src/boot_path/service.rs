@@ -231,6 +231,7 @@ mod tests {
             (Some(r"\??\C:\Windows\x\a.sys"), r"\Windows\x\a.sys"),
             (Some(r#""C:\Windows\x\a.sys""#), r"\Windows\x\a.sys"),
             (Some(r"\Windows\a.sys"), r"\Windows\a.sys"),
+            (Some("/SystemRoot/System32/a.sys"), r"\WINNT\System32\a.sys"),
             (Some(" system32\\a.sys\t"), r"\WINNT\system32\a.sys"),
         ];
         for (image_path, file) in cases {
@@ -376,6 +377,8 @@ mod tests {
             (Some(r"system32\DRIVERS\disk.sys"), Relative),
             (Some("System32/drivers/disk.sys"), Relative),
             (Some(r"\systemroot\System32\drivers\disk.sys"), SystemRoot),
+            (Some("/SystemRoot/System32/drivers/disk.sys"), SystemRoot),
+            (Some("/System32/drivers/disk.sys"), Other),
             (Some(r"%SystemRoot%\System32\drivers\disk.sys"), Other),
             (Some(r"\??\C:\Windows\System32\drivers\disk.sys"), Other),
             (Some(r"C:\Windows\System32\drivers\disk.sys"), Other),

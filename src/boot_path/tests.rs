@@ -720,7 +720,16 @@ fn damage_is_a_reason() {
         }
         let guest = Guest { hive, ..guest };
         for controller in DiskBus::ALL {
-            assert!(!guest.evaluate(controller).ready);
+            let path = guest.evaluate(controller);
+            assert!(!path.ready);
+            let damaged = path.faults.iter().find_map(|fault| match fault {
+                Fault::Damaged(text) => Some(text),
+                _ => None,
+            });
+            if let Some(text) = damaged {
+                let told = format!("the SYSTEM hive cannot be read: {text}");
+                assert!(path.steps.iter().any(|s| !s.ok && s.text == told), "{told}");
+            }
         }
     }
 }

@@ -442,6 +442,15 @@ fn what_is_said_of_each_fault() {
                 .sz(&format!("{bus}\\3"), "Service", "other")
                 .sz(&format!("{bus}\\4"), "ClassGUID", "x")
                 .sz(&format!("{bus}\\4"), "Service", "VioStor");
+            // The old form of the device counts, another device and one in another form do not.
+            for device in [
+                "ven_1af4&dev_1001&x",
+                "VEN_1AF4&DEV_1048&X",
+                "VEN_1AF4&DEV_1042",
+            ] {
+                let key = format!("{SET}\\Enum\\PCI\\{device}\\1");
+                g.tree.dword(&key, "ConfigFlags", 1);
+            }
         }),
         (TEN, VirtioBlk, "staged", |g| {
             g.tree.remove("DriverDatabase\\DriverInfFiles");
@@ -449,9 +458,11 @@ fn what_is_said_of_each_fault() {
             g.tree.sz(ids, "oem9.inf", "");
         }),
         ((6, 1), VirtioBlk, "no class", |g| {
-            for id in ["1001", "1042"] {
+            for id in ["1001", "1042", "1042&SUBSYS_11001AF4"] {
                 let key = format!("{SET}\\Control\\CriticalDeviceDatabase\\PCI#VEN_1AF4&DEV_{id}");
-                g.tree.sz(&key, "ClassGUID", "");
+                g.tree
+                    .sz(&key, "ClassGUID", "")
+                    .sz(&key, "Service", "viostor");
             }
         }),
         (XP, Ide, "no channels", |g| {
@@ -564,5 +575,53 @@ fn every_controller_has_its_own_verdict() {
     assert_eq!(all.len(), DiskBus::ALL.len());
     for (controller, path) in all {
         assert_eq!(path, guest.evaluate(controller), "{controller:?}");
+    }
+}
+
+/// The classes of devices between Windows and its disk, by the numbers Microsoft gave them.
+#[test]
+fn the_classes_have_their_own_keys() {
+    for (name, guid) in [
+        ("SCSIAdapter", "{4d36e97b-e325-11ce-bfc1-08002be10318}"),
+        ("hdc", "{4d36e96a-e325-11ce-bfc1-08002be10318}"),
+        ("DiskDrive", "{4d36e967-e325-11ce-bfc1-08002be10318}"),
+        ("Volume", "{71a27cdd-812a-11d0-bec7-08002be2092f}"),
+        ("System", "{4d36e97d-e325-11ce-bfc1-08002be10318}"),
+    ] {
+        assert_eq!(class_guid(name), Some(guid));
+    }
+    assert_eq!((NTFS, KERNEL, DEVICE_OFF), ("Ntfs", "the kernel", 3));
+}
+
+/// A loader of NT 6 takes the first file it finds, whether it is of use or not.
+#[test]
+fn an_import_is_looked_for_beside_the_driver_then_among_the_drivers_then_in_system32() {
+    let of = |arch: Arch| Image {
+        state: ImageState::Present {
+            machine: Some(arch.pe_machine()),
+        },
+        imports: [].into(),
+    };
+    for (good, bad, ready) in [
+        ("store", "system32\\drivers", true),
+        ("system32\\drivers", "store", false),
+        ("system32\\drivers", "system32", true),
+        ("system32", "system32\\drivers", false),
+        ("system32", "elsewhere", true),
+        ("elsewhere", "nowhere", false),
+    ] {
+        let mut guest = Guest::new(TEN);
+        guest
+            .tree
+            .sz(&service("disk"), "ImagePath", "store\\disk.sys");
+        let mut disk = of(Arch::Amd64);
+        disk.imports = ["x.sys".to_string()].into();
+        guest.files.insert("store\\disk.sys".into(), disk);
+        guest
+            .files
+            .insert(format!("{good}\\x.sys"), of(Arch::Amd64));
+        guest.files.insert(format!("{bad}\\x.sys"), of(Arch::X86));
+        let path = guest.evaluate(VirtioBlk);
+        assert_eq!(path.ready, ready, "{good} {bad}: {}", path.reason);
     }
 }

@@ -245,27 +245,7 @@ fn parse_text(text: &str) -> Result<Element, XmlError> {
                 if open.len() >= MAX_DEPTH {
                     return Err(XmlError::TooDeep);
                 }
-                let mut element = Element::new(start.name().as_ref());
-                nodes += 1;
-                // The reader's own check compares each attribute with all before it.
-                let mut names = HashSet::new();
-                for attr in start.attributes().with_checks(false) {
-                    let attr = attr.map_err(|e| syntax(&e))?;
-                    if !names.insert(attr.key) {
-                        return Err(syntax(&"an attribute stands twice"));
-                    }
-                    nodes += 1;
-                    if nodes > MAX_NODES {
-                        return Err(XmlError::TooManyNodes);
-                    }
-                    let value = quick_xml::escape::unescape(&attr.value).map_err(|e| syntax(&e))?;
-                    element
-                        .attrs
-                        .push((attr.key.as_ref().to_owned(), value.into_owned()));
-                }
-                if nodes > MAX_NODES {
-                    return Err(XmlError::TooManyNodes);
-                }
+                let element = with_attributes(&start, &mut nodes, offset)?;
                 open.push(element);
             }
             Event::End(_) => {
@@ -310,6 +290,40 @@ fn parse_text(text: &str) -> Result<Element, XmlError> {
             Event::Eof => return root.ok_or(XmlError::Empty),
             Event::Empty(_) | Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
         }
+    }
+}
+
+/// The element of a start tag. `nodes` counts elements and attributes.
+fn with_attributes(
+    start: &BytesStart<'_>,
+    nodes: &mut usize,
+    offset: u64,
+) -> Result<Element, XmlError> {
+    let syntax = |reason: &dyn std::fmt::Display| XmlError::Syntax {
+        offset,
+        reason: reason.to_string(),
+    };
+    let mut element = Element::new(start.name().as_ref());
+    *nodes += 1;
+    // The reader's own check compares each attribute with all before it.
+    let mut names = HashSet::new();
+    for attr in start.attributes().with_checks(false) {
+        let attr = attr.map_err(|e| syntax(&e))?;
+        if !names.insert(attr.key) {
+            return Err(syntax(&"an attribute stands twice"));
+        }
+        *nodes += 1;
+        if *nodes > MAX_NODES {
+            break;
+        }
+        let value = quick_xml::escape::unescape(&attr.value).map_err(|e| syntax(&e))?;
+        element
+            .attrs
+            .push((attr.key.as_ref().to_owned(), value.into_owned()));
+    }
+    match *nodes > MAX_NODES {
+        true => Err(XmlError::TooManyNodes),
+        false => Ok(element),
     }
 }
 

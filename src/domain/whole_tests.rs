@@ -501,3 +501,20 @@ fn every_step_for_kubernetes_stays_a_comment() {
         assert!(steps.contains("'arm b-kubevirt-final.yaml'"), "{steps}");
     }
 }
+
+/// The disk of Windows is the first of the first bus and of the last, wherever the source has it.
+#[test]
+fn proxmox_has_the_disk_of_windows_first() {
+    let mut m = machine();
+    disks(&mut m, 2);
+    m.disks.swap(0, 1);
+    let script = proxmox::script(&m, Path::new("/vm")).unwrap();
+    for line in [
+        "import sata0 \"$here\"/'win10.qcow2'",
+        "import sata1 \"$here\"/'data-1.raw'",
+        "import virtio0 \"$here\"/'win10.qcow2'",
+        "--boot order=virtio0 ",
+    ] {
+        assert!(script.contains(line), "{line} in\n{script}");
+    }
+}

@@ -55,6 +55,16 @@ fn every_windows_has_its_folder() {
             .windows_for(&target((4, 0), 1381, false))
             .is_none()
     );
+    // Of these there are no editions for the processor.
+    for (nt, build, server, arch) in [
+        ((10, 0), 20348, true, Arch::X86),
+        ((6, 1), 7601, false, Arch::Arm64),
+        ((5, 1), 2600, false, Arch::Amd64),
+    ] {
+        let mut other = target(nt, build, server);
+        other.arch = arch;
+        assert!(catalogue.windows_for(&other).is_none(), "{other}");
+    }
     assert_eq!(
         catalogue.driver_folders(&target((10, 0), 22631, false)),
         ["w11", "w10"]

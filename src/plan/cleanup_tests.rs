@@ -234,3 +234,20 @@ fn the_name_of_a_directory_is_found_wherever_it_stands() {
     }
     assert!(!holds(folder.as_bytes(), &[&folder]), "not UTF-16");
 }
+
+/// The places of Windows, as it names them.
+#[test]
+fn entries_and_tasks_are_looked_for_where_windows_has_them() {
+    assert_eq!(
+        RUN,
+        [
+            r"Microsoft\Windows\CurrentVersion\Run",
+            r"Wow6432Node\Microsoft\Windows\CurrentVersion\Run",
+        ]
+    );
+    assert_eq!(
+        TASK_CACHE,
+        r"Microsoft\Windows NT\CurrentVersion\Schedule\TaskCache"
+    );
+    assert_eq!(TASK_LISTS, ["Plain", "Logon", "Boot", "Maintenance"]);
+}

@@ -404,4 +404,26 @@ mod tests {
         gpt[0] = 2;
         assert_eq!(drive_layout(&gpt), None);
     }
+
+    /// The letters of a disk in their order, whatever that of the records is.
+    #[test]
+    fn letters_are_sorted() {
+        let mut tree = KeyTree::new("ROOT");
+        for (letter, place) in [("Z", 1), ("E", 3), ("F", 2)] {
+            let data = [[7; 4], [place; 4], [0; 4]].concat();
+            let volume = format!("\\??\\Volume{}", Uuid::from_bytes([place; 16]).braced());
+            for name in [format!("\\DosDevices\\{letter}:"), volume] {
+                tree.set("MountedDevices", &name, RegData::Binary(data.clone()));
+            }
+        }
+        let bytes = tree.to_bytes("SYSTEM");
+        let view = HiveView::new(&bytes).unwrap();
+        let disks = with_letters(&view, &ControlSet::new(1), Some('C'), &mut Vec::new()).unwrap();
+        let [disk] = &disks.0[..] else {
+            panic!("{} disks", disks.0.len());
+        };
+        let letters: Vec<_> = disk.letters.iter().map(|(letter, _)| *letter).collect();
+        assert_eq!(letters, ['E', 'F', 'Z']);
+        assert_eq!(disk.letters[0].1, Uuid::from_bytes([3; 16]).braced());
+    }
 }

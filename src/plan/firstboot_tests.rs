@@ -301,3 +301,56 @@ fn static_addresses_are_carried_over_with_the_driver_of_the_nic_only() {
         assert_eq!(told, !carried, "{:?}", planned.draft.warnings);
     }
 }
+
+/// The new NICs are told apart by their addresses. With DHCP the new one still gets the old one's name,
+/// and on request the network is left alone.
+#[test]
+fn the_wishes_for_the_network_reach_the_script() {
+    let mac: MacAddr = "52:54:00:12:34:56".parse().unwrap();
+    for (network, macs, address, named) in [
+        (Policy::Preserve, vec![mac], true, true),
+        (
+            Policy::Preserve,
+            vec![MacAddr::qemu([1, 2, 3])],
+            true,
+            false,
+        ),
+        (Policy::Dhcp, vec![mac], false, true),
+        (Policy::Leave, vec![mac], false, false),
+    ] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(Win10));
+        guest.survey = Some(|survey| {
+            let adapters = &mut survey.inspection.network.adapters;
+            adapters
+                .iter_mut()
+                .for_each(|a| a.mac = "52:54:00:12:34:56".parse().ok());
+        });
+        let wishes = Preferences {
+            network,
+            macs,
+            ..Preferences::default()
+        };
+        let options = testing::options(Some(DiskBus::Sata));
+        let planned = planned(&guest, &media(), options, &wishes);
+        let script = planned.script();
+        assert_eq!(script.contains("192.0.2.10"), address, "{network:?}");
+        assert_eq!(script.contains("WANT=525400123456"), named, "{network:?}");
+    }
+}
+
+/// With a first boot from another controller the script waits for the second one.
+#[test]
+fn the_script_knows_whether_there_is_a_second_boot() {
+    let script = |bootstrap| {
+        let guest = MemoryGuest::of(GuestSpec::new(Win10));
+        let options = testing::options(bootstrap);
+        let planned = planned(&guest, &media(), options, &Preferences::default());
+        planned.script().to_string()
+    };
+    let (two, one) = (script(Some(DiskBus::Sata)), script(None));
+    assert_ne!(two, one);
+    assert!(
+        two.contains("EMULATED") && !one.contains("if defined EMULATED"),
+        "{one}"
+    );
+}

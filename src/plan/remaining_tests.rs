@@ -366,7 +366,7 @@ fn what_is_said_of_each_fault_that_stays() {
         }
     };
     for (of, ..) in OF_A_SERVICE {
-        for service in ["storahci", "Pci", "volmgr", "Ntfs", "the kernel"] {
+        for service in ["storahci", "Pci", "acpi", "volmgr", "Ntfs", "the kernel"] {
             say(WinVersion::Win10, Sata, of(service.into()));
         }
     }

@@ -256,6 +256,19 @@ fn a_value_that_cannot_be_written_anew_is_a_blocker() {
             assert!(blocker.reason.contains("\"Large\" of 16345 bytes"));
         }
     }
+    // In every hive that is edited, and beside an edit only.
+    for (key, blocked) in [
+        ("Microsoft\\Windows\\CurrentVersion", true),
+        ("Other", false),
+    ] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let mut tree = crate::demo::hives::software_tree(&guest.spec);
+        tree.set(key, "Large", RegData::Binary(vec![7; 16345]));
+        *guest.file("SOFTWARE") = tree.to_bytes("SOFTWARE");
+        let plan = guest.prepare(&media(), Some(DiskBus::Sata)).plan;
+        let found = codes(&plan).contains(&"hive-value-large");
+        assert_eq!(found, blocked, "{key}");
+    }
 }
 
 #[test]

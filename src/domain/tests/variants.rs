@@ -482,6 +482,16 @@ fn a_disk_of_4096_bytes_is_where_a_bus_has_such_sectors() {
     };
     assert!(!named(Stage::Bootstrap).contains(&"/data".to_owned()));
     assert!(named(Stage::Final).contains(&"/data".to_owned()));
+    // The disks behind it keep their places while it is away.
+    let mut three = m.clone();
+    three.disks.push(disk("/more", false));
+    let place = |bus: &str, dev: &str| {
+        let found = places(&three, Stage::Bootstrap);
+        let of = found.into_iter().find(|p| p[0] == "/more").unwrap();
+        assert_eq!((&*of[1], &*of[2]), (bus, dev));
+        of[3].clone()
+    };
+    assert!(place("sata", "sdc").ends_with("unit=2"));
     let mut on_sata = m.clone();
     on_sata.bus = DiskBus::Sata;
     let error = to_element(&on_sata, Stage::Final, &images(UEFI)).unwrap_err();
