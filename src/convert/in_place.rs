@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::block::{BlockRead, BlockWrite};
 use crate::disk::chain::Image;
-use crate::disk::export::Export;
+use crate::disk::export::{self, Export};
 use crate::disk::partition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::{self, Changing};
@@ -77,13 +77,12 @@ pub(super) fn in_place(run: &Run<'_>, mut fixed: Fixed) -> Result<Disks> {
 }
 
 /// Saves the old and the new bytes of every range that the overlays change. Returns their number.
-fn save_undo_logs(disks: &VmDisks, fixed: &mut Fixed) -> Result<u64> {
+pub(super) fn save_undo_logs(disks: &VmDisks, fixed: &mut Fixed) -> Result<u64> {
     let mut opened = Vec::new();
     for disk in disks.iter().filter(|disk| disks.is_changed(disk.id)) {
         let overlay = (fixed.images.get(&disk.id))
             .ok_or_else(|| Error::failed(format!("disk {} has no overlay", disk.id.number())))?;
-        let ranges = qemu_img::allocated_ranges(&overlay.spec())
-            .map_err(|e| Error::failed("reading the map of the overlay").because(e))?;
+        let ranges = own_ranges(overlay)?;
         let before = Export::<dyn BlockRead>::open_readonly(&disk.image)?;
         let after = Export::<dyn BlockRead>::open_readonly(overlay)?;
         opened.push((before, after, ranges));
@@ -108,6 +107,21 @@ fn save_undo_logs(disks: &VmDisks, fixed: &mut Fixed) -> Result<u64> {
         before.close()?;
     }
     Ok(changed)
+}
+
+/// The ranges (offset, length) that an overlay itself contains, without starting a program if possible.
+fn own_ranges(overlay: &Image) -> Result<Vec<(u64, u64)>> {
+    let failed = || Error::failed("reading the map of the overlay");
+    match export::own_ranges(overlay) {
+        Some(own) => {
+            let own = own.map_err(|e| failed().because(e))?;
+            Ok(own
+                .iter()
+                .map(|range| (range.start, range.end - range.start))
+                .collect())
+        }
+        None => qemu_img::allocated_ranges(&overlay.spec()).map_err(|e| failed().because(e)),
+    }
 }
 
 /// The images of the disks that the journal changes, in the order of the journal.

@@ -121,7 +121,7 @@ impl ImageError {
     }
 
     /// Converts an operating system error into the reason.
-    pub(super) fn from_io(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn from_io(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::NotFound => Self::NotFound { path },

@@ -448,6 +448,17 @@ pub(crate) fn plain_parts(
     }
 }
 
+/// The ranges that an overlay of this run itself contains, zeroes included. `None` if it is not over a plain file.
+pub(crate) fn own_ranges(overlay: &Image) -> Option<io::Result<Extents>> {
+    let mut own = Extents::default();
+    let found = plain_parts(overlay, &mut |range, part| {
+        if part != Part::Data(Depth::Below) {
+            own.insert(range);
+        }
+    });
+    Some(found?.map(|()| own))
+}
+
 /// A file that is the disk byte for byte.
 enum Plain {
     Here(Held),

@@ -85,16 +85,11 @@ pub(super) fn export(image: &Image) -> Option<Arc<dyn RemoteFile>> {
 /// it.
 fn links(image: &Image) -> Result<Vec<Link>> {
     let levels = image.links();
-    let mut owned = vec![Extents::default(); levels.len()];
-    qemu_img::layers(&image.spec(), &mut |range, depth| {
-        // Data below the chain is in none of its links.
-        if let Some(owner) = usize::try_from(depth).ok().and_then(|d| owned.get_mut(d)) {
-            owner.insert(range);
-        }
-    })
-    .map_err(|e| {
-        Error::failed(format!("reading the map of {}", image.path().display())).because(e)
-    })?;
+    let owned = match levels.iter().flatten().count() {
+        // The ranges of the bottom link are never used.
+        1 => vec![Extents::default(); levels.len()],
+        _ => owned(image, levels.len())?,
+    };
     let size = image.virtual_size();
     let mut links = Vec::new();
     for (level, owned) in levels.into_iter().zip(owned) {
@@ -110,11 +105,25 @@ fn links(image: &Image) -> Result<Vec<Link>> {
             });
         }
     }
-    // The ranges of the bottom link are never used.
     if let Some(last) = links.last_mut() {
         last.ranges = Vec::new();
     }
     Ok(links)
+}
+
+/// The ranges that the chain reads from each of its levels.
+fn owned(image: &Image, levels: usize) -> Result<Vec<Extents>> {
+    let mut owned = vec![Extents::default(); levels];
+    qemu_img::layers(&image.spec(), &mut |range, depth| {
+        // Data below the chain is in none of its links.
+        if let Some(owner) = usize::try_from(depth).ok().and_then(|d| owned.get_mut(d)) {
+            owner.insert(range);
+        }
+    })
+    .map_err(|e| {
+        Error::failed(format!("reading the map of {}", image.path().display())).because(e)
+    })?;
+    Ok(owned)
 }
 
 fn pairs(set: &Extents) -> Vec<[u64; 2]> {

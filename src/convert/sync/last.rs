@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::disk::{Image, ImageError};
+use crate::disk::{Image, ImageError, export};
 
 use crate::disk::copy::{Copied, CopyError, CopyOptions};
 use crate::disk::refill::{Refill, Work};
@@ -257,6 +257,10 @@ impl Synced {
 
 /// The clusters that an overlay itself has.
 fn own(overlay: &Image) -> Result<Extents, CopyError> {
+    if let Some(own) = export::own_ranges(overlay) {
+        let failed = |e| ImageError::from_io(overlay.path(), e);
+        return Ok(own.map_err(failed)?);
+    }
     let mut own = Extents::default();
     qemu_img::layers(&overlay.spec(), &mut |range, depth| {
         if depth == 0 {
