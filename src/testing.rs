@@ -1,18 +1,28 @@
 //! A whole Windows guest in memory, for tests of decisions. It is the output of `demo`, modified by
 //! the test, inspected, planned for, and after the plan. No tool and no file is needed.
 
+pub mod ntfs;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
 use crate::actions::{self, Action, CopyFiles, EditHive, EditedHives, PreviewHives};
+use crate::block::{BlockWrite, FileDisk};
 use crate::check::Check;
 use crate::demo::guest::{self, GuestFile};
 use crate::demo::pe::{self, Subsystem};
 use crate::demo::virtio_win::{self, Layout};
-use crate::demo::{Arch, GuestSpec, Leftovers, Role, WinVersion, hives};
+use crate::demo::{Arch, GuestSpec, Leftovers, PartitionSpec, Role, WinVersion, hives};
 use crate::disk::layout::{DiskLayout, GPT_ESP, GPT_MSR};
 use crate::drivers::Catalogue;
 use crate::drivers::media::{Media, Memory};
 use crate::drivers::signature;
 use crate::error::Blocker;
-use crate::guest::{DiskId, FsKind, GuestRead, Volume};
+use crate::guest::ntfs3g::MountOptions;
+use crate::guest::{
+    DiskId, EmbeddedWriter, FsKind, GuestPath, GuestRead, GuestWrite, Volume, VolumeId,
+};
 use crate::ids::Accepted;
 use crate::inspect::fake::FakeGuest;
 use crate::inspect::{Disk, HiveName, Hives, InspectOptions, SourceFacts, Survey, inspect};
@@ -50,6 +60,8 @@ pub struct MemoryGuest {
     pub volume: Option<fn(&mut Volume)>,
     /// Applied to the inspection.
     pub survey: Option<fn(&mut Survey)>,
+    /// The decisions about the first boot.
+    pub preferences: Preferences,
 }
 
 impl MemoryGuest {
@@ -75,6 +87,7 @@ impl MemoryGuest {
             damage: None,
             volume: None,
             survey: None,
+            preferences: Preferences::default(),
         }
     }
 
@@ -148,9 +161,9 @@ impl MemoryGuest {
     ) -> Prepared {
         let options = options(bootstrap);
         self.look(&[], |guest, survey| {
-            let (catalogue, preferences) = (Catalogue::builtin(), Preferences::default());
+            let (catalogue, preferences) = (Catalogue::builtin(), &self.preferences);
             let (draft, basis) =
-                prepare::draft(survey, guest, media, &catalogue, (options, &preferences)).unwrap();
+                prepare::draft(survey, guest, media, &catalogue, (options, preferences)).unwrap();
             let hives = survey.hives.as_ref().unwrap();
             let mut foreseen = Foreseen {
                 options,
@@ -228,6 +241,63 @@ impl MemoryGuest {
             plan::remaining(&survey.inspection, &wanted, DiskBus::VirtioBlk)
         });
         left.into_iter().map(|one| one.blocker).collect()
+    }
+
+    /// The disk of the guest as a sparse file: the boot partition is FAT, and the volumes of NTFS are only read.
+    pub fn write(&self, path: &Path) {
+        guest::create_table(&self.spec, path).unwrap();
+        for partition in self.spec.partitions() {
+            let mut files = BTreeMap::new();
+            for file in self.files.iter().filter(|file| file.role == partition.role) {
+                let is_system = file
+                    .path
+                    .to_string()
+                    .to_lowercase()
+                    .ends_with("config\\system");
+                let contents = match is_system {
+                    true => self.system.to_bytes("SYSTEM"),
+                    false => file.contents.clone(),
+                };
+                files.insert(file.path.clone(), contents);
+            }
+            match partition.role {
+                Role::Esp => self.write_fat(path, &partition, &files),
+                Role::Msr => {}
+                _ => {
+                    let hidden = partition.start / u64::from(self.spec.sector_size);
+                    let disk = FileDisk::open_rw(path).unwrap();
+                    let pieces = ntfs::volume(partition.size, hidden as u32, &files);
+                    for (at, bytes) in pieces {
+                        disk.write_at(partition.start + at, &bytes).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    fn write_fat(
+        &self,
+        path: &Path,
+        partition: &PartitionSpec,
+        files: &BTreeMap<GuestPath, Vec<u8>>,
+    ) {
+        guest::format_fat(&self.spec, path, partition).unwrap();
+        let disk = Arc::new(FileDisk::open_rw(path).unwrap());
+        let options = MountOptions::default();
+        let mut writer = Box::new(EmbeddedWriter::new(disk, &self.layout, options));
+        let volume = VolumeId::new(partition.index);
+        let mut made = BTreeSet::new();
+        for (path, contents) in files {
+            let mut folder = GuestPath::root();
+            for part in path.parent().unwrap_or_default().parts() {
+                folder = folder.join(part).unwrap();
+                if made.insert(folder.clone()) {
+                    writer.create_dir(volume, &folder).unwrap();
+                }
+            }
+            writer.write_file(volume, path, contents).unwrap();
+        }
+        writer.close().unwrap();
     }
 
     /// Applies the plan to the guest, except to its boot files.

@@ -45,6 +45,8 @@ pub(super) struct Seen<'a> {
     pub(super) target: &'a Path,
     /// Where the originals of hives are kept; `None` where nothing is to be written.
     pub(super) saver: Option<&'a Saver>,
+    /// Whether this host has a program or library.
+    pub(super) has: &'a dyn Fn(&str) -> bool,
 }
 
 /// Decides everything that `plan` and `convert` do with a Windows guest. Returns an error only for
@@ -62,7 +64,7 @@ pub(super) fn plan_for(
             missing(
                 &prepared.plan.actions,
                 seen.engine.writes_past_us(),
-                &is_there,
+                seen.has,
             )
         };
         if let Some(error) = failed.or_else(missing) {
@@ -292,7 +294,7 @@ fn missing(actions: &[Action], appliance: bool, has: &dyn Fn(&str) -> bool) -> O
 }
 
 /// Whether this host has a program or library.
-fn is_there(name: &str) -> bool {
+pub(super) fn is_there(name: &str) -> bool {
     match name {
         host::LIBHIVEX => registry::confined::is_available(),
         host::LIBNTFS => host::find_library(name).is_some(),

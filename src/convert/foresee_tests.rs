@@ -107,6 +107,7 @@ impl World {
                 engine: Engine::EMBEDDED,
                 target: &job.target_folder(),
                 saver,
+                has: &is_there,
             })
         })
     }

@@ -66,6 +66,11 @@ pub struct Planned {
 
 /// `plan`: reads and decides like `convert`, on a source opened read-only.
 pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
+    plan_job(job, ui, &foresee::is_there)
+}
+
+/// `has` is whether this host has a program or library.
+fn plan_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Planned> {
     let catalogue = job.drivers.catalogue()?;
     let media = job.drivers.media_if_named()?;
     let sources = || job.source_files();
@@ -102,6 +107,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
         engine: session.engine,
         target: &target,
         saver: None,
+        has,
     };
     let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
     session.close()?;
@@ -119,30 +125,33 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
 
 /// Converts a VM and returns the report.
 pub fn convert(job: &Job, ui: &Ui) -> Result<Report> {
-    convert_job(job, ui).map_err(|error| {
-        let error = match error.kind {
-            // A signal can surface as many different errors.
-            ErrorKind::Failed if stop::requested() => Error::new(
-                ErrorKind::Interrupted,
-                "interrupted; the source is untouched",
-            ),
-            _ => error,
-        };
-        let said = error
-            .hints
-            .iter()
-            .any(|hint| hint.starts_with(resume::KEPT));
-        match !said && job.output.resume && OutputFolder::holds_a_copy(&job.target_folder()) {
-            true => error.hint(format!(
-                "{}; it goes when the conversion starts over",
-                resume::KEPT
-            )),
-            false => error,
-        }
-    })
+    convert_job(job, ui, &foresee::is_there).map_err(|error| explained(job, error))
 }
 
-fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
+/// The error of a conversion, with what it left.
+fn explained(job: &Job, error: Error) -> Error {
+    let error = match error.kind {
+        // A signal can surface as many different errors.
+        ErrorKind::Failed if stop::requested() => Error::new(
+            ErrorKind::Interrupted,
+            "interrupted; the source is untouched",
+        ),
+        _ => error,
+    };
+    let said = error
+        .hints
+        .iter()
+        .any(|hint| hint.starts_with(resume::KEPT));
+    match !said && job.output.resume && OutputFolder::holds_a_copy(&job.target_folder()) {
+        true => error.hint(format!(
+            "{}; it goes when the conversion starts over",
+            resume::KEPT
+        )),
+        false => error,
+    }
+}
+
+fn convert_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Report> {
     let catalogue = job.drivers.catalogue()?;
     let media = job.drivers.media_if_named()?;
 
@@ -169,6 +178,7 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
         engine: session.engine,
         target: run.folder.target(),
         saver: saver.as_ref(),
+        has,
     };
     let mut prepared = {
         let _span = timeline::span("plan");
@@ -209,6 +219,8 @@ fn convert_job(job: &Job, ui: &Ui) -> Result<Report> {
 
 #[cfg(test)]
 mod loader_tests;
+#[cfg(test)]
+mod plain_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::demo::{GuestSpec, WinVersion, guest, pe};
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Graphics, NetworkMap, NicSource, Video, kubevirt,
 };
+use crate::drivers::media::Media;
 use crate::ids::Accepted;
 use crate::plan::firstboot::Preferences;
 use crate::plan::linux::LinuxChoice;
@@ -18,13 +19,14 @@ use crate::session::engine::Engine;
 use crate::session::{Access, SourceMachine};
 use crate::skip::have;
 use crate::source;
+use crate::testing::{MemoryGuest, media};
 use crate::types::DiskBus;
 use crate::ui::{ProgressMode, Ui};
 
 use super::job::{
     Copying, DiskOptions, DriverOptions, GuestOptions, Job, OutputOptions, VmOptions,
 };
-use super::machine::MachineOptions;
+use super::machine::{self, MachineOptions};
 
 /// The names in a directory, in order.
 pub(super) fn names(folder: &Path) -> Vec<String> {
@@ -197,4 +199,59 @@ pub(super) fn data() -> &'static [u8] {
         let byte = |i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8;
         (0..3 << 20).map(byte).collect()
     })
+}
+
+/// A Windows that is converted already, on one disk, and data on another, which the source names first.
+pub(super) struct Plain {
+    dir: tempfile::TempDir,
+    pub(super) guest: MemoryGuest,
+}
+
+impl Plain {
+    pub(super) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// `change` is made to the guest after it was converted.
+    pub(super) fn with(change: impl FnOnce(&mut MemoryGuest)) -> Self {
+        let media = media();
+        let mut guest = MemoryGuest::of(spec());
+        let adapters = guest.look(&[], |_, survey| survey.inspection.network.adapters.clone());
+        guest.preferences.macs = machine::macs(&adapters, &machine_options());
+        let prepared = guest.prepare(&media, Some(DiskBus::Sata));
+        guest.apply(&prepared, &media);
+        change(&mut guest);
+        let dir = tempfile::tempdir().unwrap();
+        let lab = Self { dir, guest };
+        for file in media.files() {
+            let path = lab.path("drivers").join(&file.path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, media.read(&file.path).unwrap()).unwrap();
+        }
+        lab.guest.write(&lab.windows());
+        std::fs::write(lab.data(), data()).unwrap();
+        lab
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(super) fn windows(&self) -> PathBuf {
+        self.path("windows.raw")
+    }
+
+    pub(super) fn data(&self) -> PathBuf {
+        self.path("data.raw")
+    }
+
+    pub(super) fn job(&self) -> Job {
+        let mut job = job(&[self.data(), self.windows()], &self.path("out"));
+        job.drivers.media = Some(self.path("drivers"));
+        // Whatever firmware this host has.
+        job.vm.machine.portable = true;
+        // QEMU checks a qcow2 after the copy.
+        job.copy.format = DiskFormat::Raw;
+        job
+    }
 }

@@ -71,17 +71,7 @@ fn compact(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
 
 /// The image with its partition table and empty file systems.
 pub fn create_disk(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
-    check(spec)?;
-    let io = |source| DemoError::Io {
-        path: path.to_path_buf(),
-        source,
-    };
-    let file = File::create_new(path).map_err(io)?;
-    file.set_len(spec.disk_size).map_err(io)?;
-    match spec.firmware {
-        Firmware::Uefi => write_gpt(spec, path)?,
-        Firmware::Bios => write_mbr(spec, path)?,
-    }
+    create_table(spec, path)?;
     for partition in spec.partitions() {
         match partition.role {
             Role::Esp => format_fat(spec, path, &partition)?,
@@ -92,6 +82,21 @@ pub fn create_disk(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
         }
     }
     Ok(())
+}
+
+/// The image with its partition table.
+pub(crate) fn create_table(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
+    check(spec)?;
+    let io = |source| DemoError::Io {
+        path: path.to_path_buf(),
+        source,
+    };
+    let file = File::create_new(path).map_err(io)?;
+    file.set_len(spec.disk_size).map_err(io)?;
+    match spec.firmware {
+        Firmware::Uefi => write_gpt(spec, path),
+        Firmware::Bios => write_mbr(spec, path),
+    }
 }
 
 /// The partition table of the guest.
@@ -236,7 +241,11 @@ fn write_mbr(spec: &GuestSpec, path: &Path) -> Result<(), DemoError> {
     mbr.write_into(&mut file).map_err(|e| table(&e))
 }
 
-fn format_fat(spec: &GuestSpec, path: &Path, partition: &PartitionSpec) -> Result<(), DemoError> {
+pub(crate) fn format_fat(
+    spec: &GuestSpec,
+    path: &Path,
+    partition: &PartitionSpec,
+) -> Result<(), DemoError> {
     let format = |source| DemoError::Format {
         role: partition.role,
         source,
