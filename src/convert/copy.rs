@@ -299,16 +299,7 @@ pub(super) fn to_targets(
             crate::ui::bytes(virtual_size)
         ),
     );
-    let options = CopyOptions {
-        format: match job.copy.format {
-            DiskFormat::Qcow2 => TargetFormat::Qcow2,
-            DiskFormat::Raw => TargetFormat::Raw,
-        },
-        compress: job.copy.compress,
-        compare: job.copy.verify,
-        pace: job.copy.pace.clone(),
-        ..CopyOptions::default()
-    };
+    let options = options(job);
     for copy in &copies {
         copy.image.announce();
     }
@@ -343,6 +334,20 @@ pub(super) fn to_targets(
         ..Bytes::default()
     };
     Ok((targets, bytes))
+}
+
+/// What the user decided about the copies.
+fn options(job: &Job) -> CopyOptions {
+    CopyOptions {
+        format: match job.copy.format {
+            DiskFormat::Qcow2 => TargetFormat::Qcow2,
+            DiskFormat::Raw => TargetFormat::Raw,
+        },
+        compress: job.copy.compress,
+        compare: job.copy.verify,
+        pace: job.copy.pace.clone(),
+        ..CopyOptions::default()
+    }
 }
 
 /// Checks after the copy that the source is unchanged, while the copy can still be resumed. A lost
@@ -570,6 +575,77 @@ mod tests {
                 .to_string()
                 .contains(paths[1].to_str().unwrap())
         );
+    }
+
+    #[test]
+    fn a_copy_is_made_as_the_user_wants_it() {
+        let mut job = testing::job(&["/a.raw".into()], Path::new("/out"));
+        let of = |job: &Job| {
+            let options = options(job);
+            let pace = options.pace.map(|pace| pace.rate());
+            (options.format, options.compress, options.compare, pace)
+        };
+        assert_eq!(of(&job), (TargetFormat::Qcow2, false, false, None));
+        job.copy.compress = true;
+        assert_eq!(of(&job), (TargetFormat::Qcow2, true, false, None));
+        (job.copy.compress, job.copy.verify) = (false, true);
+        job.copy.pace = Some(crate::transfer::Pace::new(5 << 20));
+        assert_eq!(of(&job), (TargetFormat::Qcow2, false, true, Some(5 << 20)));
+        job.copy.format = DiskFormat::Raw;
+        assert_eq!(of(&job).0, TargetFormat::Raw);
+    }
+
+    /// A raw disk of a MiB, and its copy.
+    fn to_copy(folder: &Path, name: &str, target: &str) -> DiskCopy {
+        let path = folder.join(name);
+        std::fs::write(&path, vec![name.as_bytes()[0]; 1 << 20]).unwrap();
+        DiskCopy {
+            image: Image::open_info(&path, Some("raw"), &[]).unwrap(),
+            target: Target::File(folder.join(target)),
+            live: 1 << 20,
+            left: 1 << 20,
+            size: 1 << 20,
+            ranges: Arc::new(Extents::whole(1 << 20)),
+            record: Record {
+                path: path.with_extension("journal"),
+                what: Value::Null,
+                foundation: None,
+            },
+        }
+    }
+
+    #[test]
+    fn every_disk_is_copied_or_the_first_failure_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let how = CopyOptions {
+            format: TargetFormat::Raw,
+            ..CopyOptions::default()
+        };
+        let names = ["a", "b", "c", "d", "e"];
+        let copies = names.map(|name| to_copy(dir.path(), name, &format!("{name}.out")));
+        let copied = copy_all(&testing::ui(), &copies, &how)
+            .map_err(|f| f.error)
+            .unwrap();
+        assert_eq!(copied.len(), 5);
+        for name in names {
+            let read = std::fs::read(dir.path().join(format!("{name}.out"))).unwrap();
+            assert!(read == vec![name.as_bytes()[0]; 1 << 20], "{name}");
+        }
+        // The next ones are not begun.
+        let copies = names.map(|name| to_copy(dir.path(), name, &format!("nowhere/{name}.new")));
+        let failure = copy_all(&testing::ui(), &copies, &how)
+            .map(drop)
+            .unwrap_err();
+        assert!(!failure.can_be_resumed);
+        assert_eq!(failure.error.kind, ErrorKind::Failed);
+        // More than any file system has room for.
+        let mut copies = [to_copy(dir.path(), "a", "more.out")];
+        copies[0].size = u64::MAX;
+        let failure = copy_all(&testing::ui(), &copies, &how)
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(failure.error.blockers[0].code, "output-space");
+        assert!(!dir.path().join("more.out").exists());
     }
 
     #[test]

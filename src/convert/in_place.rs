@@ -207,15 +207,18 @@ pub(super) fn roll_back_after(disks: &VmDisks, journal: &mut Journal, error: Err
         // The commit failed before it wrote.
         return error;
     }
-    let several = journal.doc.changed().len() > 1;
-    let it = if several {
-        "the disks were"
-    } else {
-        "the disk was"
-    };
     let restored = changed_images(disks, journal)
         .map_err(RestoreError::from)
         .and_then(|images| restore(&images, journal, true));
+    rolled_back(journal, error, restored)
+}
+
+/// The error of a commit that failed, with the outcome of its rollback.
+fn rolled_back(journal: &Journal, error: Error, restored: Result<u64, RestoreError>) -> Error {
+    let it = match journal.doc.changed().len() {
+        0 | 1 => "the disk was",
+        _ => "the disks were",
+    };
     match restored {
         Ok(_) if error.is_interrupted() => Error::new(
             ErrorKind::Interrupted,
@@ -362,6 +365,72 @@ mod tests {
                 "{error:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_was_rolled_back_is_told_by_its_kind_and_an_interruption_stays_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let disks = disks(dir.path(), 1, 0);
+        let mut journal = journal(dir.path(), &disks);
+        let stop = || Error::new(ErrorKind::Interrupted, "stop");
+        let lost = || Err(commit::CommitError::NothingToUndo.into());
+        for (disks, it) in [(2, "the disks were"), (1, "the disk was")] {
+            for (error, restored, kind, says) in [
+                (
+                    Error::failed("why"),
+                    Ok(5),
+                    ErrorKind::RolledBack,
+                    "the fix failed and",
+                ),
+                (stop(), Ok(5), ErrorKind::Interrupted, "interrupted;"),
+                (
+                    stop(),
+                    lost(),
+                    ErrorKind::NotRolledBack,
+                    "the fix failed and",
+                ),
+                (
+                    Error::failed("why"),
+                    lost(),
+                    ErrorKind::NotRolledBack,
+                    "the fix failed and",
+                ),
+            ] {
+                let is_lost = restored.is_err();
+                let error = rolled_back(&journal, error, restored);
+                assert_eq!(error.kind, kind, "{error}");
+                assert!(
+                    error.message.starts_with(&format!("{says} {it} ")),
+                    "{error}"
+                );
+                assert_eq!(error.message.contains("NOT restored"), is_lost, "{error}");
+                assert_eq!(error.hints.len(), usize::from(is_lost));
+            }
+            assert_eq!(journal.doc.changed().len(), disks);
+            journal.doc.undo = None;
+        }
+    }
+
+    /// The sectors of a disk are those for which its table was written.
+    #[test]
+    fn a_disk_has_the_sectors_of_its_partition_table() {
+        use crate::demo::{GuestSpec, WinVersion, guest};
+        let dir = tempfile::tempdir().unwrap();
+        let sectors = |name: &str| {
+            let image = Image::open_info(&dir.path().join(name), Some("raw"), &[]).unwrap();
+            data_sector_size(&image).unwrap()
+        };
+        for sector_size in [512, 4096] {
+            let spec = GuestSpec {
+                sector_size,
+                ..GuestSpec::new(WinVersion::Win10)
+            };
+            let name = format!("{sector_size}.raw");
+            guest::create_table(&spec, &dir.path().join(&name)).unwrap();
+            assert_eq!(sectors(&name), sector_size);
+        }
+        std::fs::write(dir.path().join("none.raw"), vec![0; 1 << 20]).unwrap();
+        assert_eq!(sectors("none.raw"), 512);
     }
 
     /// The result would be a mixture of what was read and what is there.

@@ -254,6 +254,44 @@ mod tests {
         }
     }
 
+    /// A socket has its place beside the overlay, and its name a limit.
+    #[test]
+    fn a_source_on_the_wire_is_reached_beside_the_overlay_or_refused() {
+        use crate::later::wire::OnWire;
+        let wire: OnWire = serde_json::from_value(serde_json::json!({
+            "url": "https://host/disk.raw", "size_bytes": 1, "modified_ms": 0,
+            "headers_sha256": "", "access": crate::wire::Access::default(),
+        }))
+        .unwrap();
+        let level = |is_wire: bool| Level {
+            format: "raw".into(),
+            files: Vec::new(),
+            wire: is_wire.then(|| wire.clone()),
+        };
+        let long = format!("/{}/vm.qcow2", "x".repeat(200));
+        for (is_wire, overlay, fine) in [
+            (true, "/out/vm.qcow2", true),
+            (false, long.as_str(), true),
+            (true, long.as_str(), false),
+        ] {
+            let mut levels = [level(is_wire)];
+            let done = put_sockets(&mut levels, Path::new(overlay));
+            assert_eq!(done.is_ok(), fine, "{overlay}");
+            if let Err(error) = done {
+                assert_eq!(error.kind, crate::error::ErrorKind::Refused);
+                assert_eq!(error.blockers[0].code, "copy-later");
+            } else if let [
+                Level {
+                    wire: Some(wire), ..
+                },
+            ] = &levels
+            {
+                assert_eq!(wire.socket.parent(), Some(Path::new("/out")));
+                assert!(wire.socket.starts_with("/out") && wire.format == "raw");
+            }
+        }
+    }
+
     #[test]
     fn every_disk_that_stays_on_the_source_is_counted() {
         let mut bytes = Bytes::default();

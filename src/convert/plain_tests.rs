@@ -554,3 +554,129 @@ fn an_error_without_a_signal_stays_as_it_is() {
         assert_eq!(error.hints, ["this"]);
     }
 }
+
+/// What a plan refuses a conversion refuses too, before anything is written.
+#[test]
+fn what_the_user_asks_for_is_checked_before_the_guest_is_read() {
+    let lab = Plain::new();
+    let there = names(&lab.path(""));
+    type Case = (fn(&Plain, &mut Job), &'static str);
+    let cases: [Case; 5] = [
+        (
+            |_, job| job.copy.devices = vec!["/dev/null".into()],
+            "1 devices are named for 2 disks",
+        ),
+        (
+            |_, job| job.drivers.media = None,
+            "no virtio-win drivers were named",
+        ),
+        (
+            |_, job| job.output.from_sync = true,
+            "contains no synced VM",
+        ),
+        (
+            |lab, job| job.output.folder = Some(lab.path("drivers")),
+            "is not an output directory of this program",
+        ),
+        (
+            |_, job| job.drivers.config = vec!["/no/such.yaml".into()],
+            "reading the driver catalogue",
+        ),
+    ];
+    for (change, says) in cases {
+        let mut job = lab.job();
+        change(&lab, &mut job);
+        let errors = [
+            plan_job(&job, &ui(), &all).map(drop).unwrap_err(),
+            convert_plain(&job).map(drop).unwrap_err(),
+        ];
+        for error in errors {
+            assert!(error.message.contains(says), "{says}: {error}");
+        }
+        assert_eq!(names(&lab.path("")), there, "{says}");
+    }
+    // A disk that another program writes to is not changed in place, and plans are made of it.
+    let mut job = lab.job();
+    job.copy.method = Copying::InPlace;
+    let other = lab.job();
+    let held = other.source.disks(&lab.path("work")).unwrap();
+    held[0].image.hold_for_writing().unwrap();
+    assert!(plan_job(&job, &ui(), &all).is_err() && convert_plain(&job).is_err());
+    assert_eq!(names(&lab.path("")), there);
+}
+
+/// The result would be of two states.
+#[test]
+fn a_source_that_changes_during_a_conversion_has_no_result() {
+    let lab = without_loader();
+    let touch = |path: &Path| {
+        let file = FileDisk::open_rw(path).unwrap();
+        file.write_at(0, &[9; 512]).unwrap();
+        drop(file);
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+        fs::File::options()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .set_modified(later)
+            .unwrap();
+    };
+    let job = lab.job();
+    let error = fixed(
+        &job,
+        |_| {},
+        |mut run, prepared, fixed| {
+            let disks = copy::copy_disks(&run, fixed.unwrap(), &decided(&prepared.plan)).unwrap();
+            touch(&lab.data());
+            run.clock.copied();
+            finish::finish(run, &prepared, disks).map(drop).unwrap_err()
+        },
+    );
+    assert!(error.to_string().contains("data.raw"), "{error}");
+    assert!(!lab.path("out").exists());
+    // It holds its disks.
+    drop(job);
+
+    let mut job = lab.job();
+    job.copy.method = Copying::InPlace;
+    job.output.folder = Some(lab.path("in-place"));
+    let error = fixed(
+        &job,
+        |_| {},
+        |run, _, fixed| {
+            touch(&lab.windows());
+            in_place(&run, fixed.unwrap()).map(drop).unwrap_err()
+        },
+    );
+    assert!(error.to_string().contains("windows.raw"), "{error}");
+    assert_eq!(error.kind, ErrorKind::Failed);
+    assert_eq!(read(&open(&lab.windows()), Role::Esp, LOADER), None);
+}
+
+/// A blocked plan is not carried out, whoever made it.
+#[test]
+fn a_plan_with_a_blocker_is_not_kept() {
+    let lab = without_loader();
+    let job = lab.job();
+    fixed(
+        &job,
+        |_| {},
+        |run, mut prepared, fixed| {
+            let before = fixed.unwrap().before;
+            let folder = run.folder.path().to_path_buf();
+            fs::remove_file(folder.join("plan.json")).unwrap();
+            let blocker = crate::error::Blocker::new("guest-space", "full", "empty it");
+            prepared.plan.blockers = vec![blocker.clone()];
+            let error = run.keep_plan(&prepared, &before).unwrap_err();
+            assert_eq!(
+                (error.kind, error.blockers),
+                (ErrorKind::Refused, vec![blocker])
+            );
+            assert!(!folder.join("plan.json").exists());
+            prepared.plan.blockers.clear();
+            run.keep_plan(&prepared, &before).unwrap();
+            assert!(folder.join("plan.json").exists());
+        },
+    );
+    assert!(!lab.path("out").exists() && !lab.path(".out.partial").exists());
+}

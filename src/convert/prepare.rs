@@ -391,4 +391,83 @@ mod tests {
         assert_eq!(planned(Some(driver[1..].to_vec())), Some((from, true)));
         assert_eq!(planned(Some(driver)), None);
     }
+
+    #[test]
+    fn the_directories_above_a_file_come_from_the_outside_without_the_root() {
+        let above = |path: &str| -> Vec<_> {
+            let all = ancestors(&GuestPath::parse(path).unwrap());
+            all.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(above(r"\a\b\c.sys"), [r"\a", r"\a\b"]);
+        assert_eq!(above(r"\c.sys"), [""; 0]);
+        let media = Memory::new([("a.msi".to_string(), vec![0; 7])]);
+        assert_eq!((size(&media, "a.msi"), size(&media, "b.msi")), (7, 0));
+    }
+
+    /// A number in use is that of another driver.
+    #[test]
+    fn the_numbers_of_drivers_are_those_of_the_inf_directory() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let more = [7, 40].map(|n| (format!(r"\Windows\INF\oem{n}.inf"), Vec::new()));
+        let found = |more: &[(String, Vec<u8>)]| {
+            guest.look(more, |fake, survey| {
+                used_oem(fake, survey.inspection.windows.as_ref().unwrap()).unwrap()
+            })
+        };
+        let known = found(&[]);
+        assert!(known.contains(&3) && !known.contains(&7), "{known:?}");
+        let mut wanted = known.clone();
+        wanted.extend([7, 40]);
+        assert_eq!(found(&more), wanted);
+        let mut bare = guest.clone();
+        let inf = GuestPath::parse(r"\Windows\INF").unwrap();
+        bare.files
+            .retain(|file| file.path.parent().as_ref() != Some(&inf));
+        let none = bare.look(&[], |fake, survey| {
+            used_oem(fake, survey.inspection.windows.as_ref().unwrap()).unwrap()
+        });
+        assert!(none.is_empty());
+    }
+
+    /// A directory that is there is not created again, and none is created over a file.
+    #[test]
+    fn the_directories_of_a_plan_are_those_that_the_guest_lacks() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let media = media();
+        let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
+        let options = testing::options(Some(DiskBus::Sata));
+        let drafted = |more: &[(String, Vec<u8>)]| {
+            guest.look(more, |fake, survey| {
+                let volume = survey.inspection.windows.as_ref().unwrap().system_volume;
+                let (draft, _) = draft(survey, fake, &media, &catalogue, (options, &wishes))?;
+                let mut made = BTreeSet::new();
+                for action in &draft.actions {
+                    let crate::actions::Action::CopyFiles(copy) = action else {
+                        continue;
+                    };
+                    for folder in &copy.folders {
+                        assert_eq!(stat(fake, volume, folder)?, None, "{folder}");
+                        assert!(made.insert(folder.clone()), "{folder} twice");
+                    }
+                    for file in &copy.files {
+                        for above in ancestors(&file.to) {
+                            let there = stat(fake, volume, &above)? == Some(FileKind::Dir);
+                            assert!(there || made.contains(&above), "{above}");
+                        }
+                    }
+                }
+                Ok::<_, Error>(made)
+            })
+        };
+        let made = drafted(&[]).unwrap();
+        assert!(!made.is_empty());
+        let first = made.iter().next().unwrap().to_string();
+        let error = drafted(&[(first.clone(), b"a file".to_vec())]).unwrap_err();
+        assert!(error.message.contains(&first), "{error}");
+        let within = format!(r"{first}\another.txt");
+        assert_eq!(
+            drafted(&[(within, Vec::new())]).unwrap().len(),
+            made.len() - 1
+        );
+    }
 }

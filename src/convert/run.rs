@@ -137,13 +137,11 @@ impl<'a> Run<'a> {
 
     /// Starts the slow preparations of the copy while the fix runs.
     pub(super) fn prepare_copy(&self) {
-        // The cluster map of a large disk is read even if the disk is not copied.
-        let is_read = |disk: &Disk| match self.job.copy.method {
-            Copying::Now => true,
-            Copying::Later => disk.image.virtual_size() >= LARGE,
-            Copying::InPlace => false,
-        };
-        let read = self.disks.iter().filter(|disk| is_read(disk));
+        let method = self.job.copy.method;
+        let read = self
+            .disks
+            .iter()
+            .filter(|disk| is_read(method, disk.image.virtual_size()));
         read.for_each(|disk| disk.image.prepare());
     }
 
@@ -211,12 +209,19 @@ impl Clock {
     }
 }
 
+/// Whether the cluster map of a disk of this size is read. That of a large one is, even if the disk is not copied.
+fn is_read(method: Copying, size: u64) -> bool {
+    match method {
+        Copying::Now => true,
+        Copying::Later => size >= LARGE,
+        Copying::InPlace => false,
+    }
+}
+
 /// Refuses disks that cannot be changed in place, and locks them for writing.
 pub(super) fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
+    in_place_formats(job, disks)?;
     if job.copy.is_in_place() {
-        for disk in disks.iter() {
-            in_place_format(&disk.image)?;
-        }
         // Locked from the start: a reader during the commit would see a mixture.
         for disk in disks.iter().filter(|disk| disks.is_changed(disk.id)) {
             disk.image.hold_for_writing()?;
@@ -224,6 +229,11 @@ pub(super) fn check_in_place(job: &Job, disks: &VmDisks) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn in_place_formats(job: &Job, disks: &VmDisks) -> Result<()> {
+    let mut disks = disks.iter().filter(|_| job.copy.is_in_place());
+    disks.try_for_each(|disk| in_place_format(&disk.image).map(drop))
 }
 
 /// The decisions that a run with the same options must repeat to continue this one.
@@ -248,6 +258,52 @@ mod tests {
     use super::*;
     use crate::disk::chain::Image;
     use crate::guest::DiskId;
+
+    #[test]
+    fn a_map_is_read_where_the_disk_is_copied_or_its_map_is_large() {
+        for (method, small, large) in [
+            (Copying::Now, true, true),
+            (Copying::Later, false, true),
+            (Copying::InPlace, false, false),
+        ] {
+            assert_eq!(is_read(method, LARGE - 1), small, "{method:?}");
+            assert_eq!(is_read(method, LARGE), large, "{method:?}");
+        }
+    }
+
+    /// No other format can be written without a conversion.
+    #[test]
+    fn every_disk_of_a_fix_in_place_is_raw_or_qcow2() {
+        use crate::disk::detect::Format;
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [0, 1].map(|i| dir.path().join(format!("{i}.raw")));
+        for path in &paths {
+            std::fs::write(path, vec![0; 1 << 20]).unwrap();
+        }
+        let mut job = job(&paths, dir.path());
+        for (format, in_place, fine) in [
+            (Format::RAW, true, true),
+            (Format::QCOW2, true, true),
+            (Format::VHDX, true, false),
+            (Format::VHDX, false, true),
+        ] {
+            for which in [0, 1] {
+                let mut list = job.source.disks(dir.path()).unwrap().to_vec();
+                list[which].image = list[which].image.clone().shown_as(format);
+                let disks = VmDisks::with_roles(list, DiskId::nth(0, 2), DiskId::nth(0, 2));
+                job.copy.method = if in_place {
+                    Copying::InPlace
+                } else {
+                    Copying::Now
+                };
+                let checked = in_place_formats(&job, &disks);
+                assert_eq!(checked.is_ok(), fine, "{format:?} {which}");
+                if let Err(error) = checked {
+                    assert_eq!(error.kind, crate::error::ErrorKind::Usage);
+                }
+            }
+        }
+    }
 
     /// Another reader of a disk that is being changed would read a mixture.
     #[test]

@@ -178,6 +178,25 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Disk], target: &Path)
     let Some(folder) = target.ancestors().skip(1).find(|folder| folder.is_dir()) else {
         return Ok(());
     };
+    let left = |i: usize, disk: &Disk| {
+        let size = copy_size(job, disk)?;
+        Ok(size.saturating_sub(taken(job, target, i)))
+    };
+    match needed(job, needs, disks, copy::free_space(folder)?, &left)? {
+        Some(needed) => Ok(copy::check_room(folder, needed)?),
+        None => Ok(()),
+    }
+}
+
+/// The bytes that the output directory needs; `None` if the `free` ones are enough for whole disks. `left` is what is
+/// missing of the copy of a disk.
+fn needed(
+    job: &Job,
+    needs: &Needs,
+    disks: &[Disk],
+    free: u64,
+    left: &dyn Fn(usize, &Disk) -> Result<u64>,
+) -> Result<Option<u64>> {
     let beside = 2 * needs.written() + needs.backup + DOCUMENTS;
     // The old and the new blocks are saved.
     let undo = 2 * needs.written() + needs.backup;
@@ -199,16 +218,14 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Disk], target: &Path)
         Copying::Later => tables(disks),
     };
     let least = beside + tables + if job.copy.is_in_place() { undo } else { 0 };
-    if copy::free_space(folder)? >= whole.saturating_add(least) {
-        return Ok(());
+    if free >= whole.saturating_add(least) {
+        return Ok(None);
     }
     let mut copies = 0u64;
     for (i, disk) in images {
-        let left = copy_size(job, disk)?.saturating_sub(taken(job, target, i));
-        copies = copies.saturating_add(left);
+        copies = copies.saturating_add(left(i, disk)?);
     }
-    let needed = compressed(copies).saturating_add(least);
-    Ok(copy::check_room(folder, needed)?)
+    Ok(Some(compressed(copies).saturating_add(least)))
 }
 
 /// The space already taken by an interrupted copy of that disk. `--resume` continues it, or removes

@@ -156,3 +156,120 @@ fn a_sparse_disk_needs_what_it_holds_and_a_resumed_copy_what_is_missing() {
     assert!(taken(&job, &target, 0) >= 1 << 20);
     assert_eq!(taken(&job, &target, 1), 0);
 }
+
+#[test]
+fn what_the_output_directory_needs_is_counted_only_where_whole_disks_do_not_fit() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let paths = [64, 128].map(|mib| dir.path().join(format!("{mib}.raw")));
+    for (path, mib) in paths.iter().zip([64, 128]) {
+        std::fs::File::create(path)
+            .unwrap()
+            .set_len(mib * MIB)
+            .unwrap();
+    }
+    let mut job = super::super::testing::job(&paths, &dir.path().join("out"));
+    let disks = job.source.disks(dir.path()).unwrap();
+    let needs = Needs {
+        volumes: [(VolumeId::new(1), 3 * MIB)].into(),
+        backup: 2 * MIB,
+    };
+    let asked = std::cell::RefCell::new(Vec::new());
+    let needed = |job: &Job, free: u64| {
+        asked.borrow_mut().clear();
+        let left = |i: usize, disk: &Disk| {
+            asked
+                .borrow_mut()
+                .push((i, disk.image.virtual_size() / MIB));
+            Ok((10 + i as u64) * MIB)
+        };
+        let needed = super::needed(job, &needs, &disks, free, &left).unwrap();
+        (needed, asked.borrow().clone())
+    };
+    // Two disks with a 64th and a MiB more each; twice what is written, the originals, and a MiB.
+    let beside = (2 * 3 + 2 + 1) * MIB;
+    let whole = (64 + 1 + 1 + 128 + 2 + 1) * MIB + beside;
+    let both = vec![(0, 64), (1, 128)];
+    assert_eq!(needed(&job, whole), (None, vec![]));
+    assert_eq!(
+        needed(&job, whole - 1),
+        (Some(21 * MIB + beside), both.clone())
+    );
+    job.copy.compress = true;
+    assert_eq!(needed(&job, 0), (Some(21 * MIB / 8 + beside), both));
+    assert_eq!(
+        needed(&job, (64 + 1 + 1 + 128 + 2 + 1) * MIB / 8 + beside).0,
+        None
+    );
+    job.copy.compress = false;
+    // Devices take no room here.
+    job.copy.devices = vec!["/dev/a".into()];
+    assert_eq!(needed(&job, 0), (Some(11 * MIB + beside), vec![(1, 128)]));
+    job.copy.devices.clear();
+    job.copy.method = Copying::InPlace;
+    assert_eq!(needed(&job, 0), (Some(beside + (2 * 3 + 2) * MIB), vec![]));
+    job.copy.method = Copying::Later;
+    let tables = (64 + 128) * MIB / (64 << 10) * 8;
+    assert_eq!(needed(&job, 0), (Some(beside + tables), vec![]));
+    assert_eq!(needed(&job, beside + tables), (None, vec![]));
+}
+
+/// What a trim takes out is not copied.
+#[test]
+fn the_size_of_a_copy_is_that_of_its_data_without_what_is_trimmed() {
+    let lab = super::super::testing::Plain::new();
+    let mut job = lab.job();
+    let disks = job.source.disks(&lab.path("work")).unwrap();
+    let page_file = lab.guest.spec.pagefile_size;
+    let trimmed = copy_size(&job, &disks[0]).unwrap();
+    job.copy.trim = false;
+    let whole = copy_size(&job, &disks[0]).unwrap();
+    assert_eq!(
+        whole,
+        DataMap::of(&disks[0].image)
+            .unwrap()
+            .copy_size(disks[0].image.virtual_size())
+    );
+    let freed = whole - trimmed;
+    assert!(
+        freed >= page_file - (128 << 10) && freed < page_file + (4 << 20),
+        "{freed} {page_file}"
+    );
+    // The data disk has no file system.
+    let len = super::super::testing::data().len() as u64;
+    let data = [true, false].map(|trim| {
+        job.copy.trim = trim;
+        copy_size(&job, &disks[1]).unwrap()
+    });
+    assert!(data[0] == data[1] && data[0] > len, "{data:?}");
+}
+
+/// An engine that does not count is no reason to know nothing of a plain volume.
+#[test]
+fn free_space_is_counted_on_the_disk_where_the_engine_does_not_tell() {
+    let lab = super::super::testing::Plain::new();
+    let job = super::super::testing::job(&[lab.windows()], &lab.path("out"));
+    let disks = job.source.disks(&lab.path("work")).unwrap();
+    lab.guest.look(&[], |fake, survey| {
+        let id = survey.inspection.windows.as_ref().unwrap().system_volume;
+        let mut fake = fake.clone();
+        let windows = lab
+            .guest
+            .spec
+            .partition(crate::demo::Role::Windows)
+            .unwrap();
+        let free = free_bytes(&fake, &disks, id, u64::MAX).unwrap().unwrap();
+        assert!((windows.size / 2..windows.size).contains(&free), "{free}");
+        for (kind, container, told) in [
+            (FsKind::Ntfs, None, true),
+            (FsKind::Ntfs, Some(FsKind::Bitlocker), false),
+            (FsKind::Ext, None, false),
+        ] {
+            let volume = fake.volume_mut(id.partition);
+            (volume.kind, volume.state.container) = (kind, container);
+            let found = free_bytes(&fake, &disks, id, u64::MAX).unwrap();
+            assert_eq!(found.is_some(), told, "{kind:?} {container:?}");
+        }
+        assert_eq!(free_bytes(&fake, &[], id, u64::MAX).unwrap(), None);
+    });
+}

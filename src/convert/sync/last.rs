@@ -343,4 +343,119 @@ mod tests {
         assert!(error.message.contains("no synced VM"), "{error}");
         assert!(error.hints[0].contains("hyper2kvm sync"), "{error:?}");
     }
+
+    /// A VM of one raw disk of 4 MiB, of which a pass has copied the first.
+    fn synced(dir: &Path) -> (Job, crate::session::vm::VmDisks) {
+        const MIB: u64 = 1 << 20;
+        let disk = dir.join("disk.raw");
+        std::fs::write(&disk, vec![7; 4 << 20]).unwrap();
+        let mut job = job(std::slice::from_ref(&disk), &dir.join("out"));
+        job.output.from_sync = true;
+        let disks = job.source.disks(dir).unwrap();
+        let folder = dir.join("out");
+        std::fs::create_dir(&folder).unwrap();
+        let mut state = State::new("vm", &disk);
+        let copy = SyncedDisk {
+            size: 4 * MIB,
+            file: "vm.sync.qcow2".into(),
+            links: Now::of(&disks[0].image).unwrap().links,
+        };
+        std::fs::write(folder.join(&copy.file), "copy").unwrap();
+        copy.restart(&folder, std::iter::once(0..MIB).collect())
+            .unwrap();
+        state.disks.push(copy);
+        state.passes.push(super::super::state::Pass {
+            at: 0,
+            seconds: 3.0,
+            overhead_s: 1.0,
+            changed: 0,
+            copied: 128 * MIB,
+            left: 0,
+            change_rate: 0.0,
+            projected_s: 0.0,
+            bandwidth: None,
+        });
+        state.save(&folder).unwrap();
+        (job, disks)
+    }
+
+    #[test]
+    fn a_last_pass_knows_what_is_left_and_how_long_that_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut job, disks) = synced(dir.path());
+        let ui = super::super::super::testing::ui();
+        let folder = dir.path().join("out");
+        let look = |job: &Job| Last::look(job, &ui, &folder, &disks);
+        let mut last = look(&job).unwrap().unwrap();
+        assert_eq!((last.left, last.budget), (3 << 20, None));
+        // 64 MiB a second; a tenth for the fix, and four readings of a second.
+        let seconds = 4.1 + 3.0 / 64.0;
+        assert!(
+            (last.projected - seconds).abs() < 0.001,
+            "{}",
+            last.projected
+        );
+        let summary = last.summary(Instant::now());
+        assert_eq!(summary["last"]["left"], 3 << 20);
+        assert_eq!(summary["last"]["copied"], 0);
+        assert_eq!(summary["passes"].as_array().unwrap().len(), 1);
+        assert!(summary["budget_s"].is_null() && summary["within_budget"].is_null());
+        // It compares all of the disk, at the rate that is assumed at least.
+        job.copy.verify = true;
+        let compared = look(&job).unwrap().unwrap();
+        assert!(
+            (compared.projected - seconds - 0.04).abs() < 0.001,
+            "{}",
+            compared.projected
+        );
+        job.copy.verify = false;
+        job.output.budget = Some(4);
+        let error = look(&job).map(drop).unwrap_err();
+        assert_eq!(error.blockers[0].code, "sync-over-budget");
+        job.output.budget = Some(5);
+        let summary = look(&job).unwrap().unwrap().summary(Instant::now());
+        assert_eq!(summary["budget_s"], 5);
+        assert_eq!(summary["within_budget"], true);
+        // What this run is allowed to copy in a second counts.
+        job.output.budget = None;
+        job.copy.pace = Some(Pace::new(1 << 20));
+        let slow = look(&job).unwrap().unwrap();
+        assert!(
+            (slow.projected - 4.1 - 3.0).abs() < 0.001,
+            "{}",
+            slow.projected
+        );
+        // Nothing is forgotten before the copy begins.
+        let done = |last: &Last| last.state.disks[0].done(&folder).unwrap().bytes();
+        assert_eq!(done(&last), 1 << 20);
+        last.changed = vec![std::iter::once(0..64 << 10).collect()];
+        last.begin().unwrap();
+        assert_eq!(done(&last), (1 << 20) - (64 << 10));
+        assert_eq!(State::load(&folder).unwrap().unwrap().changed, 64 << 10);
+    }
+
+    #[test]
+    fn another_disk_than_was_synced_is_no_last_pass() {
+        let dir = tempfile::tempdir().unwrap();
+        let (job, _) = synced(dir.path());
+        let ui = super::super::super::testing::ui();
+        let codes = |bytes: usize| {
+            std::fs::write(dir.path().join("disk.raw"), vec![8; bytes]).unwrap();
+            let mut job = super::super::super::testing::job(
+                &[dir.path().join("disk.raw")],
+                &dir.path().join("out"),
+            );
+            job.output.from_sync = true;
+            let disks = job.source.disks(dir.path()).unwrap();
+            let folder = dir.path().join("out");
+            let error = Last::look(&job, &ui, &folder, &disks)
+                .map(drop)
+                .unwrap_err();
+            error.blockers[0].code.clone()
+        };
+        drop(job);
+        // Its only link was written to.
+        assert_eq!(codes(4 << 20), "sync-base-changed");
+        assert_eq!(codes(5 << 20), "sync-disks-changed");
+    }
 }

@@ -437,6 +437,27 @@ mod tests {
     }
 
     #[test]
+    fn an_expectation_is_of_the_latest_pass_and_never_without_end() {
+        const MIB: u64 = 1 << 20;
+        let mut state = state();
+        // Nothing was measured: 100 MiB a second, or less where less is allowed.
+        let expected = |state: &State, limit| projection(state, 200 * MIB, limit);
+        assert!((expected(&state, None) - FIX - 2.0).abs() < 0.001);
+        assert!((expected(&state, Some(50 * MIB)) - FIX - 4.0).abs() < 0.001);
+        assert!((expected(&state, Some(500 * MIB)) - FIX - 2.0).abs() < 0.001);
+        // A pass that copied nothing, as long as its overhead, measures nothing.
+        state.passes.push(passed(0, 2.0, None));
+        assert_eq!(state.rate(None), None);
+        let mut longer = passed(100 * MIB, 5.0, None);
+        longer.overhead_s = 5.0;
+        state.passes.push(longer);
+        assert_eq!(state.rate(None), Some(100.0 * MIB as f64 / 0.01));
+        let readings = READINGS * 5.0;
+        assert!((expected(&state, Some(100 * MIB)) - FIX - readings - 2.0).abs() < 0.001);
+        assert!((comparison(&state, 100 * MIB) - 0.01).abs() < 0.001);
+    }
+
+    #[test]
     fn a_state_is_durable_before_it_has_its_name() {
         let dir = tempfile::tempdir().unwrap();
         crate::files::order::seen();
