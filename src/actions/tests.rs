@@ -663,3 +663,6 @@ fn what_an_action_adds_is_foreseen_with_all_its_parts() {
     assert_eq!(absent.writes(&hives).originals, 0);
     assert_eq!(absent.writes(&hives).files, []);
 }
+
+#[path = "each_tests.rs"]
+mod each;

@@ -152,7 +152,8 @@ impl Fixing<'_> {
     }
 
     fn second_reader(&self, session: &VmSession) -> Engine {
-        second_reader(session, self.prepared.basis.windows.system_volume)
+        let system = self.prepared.basis.windows.system_volume;
+        second_reader(session.reader().volumes(), system)
     }
 
     /// Verifies the overlays of an interrupted run again, without fixing anything.
@@ -251,13 +252,13 @@ fn joined(walking: Vec<Walking>) -> Vec<Walked> {
 }
 
 /// The engine that reads the result back.
-fn second_reader(session: &VmSession, system: VolumeId) -> Engine {
+fn second_reader(volumes: &[Volume], system: VolumeId) -> Engine {
     // BitLocker volumes are always opened in this process, whichever engine wrote to them.
     let contained = |v: &Volume| {
         let container = v.state.container;
         v.id == system && container.is_some_and(|kind| kind != FsKind::Bitlocker)
     };
-    match session.reader().volumes().iter().any(contained) {
+    match volumes.iter().any(contained) {
         true => Engine::OPENED,
         false => Engine::EMBEDDED,
     }
@@ -301,6 +302,31 @@ fn accept(checks: &mut [Check], planned: &[Check]) {
 mod tests {
     use super::*;
     use crate::check::CheckState;
+
+    /// What an appliance opened, another program has to open again.
+    #[test]
+    fn only_a_contained_volume_of_windows_is_read_back_through_an_appliance() {
+        use crate::demo::WinVersion;
+        use crate::testing::MemoryGuest;
+        let guest = MemoryGuest::new(WinVersion::Win10);
+        let reader = |container: Option<FsKind>, of_system: bool| {
+            guest.look(&[], |fake, survey| {
+                let mut fake = fake.clone();
+                let system = survey.inspection.windows.as_ref().unwrap().system_volume;
+                let mut others = fake.volumes().iter().map(|v| v.id);
+                let other = others.find(|id| *id != system).unwrap();
+                let changed = if of_system { system } else { other };
+                fake.volume_mut(changed.partition).state.container = container;
+                second_reader(fake.volumes(), system).access()
+            })
+        };
+        use crate::disk::export::DaemonAccess::{Private, User};
+        assert_eq!(reader(None, true), Private);
+        assert_eq!(reader(Some(FsKind::Luks), true), User);
+        assert_eq!(reader(Some(FsKind::Lvm), true), User);
+        assert_eq!(reader(Some(FsKind::Bitlocker), true), Private);
+        assert_eq!(reader(Some(FsKind::Luks), false), Private);
+    }
 
     fn check(id: &'static str, severity: Severity, state: CheckState) -> Check {
         Check::new(id, severity, state, "")

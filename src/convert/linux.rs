@@ -88,7 +88,7 @@ pub(super) fn decide(
     let seen = Foreseen {
         inspection,
         preference: job.guest.linux,
-        installed: installed(job),
+        installed: installed(job, &|program| tool::find(program).is_some()),
         in_place: job.copy.is_in_place(),
         copy_later: job.copy.method == Copying::Later,
         notes: machine::other_macs(&inspection.network.adapters, &job.vm.machine),
@@ -150,7 +150,7 @@ fn examine(
 }
 
 /// The virt-v2v method that this host offers and the job permits.
-fn installed(job: &Job) -> Option<Method> {
+fn installed(job: &Job, has: &dyn Fn(&str) -> bool) -> Option<Method> {
     let programs = [
         (Method::VirtV2vInPlace, virt_v2v::IN_PLACE),
         (Method::VirtV2v, virt_v2v::V2V),
@@ -158,9 +158,7 @@ fn installed(job: &Job) -> Option<Method> {
     programs
         .into_iter()
         // Both read libvirt XML through nbdkit, even if their packages do not depend on it.
-        .find(|(_, program)| {
-            tool::find(program).is_some() && tool::find(virt_v2v::NBDKIT).is_some()
-        })
+        .find(|(_, program)| has(program) && has(virt_v2v::NBDKIT))
         .map(|(method, _)| method)
         // virt-v2v starts an appliance; `--engine embedded` rules that out unless the user names
         // virt-v2v.

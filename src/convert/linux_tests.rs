@@ -121,12 +121,25 @@ fn the_vm_has_its_own_variables_beside_its_disks() {
 
 #[test]
 fn virt_v2v_starts_an_appliance_where_the_user_let_it() {
+    use virt_v2v::{IN_PLACE, NBDKIT, V2V};
     let mut job = job(&["/a.raw".into()], Path::new("/out"));
-    job.source.no_appliance = true;
-    assert_eq!(installed(&job), None);
-    job.guest.linux = LinuxChoice::VirtV2v;
-    let there = installed(&job);
-    job.source.no_appliance = false;
-    job.guest.linux = LinuxChoice::Auto;
-    assert_eq!(installed(&job), there);
+    let (in_place, copy) = (Some(Method::VirtV2vInPlace), Some(Method::VirtV2v));
+    for (there, method) in [
+        (&[IN_PLACE, V2V, NBDKIT][..], in_place),
+        (&[V2V, NBDKIT], copy),
+        (&[IN_PLACE, NBDKIT], in_place),
+        (&[IN_PLACE, V2V], None),
+        (&[NBDKIT], None),
+        (&[], None),
+    ] {
+        let mut found = |no_appliance, linux| {
+            (job.source.no_appliance, job.guest.linux) = (no_appliance, linux);
+            installed(&job, &|program| there.contains(&program))
+        };
+        assert_eq!(found(false, LinuxChoice::Auto), method, "{there:?}");
+        assert_eq!(found(false, LinuxChoice::VirtV2v), method, "{there:?}");
+        // Its appliance is started only where the user asks for it by name.
+        assert_eq!(found(true, LinuxChoice::VirtV2v), method, "{there:?}");
+        assert_eq!(found(true, LinuxChoice::Auto), None, "{there:?}");
+    }
 }

@@ -113,6 +113,30 @@ mod tests {
     }
 
     #[test]
+    fn firmware_is_named_by_its_loader_or_its_kind() {
+        let firmware = |os: &str| {
+            let xml = format!("<domain><os{os}</os></domain>");
+            let rows = rows(&Element::parse(xml.as_bytes()).unwrap());
+            let row = rows.into_iter().find(|(label, _)| *label == "firmware");
+            row.unwrap().1
+        };
+        assert_eq!(firmware("><type machine='pc'>hvm</type>"), "BIOS, pc");
+        assert_eq!(firmware("><type>hvm</type>"), "BIOS");
+        assert_eq!(firmware(" firmware='efi'><type>hvm</type>"), "UEFI");
+        assert_eq!(firmware(" firmware='bios'><type>hvm</type>"), "BIOS");
+        assert_eq!(firmware("><type>hvm</type><loader>/x</loader>"), "UEFI");
+        let nic = |link: &str| {
+            let xml = format!("<interface type='user'>{link}</interface>");
+            nic_row(&Element::parse(xml.as_bytes()).unwrap())
+        };
+        assert_eq!(nic("<link state='up'/>"), "user");
+        assert_eq!(
+            nic("<link state='down'/><source bridge='br0'/>"),
+            "bridge br0, link down"
+        );
+    }
+
+    #[test]
     fn the_controller_in_use() {
         use DiskBus::{Ide, Sata, VirtioBlk, VirtioScsi};
         let all = [Sata, VirtioBlk, VirtioScsi];

@@ -19,6 +19,7 @@ use super::*;
 use crate::block::{BlockRead, BlockWrite, FileDisk};
 use crate::demo::Role;
 use crate::disk::partition;
+use crate::domain::DiskFormat;
 use crate::error::ErrorKind;
 use crate::fix::commit;
 use crate::fix::journal::{ActionState, FILE_NAME, Journal, State};
@@ -679,4 +680,50 @@ fn a_plan_with_a_blocker_is_not_kept() {
         },
     );
     assert!(!lab.path("out").exists() && !lab.path(".out.partial").exists());
+}
+
+/// A disk that was written must not lose the directory that can undo it.
+#[test]
+fn what_fails_after_a_fix_in_place_is_told_with_the_state_of_the_disk() {
+    let lab = without_loader();
+    for (in_place, journal, kind) in [
+        (true, true, ErrorKind::Failed),
+        (true, false, ErrorKind::NotRolledBack),
+        (false, false, ErrorKind::Failed),
+    ] {
+        let mut job = lab.job();
+        if in_place {
+            job.copy.method = Copying::InPlace;
+        }
+        let error = fixed(
+            &job,
+            |_| {},
+            |run, prepared, fixed| {
+                let fixed = fixed.unwrap();
+                let target = |disk: &crate::session::Disk| {
+                    let (id, image) = (disk.id, disk.image.clone());
+                    let of = disks::Disk::new(&run.disks, id, image, &fixed.before);
+                    of.at(disk.path.clone(), DiskFormat::Raw, Vec::new())
+                };
+                let disks = steps::Disks {
+                    targets: run.disks.iter().map(target).collect(),
+                    bytes: crate::report::Bytes::default(),
+                    fixed,
+                };
+                // In the way of the report.
+                fs::create_dir(run.folder.path().join("report.html")).unwrap();
+                if !journal {
+                    fs::remove_file(run.folder.path().join(FILE_NAME)).unwrap();
+                }
+                finish::finish(run, &prepared, disks).map(drop).unwrap_err()
+            },
+        );
+        assert_eq!(error.kind, kind, "{in_place} {journal}: {error}");
+        let causes = error.causes().join(" ");
+        assert!(
+            format!("{error} {causes}").contains("report.html"),
+            "{error} {causes}"
+        );
+        assert!(!lab.path("out").exists());
+    }
 }

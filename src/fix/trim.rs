@@ -457,6 +457,20 @@ mod tests {
         assert_eq!(left(&[hole(0, 99)]), (0, 0));
     }
 
+    /// How often each byte occurs.
+    fn counts(bytes: &[u8]) -> [u64; 256] {
+        let mut counts = [0; 256];
+        for chunk in bytes.chunks(4096) {
+            match chunk.iter().all(|byte| *byte == chunk[0]) {
+                true => counts[usize::from(chunk[0])] += chunk.len() as u64,
+                false => chunk
+                    .iter()
+                    .for_each(|byte| counts[usize::from(*byte)] += 1),
+            }
+        }
+        counts
+    }
+
     /// A FAT volume as a whole disk: a file that is there, and one that was deleted.
     fn fat() -> (tempfile::TempDir, std::sync::Arc<crate::block::FileDisk>) {
         use crate::block::{FileDisk, Window};
@@ -505,20 +519,184 @@ mod tests {
         // Most of the volume is free; both deleted files are, but for grains that are shared with others.
         assert!(volume.freed_bytes > 50 << 20, "{volume:?}");
         let after = std::fs::read(dir.path().join("disk")).unwrap();
-        let count = |bytes: &[u8], byte: u8| bytes.iter().filter(|b| **b == byte).count() as u64;
-        assert!(count(&after, 7) < 3 * GRAIN, "{}", count(&after, 7));
-        assert_eq!(count(&after, 9), count(&before, 9));
+        let (had, has) = (counts(&before), counts(&after));
+        assert!(has[7] < 3 * GRAIN, "{}", has[7]);
+        assert_eq!(has[9], had[9]);
         let guest = open(&disk);
         let (id, kept) = (guest.volumes()[0].id, GuestPath::parse("kept.bin").unwrap());
         assert!(guest.read(id, &kept, 4 << 20).unwrap() == vec![9; 2 << 20]);
         // What is not zeroed is as it was; what a sync leaves out is what a trim zeroes.
-        for (i, (was, is)) in before.iter().zip(&after).enumerate() {
-            assert!(was == is || *is == 0, "byte {i}");
+        let grains = before
+            .chunks(GRAIN as usize)
+            .zip(after.chunks(GRAIN as usize));
+        for (i, (was, is)) in grains.enumerate() {
+            assert!(was == is || *is == [0; GRAIN as usize], "grain {i}");
         }
         assert_eq!(unneeded.bytes(), volume.freed_bytes);
         // Where there is no data nothing is zeroed, and nothing counts.
         let (_dir, disk) = fat();
         let done = trim(disk.as_ref(), &open(&disk), &map(&[0..GRAIN])).unwrap();
         assert_eq!(done[0].freed_bytes, 0);
+    }
+
+    /// An NTFS volume of 16 MiB as a whole disk, full of old data where it is free.
+    fn ntfs(
+        files: &[(&str, Vec<u8>)],
+    ) -> (tempfile::TempDir, std::sync::Arc<crate::block::FileDisk>) {
+        const SIZE: u64 = 16 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let named =
+            |(name, bytes): &(&str, Vec<u8>)| (GuestPath::parse(name).unwrap(), bytes.clone());
+        let files = files.iter().map(named).collect();
+        let mut disk = vec![7; SIZE as usize];
+        for (at, bytes) in crate::testing::ntfs::volume(SIZE, 0, &files) {
+            let at = at as usize;
+            disk[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+        std::fs::write(&path, disk).unwrap();
+        let disk = crate::block::FileDisk::open_rw(&path).unwrap();
+        (dir, std::sync::Arc::new(disk))
+    }
+
+    const PAGES: usize = 1 << 20;
+
+    #[test]
+    #[expect(clippy::single_range_in_vec_init)]
+    fn page_files_are_zeroed_but_not_a_crash_dump_and_no_file_of_the_user() {
+        let page_file = |head: &[u8]| {
+            let mut bytes = vec![5; PAGES];
+            bytes[..head.len()].copy_from_slice(head);
+            bytes
+        };
+        for (head, freed) in [(&b""[..], true), (b"PAGEDUMP", false), (b"PAGEDU64", false)] {
+            let (dir, disk) = ntfs(&[
+                ("mine.bin", vec![9; PAGES]),
+                ("pagefile.sys", page_file(head)),
+                ("swapfile.sys", vec![6; PAGES]),
+                ("Windows\\pagefile.sys", vec![4; PAGES]),
+            ]);
+            let before = std::fs::read(dir.path().join("disk")).unwrap();
+            let size = before.len() as u64;
+            let guest = open(&disk);
+            let unneeded = unneeded(&guest, &Extents::whole(size)).bytes();
+            let done = trim(disk.as_ref(), &guest, &map(&[0..size])).unwrap();
+            let [volume] = &done[..] else {
+                panic!("{done:?}")
+            };
+            assert_eq!((volume.filesystem, &volume.kept), (FsKind::Ntfs, &None));
+            let after = std::fs::read(dir.path().join("disk")).unwrap();
+            let (had, has) = (counts(&before), counts(&after));
+            let gone = |byte: u8| (had[usize::from(byte)], has[usize::from(byte)]);
+            // What shares a grain with another file stays.
+            let most = PAGES as u64 - 2 * GRAIN;
+            let ((was, is), (was_swap, is_swap)) = (gone(5), gone(6));
+            assert_eq!(was - is >= most, freed, "{head:?}");
+            assert!(was_swap - is_swap >= most && (freed || was == is));
+            assert!(gone(9).0 == gone(9).1 && gone(4).0 == gone(4).1);
+            let (free_was, free_is) = gone(7);
+            assert!(free_was > 8 << 20 && free_is < 2 * GRAIN, "{free_is}");
+            let names: Vec<_> = volume
+                .files
+                .iter()
+                .map(|file| file.path.to_string())
+                .collect();
+            assert_eq!(names, ["\\pagefile.sys", "\\swapfile.sys"]);
+            assert_eq!(volume.files[0].kept.is_none(), freed);
+            assert_eq!(volume.files[0].freed_bytes, was - is);
+            assert_eq!(volume.files[1].freed_bytes, was_swap - is_swap);
+            let all = (was - is) + (was_swap - is_swap) + (free_was - free_is);
+            assert_eq!(volume.freed_bytes, all);
+            // What a sync leaves out is the same.
+            assert_eq!(unneeded, all);
+        }
+    }
+
+    /// Zeroes decrypt to anything: the head tells what the file is.
+    #[test]
+    #[expect(clippy::single_range_in_vec_init)]
+    fn the_head_of_a_page_file_stays_in_an_encrypted_volume() {
+        for (container, kept) in [(None, 0), (Some(FsKind::Bitlocker), GRAIN)] {
+            let (_dir, disk) = ntfs(&[("pagefile.sys", vec![5; PAGES])]);
+            let guest = open(&disk);
+            let size = map(&[0..16 << 20]);
+            let mut volume = guest.volumes()[0].clone();
+            volume.state.container = container;
+            let freed = trim_volume(disk.as_ref(), &guest, &size, &volume).unwrap();
+            let most = PAGES as u64 - kept;
+            let file = &freed.files[0];
+            assert!(
+                file.freed_bytes <= most && file.freed_bytes >= most - 2 * GRAIN,
+                "{file:?}"
+            );
+        }
+    }
+
+    /// A disk that cannot be zeroed.
+    struct Full;
+
+    impl crate::block::BlockRead for Full {
+        fn size(&self) -> u64 {
+            16 << 20
+        }
+        fn read_at(&self, _: u64, _: &mut [u8]) -> std::io::Result<()> {
+            unreachable!()
+        }
+    }
+
+    impl BlockWrite for Full {
+        fn write_at(&self, _: u64, _: &[u8]) -> std::io::Result<()> {
+            unreachable!()
+        }
+        fn zero_at(&self, _: u64, _: u64) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A map that cannot be trusted costs time; an overlay that cannot be written is a failure.
+    #[test]
+    #[expect(clippy::single_range_in_vec_init)]
+    fn a_damaged_map_leaves_the_volume_and_a_failed_write_ends_the_run() {
+        let (dir, disk) = ntfs(&[("pagefile.sys", vec![5; PAGES])]);
+        let data = map(&[0..16 << 20]);
+        assert!(trim(&Full, &open(&disk), &data).is_err());
+        // Only the page file has data.
+        let at = std::fs::read(dir.path().join("disk")).unwrap();
+        let at = at.iter().position(|byte| *byte == 5).unwrap() as u64;
+        assert!(trim(&Full, &open(&disk), &map(&[at..at + (1 << 20)])).is_err());
+        // The record of the map of free clusters.
+        let guest = open(&disk);
+        let mut bytes = vec![0; 16 << 20];
+        crate::block::BlockRead::read_at(disk.as_ref(), 0, &mut bytes).unwrap();
+        let lcn = u64::from_le_bytes(bytes[48..56].try_into().unwrap());
+        disk.write_at(lcn * 4096 + 6 * 1024, &[0; 1024]).unwrap();
+        drop(guest);
+        let done = trim(disk.as_ref(), &open(&disk), &data).unwrap();
+        assert!(
+            done[0].kept.is_some() && done[0].freed_bytes == 0,
+            "{done:?}"
+        );
+        assert!(done[0].files.is_empty());
+    }
+
+    #[test]
+    fn a_copy_of_a_large_disk_has_its_tables() {
+        let mut large = DataMap::default();
+        // 4 GiB of data: 65536 grains, 8 tables, 3 blocks of reference counts with their table and the header.
+        large.add(&(0..4 << 30));
+        assert_eq!(large.copy_size(4 << 30), (65536 + 8 + 3 + 2 + 1) * GRAIN);
+        // 16384 tables and more need a second cluster of their own table.
+        assert_eq!(large.copy_size(8 << 40), (65536 + 8 + 3 + 2 + 2) * GRAIN);
+        assert_eq!(
+            large.copy_size((4 << 40) + 1),
+            (65536 + 8 + 3 + 2 + 2) * GRAIN
+        );
+        assert_eq!(large.copy_size(4 << 40), (65536 + 8 + 3 + 2 + 1) * GRAIN);
+        let small = map(&[0..100, 5 << 20..(5 << 20) + 100]);
+        let wanted: Extents = [0..GRAIN, 5 << 20..(5 << 20) + 100].into_iter().collect();
+        assert_eq!(small.extents((5 << 20) + 100), wanted);
     }
 }

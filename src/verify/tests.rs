@@ -684,3 +684,89 @@ fn device_filters_and_boot_services_are_those_of_the_control_set_that_boots() {
         }
     }
 }
+
+/// The text and the evidence of a check of a sound guest after a change.
+fn said(version: WinVersion, id: &str, change: impl FnOnce(&mut MemoryGuest)) -> [String; 2] {
+    let mut guest = converted(version);
+    change(&mut guest);
+    let checks = guest.verify(&WANTED);
+    let check = checks.into_iter().find(|check| check.id == id).unwrap();
+    [check.message, check.evidence]
+}
+
+#[test]
+fn a_fault_is_told_once_with_every_controller_that_has_it() {
+    let key = format!("{SET}\\Services\\disk");
+    let [text, evidence] = said(Win10, "volume-drivers", |g| {
+        g.system.dword(&key, "Start", 4);
+    });
+    assert_eq!(text.matches("disk").count(), 1, "{text}");
+    assert_eq!(
+        evidence,
+        format!("SYSTEM\\{SET}, sata, virtio-blk, virtio-scsi")
+    );
+    let [text, evidence] = said(Win10, "controller-service", |g| {
+        g.system.dword(&service("viostor"), "Start", 3);
+    });
+    assert!(text.contains("viostor"), "{text}");
+    assert_eq!(evidence, format!("SYSTEM\\{SET}, virtio-blk"));
+    let [text, _] = said(Win7, "controller-bound", |g| {
+        forget_id(g, "ven_1af4&dev_1042")
+    });
+    assert!(
+        text.contains("no driver is bound to PCI\\VEN_1AF4&DEV_1042"),
+        "{text}"
+    );
+}
+
+#[test]
+fn device_filters_are_told_with_their_device_and_only_dead_ones() {
+    let filter = |guest: &mut MemoryGuest, n: usize, name: &str| {
+        let names = RegData::MultiSz(vec!["disk".into(), name.into()]);
+        let key = format!("{SET}\\Enum\\ROOT\\Device{n}\\0000");
+        guest.system.set(&key, "LowerFilters", names);
+    };
+    let [text, _] = said(Win10, "device-filters", |g| filter(g, 1, "partmgr"));
+    assert_eq!(text, "no device filter names a dead service");
+    let [text, evidence] = said(Win10, "device-filters", |g| filter(g, 1, "gone"));
+    assert!(text.contains("missing or disabled"), "{text}");
+    assert_eq!(evidence, "ROOT\\Device1\\0000 LowerFilters: gone");
+    // A key without a driver is no service.
+    let [_, evidence] = said(Win10, "device-filters", |g| {
+        filter(g, 1, "hollow");
+        g.system.key_mut(&service("hollow"));
+    });
+    assert_eq!(evidence, "ROOT\\Device1\\0000 LowerFilters: hollow");
+}
+
+#[test]
+fn rivals_and_boot_services_are_told_by_name_and_number() {
+    let [text, evidence] = said(Win10, "storage-rivals", rival);
+    assert!(text.starts_with("several boot-start drivers"), "{text}");
+    let named = evidence.contains("viostor") && evidence.contains("vioscsi");
+    assert!(
+        evidence.starts_with("PCI\\VEN_1AF4&DEV_1042") && named,
+        "{evidence}"
+    );
+    let sound = |id: &str| said(Win10, id, |_| {})[0].clone();
+    let number = |text: &str| text.split(' ').next().unwrap().parse::<usize>().unwrap();
+    let [more, _] = said(Win10, "boot-services", |g| {
+        let key = service("another");
+        for (name, value) in [("Start", 0), ("Type", 1), ("ErrorControl", 1)] {
+            g.system.dword(&key, name, value);
+        }
+        g.system
+            .sz(&key, "ImagePath", "System32\\drivers\\disk.sys");
+    });
+    assert_eq!(number(&more), number(&sound("boot-services")) + 1);
+    for (id, text) in [
+        ("firmware", "uefi"),
+        ("boot-manager", "the boot manager is there"),
+        ("uefi-fallback", "the fall-back loader is Windows' own"),
+        ("storage-rivals", "one driver for each controller"),
+    ] {
+        assert_eq!(sound(id), text, "{id}");
+    }
+    let [text, _] = said(Win7, "uefi-fallback", |_| {});
+    assert_eq!(text, "not needed: BIOS");
+}

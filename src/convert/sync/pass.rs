@@ -69,24 +69,26 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
     for frozen in &frozen {
         frozen.image.check_unchanged()?;
     }
-    // Includes the changes found by a previous pass that was killed.
-    let changed = std::mem::take(&mut state.changed);
-    let mut pass = Pass {
+    state.add(Made {
         at,
         seconds: start.elapsed().as_secs_f64(),
         overhead_s,
-        changed,
         copied,
-        left: left(&frozen, changed),
-        change_rate: 0.0,
-        projected_s: 0.0,
+        left: &|changed| left(&frozen, changed),
         bandwidth: order.pace.as_ref().map(Pace::rate),
-    };
-    pass.change_rate = state.change_rate(at, pass.changed);
-    state.passes.push(pass);
-    state.project();
+    });
     state.save(&folder)?;
     Ok(state)
+}
+
+/// A pass that was just made. `left` is what remains for the last pass after so many changed bytes.
+struct Made<'a> {
+    at: u64,
+    seconds: f64,
+    overhead_s: f64,
+    copied: u64,
+    left: &'a dyn Fn(u64) -> u64,
+    bandwidth: Option<u64>,
 }
 
 /// Bytes left for the last pass: the contents of the newest links, or for an export the changes of
@@ -112,6 +114,24 @@ impl State {
         last.map_or(0.0, |last| {
             changed as f64 / at.saturating_sub(last.at).max(1) as f64
         })
+    }
+
+    /// Adds a pass, with the changes found by it and by passes before it that were killed.
+    fn add(&mut self, made: Made<'_>) {
+        let changed = std::mem::take(&mut self.changed);
+        let pass = Pass {
+            at: made.at,
+            seconds: made.seconds,
+            overhead_s: made.overhead_s,
+            changed,
+            copied: made.copied,
+            left: (made.left)(changed),
+            change_rate: self.change_rate(made.at, changed),
+            projected_s: 0.0,
+            bandwidth: made.bandwidth,
+        };
+        self.passes.push(pass);
+        self.project();
     }
 
     fn project(&mut self) {

@@ -173,3 +173,32 @@ fn a_pass_copies_what_has_data_and_what_has_changed() {
         assert!(used.bytes() < 8 << 20, "{trimmed}");
     }
 }
+
+#[test]
+fn a_pass_takes_over_the_changes_of_those_that_were_killed() {
+    let mut state = State::new("vm", Path::new("/vm"));
+    state.changed = 700;
+    let made = |at, copied| Made {
+        at,
+        seconds: 3.0,
+        overhead_s: 1.0,
+        copied,
+        left: &|changed| changed + 1,
+        bandwidth: Some(5 << 20),
+    };
+    state.add(made(10, 64 << 20));
+    let first = state.passes[0].clone();
+    assert_eq!((first.at, first.changed, first.left), (10, 700, 701));
+    assert_eq!(
+        (first.copied, first.seconds, first.overhead_s),
+        (64 << 20, 3.0, 1.0)
+    );
+    assert_eq!((first.change_rate, first.bandwidth), (0.0, Some(5 << 20)));
+    assert!(first.projected_s > 4.0, "{first:?}");
+    assert_eq!(state.changed, 0);
+    state.changed = 400;
+    state.add(made(60, 0));
+    let second = &state.passes[1];
+    assert_eq!((second.changed, second.change_rate), (400, 8.0));
+    assert_eq!(state.passes[0], first);
+}
