@@ -160,10 +160,30 @@ fn a_conversion_without_any_program_copies_what_was_fixed_and_says_all_of_it() {
         .map(|action| action.id())
         .collect();
     assert_eq!(ids, ["uefi-fallback"]);
+    let outlook = planned.outlook.unwrap();
+    let disks: Vec<_> = (outlook.disks.iter())
+        .map(|disk| {
+            (
+                disk.path.clone(),
+                disk.virtual_size,
+                disk.format,
+                disk.later,
+            )
+        })
+        .collect();
+    let out = lab.path("out");
+    let len = data().len() as u64;
+    let wanted = [
+        (out.join("vm.raw"), SIZE, DiskFormat::Raw, false),
+        (out.join("vm-1.raw"), len, DiskFormat::Raw, false),
+    ];
+    assert_eq!(disks, wanted);
+    // What the fix adds is on the disk with Windows.
+    assert_eq!(outlook.disks[1].copied_at_most, len);
+    assert!(outlook.disks[0].copied_at_most > 4 << 20);
     let report = convert_plain(&job).unwrap();
     assert_eq!(unchanged(&lab, &before), [true, true]);
-
-    let out = lab.path("out");
+    assert_eq!(report.outputs, outlook.outputs);
     let wanted = [
         "generated",
         "journal.json",
@@ -547,8 +567,7 @@ fn a_resumed_conversion_fixes_nothing_again_and_copies_what_is_missing() {
 
 #[test]
 fn an_error_without_a_signal_stays_as_it_is() {
-    let lab = Plain::new();
-    let job = lab.job();
+    let job = super::testing::job(&["/a.raw".into()], Path::new("/out"));
     for kind in [ErrorKind::Failed, ErrorKind::Usage, ErrorKind::RolledBack] {
         let error = explained(&job, Error::new(kind, "why").hint("this"));
         assert_eq!((error.kind, error.message.as_str()), (kind, "why"));

@@ -415,3 +415,67 @@ fn a_lock_with_a_note_outlives_its_run() {
         assert_eq!(dir.path().join(".vm-kvm.lock").exists(), stays, "{note}");
     }
 }
+
+/// Whoever can write in it could have what they like made the result, or removed.
+#[test]
+fn what_a_killed_run_left_is_put_back_only_where_nobody_else_can_write_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let beside = |end: &str| dir.path().join(format!(".vm-kvm.{end}"));
+    for noted in [true, false] {
+        for open in ["partial", "replaced"] {
+            for end in ["partial", "replaced"] {
+                let mode = if end == open { 0o777 } else { 0o700 };
+                fs::create_dir(beside(end)).unwrap();
+                write(&beside(end).join("x"), end);
+                fs::set_permissions(beside(end), fs::Permissions::from_mode(mode)).unwrap();
+            }
+            let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+            if noted {
+                let note = json!({
+                    "schema": INTENT, "new": inode(&beside("partial")),
+                    "old": inode(&beside("replaced")),
+                });
+                write(&beside("lock"), &note.to_string());
+            }
+            let repaired = repair(&target);
+            // Without a note nothing of the partial directory is used.
+            let refused = noted || open == "replaced";
+            assert_eq!(repaired.is_err(), refused, "{noted} {open}");
+            assert_eq!(target.exists(), !refused, "{noted} {open}");
+            if let Err(error) = repaired {
+                let causes = error.causes().join(" ");
+                assert!(causes.contains("written by others"), "{error} {causes}");
+                assert!(beside("partial").exists() && beside("replaced").exists());
+            }
+            for path in [target.clone(), beside("partial"), beside("replaced")] {
+                let _ = fs::remove_dir_all(path);
+            }
+            let _ = fs::remove_file(beside("lock"));
+        }
+    }
+}
+
+#[test]
+fn a_listed_path_stays_in_its_directory_and_one_file_has_two_names() {
+    for (path, is_plain) in [
+        ("vm.qcow2", true),
+        ("backup/files/x", true),
+        ("", false),
+        ("..", false),
+        ("../x", false),
+        ("backup/../../x", false),
+        ("/etc/passwd", false),
+        ("./x", false),
+    ] {
+        assert_eq!(plain(Path::new(path)), is_plain, "{path}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+    write(&a, "a");
+    write(&b, "a");
+    fs::hard_link(&a, &c).unwrap();
+    let none = dir.path().join("none");
+    assert!(same_file(&a, &a) && same_file(&a, &c));
+    assert!(!same_file(&a, &b) && !same_file(&a, &none) && !same_file(&none, &none));
+}
