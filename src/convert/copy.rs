@@ -336,7 +336,7 @@ pub(super) fn to_targets(
     Ok((targets, bytes))
 }
 
-/// What the user decided about the copies.
+/// The options of the user for the copies.
 fn options(job: &Job) -> CopyOptions {
     CopyOptions {
         format: match job.copy.format {

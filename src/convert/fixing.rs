@@ -303,7 +303,7 @@ mod tests {
     use super::*;
     use crate::check::CheckState;
 
-    /// What an appliance opened, another program has to open again.
+    /// A volume that an appliance opened is closed to the reader of this process.
     #[test]
     fn only_a_contained_volume_of_windows_is_read_back_through_an_appliance() {
         use crate::demo::WinVersion;

@@ -575,7 +575,7 @@ fn an_error_without_a_signal_stays_as_it_is() {
     }
 }
 
-/// What a plan refuses a conversion refuses too, before anything is written.
+/// A plan and a conversion refuse the same, before anything is written.
 #[test]
 fn what_the_user_asks_for_is_checked_before_the_guest_is_read() {
     let lab = Plain::new();

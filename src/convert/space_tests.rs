@@ -214,7 +214,7 @@ fn what_the_output_directory_needs_is_counted_only_where_whole_disks_do_not_fit(
     assert_eq!(needed(&job, beside + tables), (None, vec![]));
 }
 
-/// What a trim takes out is not copied.
+/// Ranges that a trim takes out are not copied.
 #[test]
 fn the_size_of_a_copy_is_that_of_its_data_without_what_is_trimmed() {
     let lab = super::super::testing::Plain::new();
