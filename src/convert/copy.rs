@@ -312,8 +312,10 @@ pub(super) fn to_targets(
         // What an earlier run has recorded is durable, and stays so.
         let decided = (decided, run.resumed.is_some());
         let foundation = resume::save(job, folder, decided, disks.collect(), trim)?;
+        let is_all = copies.len() == 1 && !job.copy.verify;
         for copy in &mut copies {
             copy.record.foundation = Some(foundation.clone());
+            copy.record.is_all = is_all;
         }
     }
     let copied = copy_all(ui, &copies, &options)
@@ -556,6 +558,7 @@ mod tests {
                 path: path.with_extension("journal"),
                 what: Value::Null,
                 foundation: None,
+                is_all: false,
             },
         });
         unchanged(&copies).map_err(|failure| failure.error).unwrap();
@@ -610,6 +613,7 @@ mod tests {
                 path: path.with_extension("journal"),
                 what: Value::Null,
                 foundation: None,
+                is_all: false,
             },
         }
     }

@@ -300,6 +300,7 @@ pub(super) fn record(folder: &OutputFolder, i: usize, what: Value) -> Result<Rec
         path: journal(folder, i)?,
         what,
         foundation: None,
+        is_all: false,
     })
 }
 

@@ -318,7 +318,7 @@ fn a_packed_disk_is_copied_from_its_start() {
     }
 }
 
-/// What a recorded range relies on must survive a loss of power.
+/// A recorded range relies on files that must survive a loss of power.
 #[test]
 fn everything_is_durable_before_the_record_of_a_copy_counts_for_longer_than_the_host_runs() {
     let left = Left::new();

@@ -72,6 +72,7 @@ impl CopyOptions {
             path,
             what: Value::Null,
             foundation: None,
+            is_all: false,
         });
         self
     }
@@ -85,6 +86,8 @@ pub(crate) struct Record {
     pub(crate) what: Value,
     /// What a later run needs besides the record.
     pub(crate) foundation: Option<Foundation>,
+    /// Whether the run has nothing to do after this copy that takes long.
+    pub(crate) is_all: bool,
 }
 
 impl Record {
@@ -96,7 +99,8 @@ impl Record {
     }
 
     pub(super) fn create(&self, target: &Value) -> Result<ExtentJournal, JournalFault> {
-        ExtentJournal::create(&self.path, &self.header(target), self.foundation.clone())
+        let first = (self.foundation.clone(), self.is_all);
+        ExtentJournal::create(&self.path, &self.header(target), first)
     }
 
     fn header(&self, target: &Value) -> Value {

@@ -61,6 +61,9 @@ struct Place {
     written: u32,
 }
 
+/// The unit in which a table is written.
+const BLOCK: u64 = 4096;
+
 /// The location of bytes of the disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Content {
@@ -161,16 +164,6 @@ impl OverlayWriter {
             }
         }
         self.write_piece(piece, data)
-    }
-
-    /// Most of a table of a large disk is zero, as its place in the file is; no entry becomes zero again.
-    fn write_table(&self, table: &[u8], at: u64) -> io::Result<()> {
-        const ZEROES: [u8; 4096] = [0; 4096];
-        let blocks = table.chunks(ZEROES.len()).zip((at..).step_by(ZEROES.len()));
-        for (block, at) in blocks.filter(|(block, _)| **block != ZEROES[..block.len()]) {
-            self.file.write_all_at(block, at)?;
-        }
-        Ok(())
     }
 
     fn write_piece(&self, piece: Option<(u64, Range<usize>)>, data: &[u8]) -> io::Result<()> {
@@ -280,19 +273,23 @@ impl State {
         }
     }
 
-    /// The present second-level table in its stored form.
-    fn table(&self, i: u64) -> Vec<u8> {
+    /// The present second-level table in its stored form: its blocks by number. Most of a table of a
+    /// large disk is zero, as its place in the file is; no entry becomes zero again.
+    fn table(&self, i: u64) -> BTreeMap<u64, Vec<u8>> {
         let entries = self.cluster / self.entry;
         let first = i * entries;
-        let mut table = vec![0; self.cluster as usize];
+        let mut table: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         let mut set = |number: u64, word: u64, bitmap: u64| {
-            let at = ((number - first) * self.entry) as usize;
+            let at = (number - first) * self.entry;
+            let empty = || vec![0; BLOCK as usize];
+            let block = table.entry(at / BLOCK).or_insert_with(empty);
+            let at = (at % BLOCK) as usize;
             for (i, half) in [word, bitmap]
                 .iter()
                 .take(self.entry as usize / 8)
                 .enumerate()
             {
-                let bytes = &mut table[at + i * 8..at + i * 8 + 8];
+                let bytes = &mut block[at + i * 8..at + i * 8 + 8];
                 let all = be64(bytes, 0).unwrap_or_default() | half;
                 bytes.copy_from_slice(&all.to_be_bytes());
             }
@@ -386,7 +383,9 @@ impl BlockWrite for OverlayWriter {
                     at
                 }
             };
-            self.write_table(&state.table(i), at)?;
+            for (block, bytes) in state.table(i) {
+                self.file.write_all_at(&bytes, at + block * BLOCK)?;
+            }
             let entry = (at | COPIED).to_be_bytes();
             self.file.write_all_at(&entry, level_1 + i * 8)?;
         }

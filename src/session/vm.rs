@@ -263,8 +263,8 @@ impl VmSession {
         Ok((session, survey))
     }
 
-    /// Starts to open an overlay, at `path`, for every disk that will be changed and has none, and
-    /// to mount the volume of `system` in it.
+    /// Starts to open an overlay, at `path`, for every disk that will be changed and has none. The
+    /// volume `system` is mounted in it.
     pub(crate) fn open_overlays(
         &self,
         (disks, system): (&VmDisks, Option<VolumeId>),

@@ -95,7 +95,7 @@ pub(crate) struct ExtentJournal {
 #[derive(Debug)]
 struct First {
     foundation: Option<Foundation>,
-    /// The start of a copy of which nothing is recorded; `None` if an earlier run has begun it.
+    /// The start of a copy after which the run ends; `None` if an earlier run has begun it.
     created: Option<Instant>,
 }
 
@@ -108,11 +108,11 @@ pub(crate) struct Opened {
 
 impl ExtentJournal {
     /// Starts a new journal in place of an old one. `what` names source and target. It becomes
-    /// durable with its first batch, after `foundation`.
+    /// durable with its first batch, after `foundation`. `is_all`: nothing else of the run takes long.
     pub(crate) fn create(
         path: &Path,
         what: &Value,
-        foundation: Option<Foundation>,
+        (foundation, is_all): (Option<Foundation>, bool),
     ) -> Result<Self, JournalFault> {
         let journal = Self::start(path, what, Extents::default());
         let mut journal = journal.map_err(|source| JournalFault::Write {
@@ -121,7 +121,7 @@ impl ExtentJournal {
         })?;
         journal.first = Some(First {
             foundation,
-            created: Some(Instant::now()),
+            created: is_all.then(Instant::now),
         });
         Ok(journal)
     }
@@ -350,7 +350,7 @@ mod tests {
         let path = dir.path().join("j");
         assert!(ExtentJournal::open(&path).unwrap().is_none());
         let what = json!({"source": "a", "size": 1u64 << 40});
-        let mut journal = ExtentJournal::create(&path, &what, None).unwrap();
+        let mut journal = ExtentJournal::create(&path, &what, (None, false)).unwrap();
         journal.append(&[0..10, 20..30], false).unwrap();
         journal.append(&[10..20], true).unwrap();
         drop(journal);
@@ -362,7 +362,7 @@ mod tests {
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         // A new one discards it.
-        ExtentJournal::create(&path, &what, None).unwrap();
+        ExtentJournal::create(&path, &what, (None, false)).unwrap();
         assert!(open(&path).journal.done().is_empty());
     }
 
@@ -372,7 +372,7 @@ mod tests {
     fn a_torn_or_damaged_line_loses_only_itself() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
-        let mut journal = ExtentJournal::create(&path, &json!("what"), None).unwrap();
+        let mut journal = ExtentJournal::create(&path, &json!("what"), (None, false)).unwrap();
         let mut ends = vec![std::fs::metadata(&path).unwrap().len()];
         for i in 0..4u64 {
             journal.append(&[i * 100..i * 100 + 50], false).unwrap();
@@ -418,7 +418,8 @@ mod tests {
         });
         let laid = || std::mem::take(&mut *lines.lock().unwrap());
         let what = json!("what");
-        let create = || ExtentJournal::create(&path, &what, Some(foundation.clone())).unwrap();
+        let create =
+            || ExtentJournal::create(&path, &what, (Some(foundation.clone()), true)).unwrap();
         let mut journal = create();
         assert!(laid().is_empty());
         journal.append(&[0..5], false).unwrap();
@@ -436,12 +437,15 @@ mod tests {
     fn a_record_is_needless_where_nothing_is_recorded_and_the_copy_took_no_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
-        let mut journal = ExtentJournal::create(&path, &json!(1), None).unwrap();
+        let mut journal = ExtentJournal::create(&path, &json!(1), (None, true)).unwrap();
         assert!(journal.is_needless());
         journal.first.as_mut().unwrap().created = Instant::now().checked_sub(SYNC_EVERY);
         assert!(!journal.is_needless());
-        let mut journal = ExtentJournal::create(&path, &json!(1), None).unwrap();
+        let mut journal = ExtentJournal::create(&path, &json!(1), (None, true)).unwrap();
         journal.append(&[0..5], false).unwrap();
+        assert!(!journal.is_needless());
+        // Other disks are still being copied.
+        let journal = ExtentJournal::create(&path, &json!(1), (None, false)).unwrap();
         assert!(!journal.is_needless());
         // What an earlier run has recorded is continued.
         assert!(!open(&path).journal.is_needless());
@@ -452,7 +456,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("j");
         let foundation = Foundation::new(|| Err(io::ErrorKind::StorageFull.into()));
-        let mut journal = ExtentJournal::create(&path, &json!(1), Some(foundation)).unwrap();
+        let mut journal =
+            ExtentJournal::create(&path, &json!(1), (Some(foundation), false)).unwrap();
         for _ in 0..2 {
             let fault = journal.append(&[0..5], false).unwrap_err();
             assert_eq!(fault.cause().kind(), io::ErrorKind::StorageFull);
@@ -464,7 +469,7 @@ mod tests {
     fn a_link_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (path, link) = (dir.path().join("j"), dir.path().join("l"));
-        ExtentJournal::create(&path, &json!(1), None).unwrap();
+        ExtentJournal::create(&path, &json!(1), (None, true)).unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(ExtentJournal::open(&link).is_err());
     }

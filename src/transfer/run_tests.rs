@@ -148,7 +148,7 @@ fn a_copy_that_lost_power_goes_on() {
         let path = dir.path().join(format!("{fails_at}"));
         let target = Memory::new(vec![0; size as usize]);
         target.fails_at.store(fails_at, Ordering::SeqCst);
-        let mut journal = ExtentJournal::create(&path, &json!(0), None).unwrap();
+        let mut journal = ExtentJournal::create(&path, &json!(0), (None, false)).unwrap();
         let failed = transfer(&source, &target, &ranges, Some(&mut journal)).run(&mut |_| {});
         let error = failed.unwrap_err();
         assert_eq!(error.cause().unwrap().raw_os_error(), Some(28));
@@ -209,7 +209,8 @@ fn the_window_bounds_what_is_copied_again() {
     }
     let dir = tempfile::tempdir().unwrap();
     let size = 128 * MIB;
-    let mut journal = ExtentJournal::create(&dir.path().join("j"), &json!(0), None).unwrap();
+    let mut journal =
+        ExtentJournal::create(&dir.path().join("j"), &json!(0), (None, false)).unwrap();
     let ranges = Extents::whole(size);
     for checkpoint in [Checkpoint::Journal(&mut journal), Checkpoint::Target] {
         let cancel = Arc::new(AtomicBool::new(false));
@@ -289,7 +290,8 @@ fn a_copy_that_is_cancelled_records_what_it_has() {
     let size = 64 * MIB;
     let source = Memory::new(pattern(size, 3));
     let target = Memory::new(vec![0; size as usize]);
-    let mut journal = ExtentJournal::create(&dir.path().join("j"), &json!(0), None).unwrap();
+    let mut journal =
+        ExtentJournal::create(&dir.path().join("j"), &json!(0), (None, false)).unwrap();
     let ranges = Extents::whole(size);
     let cancel = Arc::new(AtomicBool::new(false));
     // So slow that the first progress report comes before the end.
@@ -390,7 +392,7 @@ fn a_line_names_only_what_was_flushed() {
     let dir = tempfile::tempdir().unwrap();
     let size = 200 * MIB;
     let path = dir.path().join("j");
-    let mut journal = ExtentJournal::create(&path, &json!(0), None).unwrap();
+    let mut journal = ExtentJournal::create(&path, &json!(0), (None, false)).unwrap();
     let target = Arc::new(Noted {
         size,
         journal: path.clone(),
