@@ -321,14 +321,12 @@ pub(super) fn to_targets(
     let copied = copy_all(ui, &copies, &options)
         .and_then(|copied| unchanged(&copies).map(|()| copied))
         .map_err(|failure| kept(job, folder, failure))?;
-    // The ranges to copy are rounded to grains.
-    let part_of_live = |of: fn(&Copied) -> u64| {
-        let disks = copied.iter().zip(&copies);
-        disks.map(|(copied, disk)| of(copied).min(disk.live)).sum()
-    };
     let bytes = Bytes {
-        resumed: part_of_live(|copied| copied.resumed),
-        shared: part_of_live(|copied| copied.shared),
+        resumed: copied.iter().map(|c| c.resumed).sum(),
+        // The ranges to copy are rounded to grains.
+        shared: (copied.iter().zip(&copies))
+            .map(|(copied, disk)| copied.shared.min(disk.live))
+            .sum(),
         virtual_size,
         read: live,
         written: copied.iter().map(|c| c.written).sum(),

@@ -530,7 +530,12 @@ fn a_resumed_conversion_fixes_nothing_again_and_copies_what_is_missing() {
     let report = convert_plain(&job).unwrap();
     assert!(report.ready);
     let bytes = &report.bytes;
-    assert_eq!(bytes.resumed, bytes.read, "{bytes:?}");
+    // Whole grains are recorded.
+    let all = bytes.resumed;
+    assert!(
+        all >= bytes.read && all < bytes.read + (16 << 20),
+        "{bytes:?}"
+    );
     assert_eq!(report.actions[0].state, ActionState::Done);
     assert_eq!(report.trim.len(), 2);
     let out = lab.path("out");
@@ -558,7 +563,7 @@ fn a_resumed_conversion_fixes_nothing_again_and_copies_what_is_missing() {
     let report = convert_plain(&job).unwrap();
     let len = data().len() as u64;
     let bytes = &report.bytes;
-    assert_eq!(bytes.resumed, bytes.read - len, "{bytes:?}");
+    assert_eq!(bytes.resumed, all - len, "{bytes:?}");
     assert!(fs::read(lab.path("again/vm-1.raw")).unwrap() == other);
     // Nothing is resumed where nothing was left.
     job.output.folder = Some(lab.path("new"));
