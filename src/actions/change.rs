@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::direct;
+use crate::files;
 use crate::guest::{GuestPath, GuestRead, VolumeId};
 use crate::text::sha256_hex;
 
@@ -102,7 +103,7 @@ impl Saver {
         let file = file.map_err(io_error(doing()))?;
         // Other files are made durable before the copy.
         if self.durably {
-            file.sync_all().map_err(io_error(doing()))?;
+            files::sync(&file, &path).map_err(io_error(doing()))?;
         }
         Ok(path)
     }

@@ -148,8 +148,12 @@ fn an_action_says_what_it_does_and_what_it_takes() {
 
 #[test]
 fn a_hive_is_as_planned_only_with_every_value_of_the_plan() {
-    let action = edit(&[]);
-    let verified = |bytes: Vec<u8>| {
+    let mut action = edit(&[]);
+    let type_of = |service: &str| {
+        let key = format!("ControlSet001\\Services\\{service}");
+        RegOp::set(key, "Type", RegData::Dword(7))
+    };
+    let verified = |action: &EditHive, bytes: Vec<u8>| {
         let (all, media) = (hives(bytes), Memory::new([]));
         action.verify(&Converted {
             volume: WINDOWS,
@@ -158,8 +162,32 @@ fn a_hive_is_as_planned_only_with_every_value_of_the_plan() {
             media: &media,
         })
     };
-    assert_eq!(verified(hive(0)), Ok(1));
-    let said = verified(hive(3)).unwrap_err();
+    assert_eq!(verified(&action, hive(0)), Ok(1));
+    let said = verified(&action, hive(3)).unwrap_err();
     assert!(said.contains("viostor is not as planned"), "{said}");
-    assert!(verified(Vec::new()).is_err());
+    assert!(verified(&action, Vec::new()).is_err());
+    // The first one in the order of the plan is named.
+    action.edits.ops.extend(["one", "two"].map(type_of));
+    let said = verified(&action, hive(0)).unwrap_err();
+    assert!(said.contains("one is not as planned"), "{said}");
+}
+
+/// In place the originals are all there is of the old guest; for a copy they become durable with the rest of the directory.
+#[test]
+fn what_is_kept_is_durable_where_the_disk_itself_is_written() {
+    use crate::files::order;
+    let dir = tempfile::tempdir().unwrap();
+    for (durably, len) in [(true, 5), (true, 2 << 20), (false, 5), (false, 2 << 20)] {
+        let saver = Saver {
+            folder: dir.path().join(format!("{durably}")),
+            durably,
+        };
+        let bytes: Vec<u8> = (0..len).map(|i: u32| (i / 7) as u8).collect();
+        order::seen();
+        let path = saver.save("backup/files/kept", &bytes).unwrap();
+        let synced = order::seen().contains(&"sync kept".to_string());
+        assert_eq!(synced, durably, "{len}");
+        assert_eq!(path, saver.folder.join("backup/files/kept"));
+        assert!(fs::read(path).unwrap() == bytes, "{durably} {len}");
+    }
 }

@@ -412,6 +412,37 @@ fn fill(file: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
 mod tests {
     use super::*;
 
+    /// Gives a byte at a time, and is interrupted before each; ends, or fails.
+    struct Slow(Vec<u8>, bool, bool);
+
+    impl Read for Slow {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            match (self.1, self.0.pop()) {
+                (true, byte) => {
+                    self.0.extend(byte);
+                    Err(io::ErrorKind::Interrupted.into())
+                }
+                (false, Some(byte)) => {
+                    buf[0] = byte;
+                    Ok(1)
+                }
+                (false, None) if self.2 => Err(io::ErrorKind::BrokenPipe.into()),
+                (false, None) => Ok(0),
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_that_is_interrupted_goes_on_and_one_that_fails_ends() {
+        for (fails, wanted) in [(false, Ok(3)), (true, Err(io::ErrorKind::BrokenPipe))] {
+            let mut slow = Slow(vec![3, 2, 1], false, fails);
+            let mut buf = [0; 5];
+            let found = fill(&mut slow, &mut buf).map_err(|e| e.kind());
+            assert_eq!((found, buf), (wanted, [1, 2, 3, 0, 0]));
+        }
+    }
+
     fn updated(old: &[u8], mut new: &[u8]) -> (Vec<u8>, Vec<(u64, usize)>, usize) {
         let mut bytes = FileBytes::from(old.to_vec());
         let (extents, len) = update(&mut bytes, &mut new).unwrap();

@@ -529,7 +529,7 @@ fn a_preview_shows_what_the_plan_writes_and_else_what_is_there() {
         };
         look(&preview(&actions, seen, WINDOWS, &guest, &media).unwrap());
     };
-    shown(&all, &|preview| {
+    shown(&all.clone(), &|preview| {
         for name in ["old", "linked", "fresh"] {
             let path = path(&format!("\\windows\\{name}.SYS"));
             assert_eq!(preview.read(WINDOWS, &path, 10).unwrap(), b"new", "{name}");
@@ -550,6 +550,8 @@ fn a_preview_shows_what_the_plan_writes_and_else_what_is_there() {
         let system = path(SYSTEM);
         assert!(preview.read(WINDOWS, &system, 1 << 20).unwrap() == hive(3));
         assert!(preview.read_shared(WINDOWS, &system, 1 << 20).unwrap()[..] == hive(3)[..]);
+        let shared = preview.read_shared(WINDOWS, &system, 1 << 20).unwrap();
+        assert!(Arc::ptr_eq(&shared, &all.system.bytes), "no second copy");
         assert!(preview.read_shared(WINDOWS, &system, 9).is_err());
         assert_eq!(preview.stat(WINDOWS, &system).unwrap().unwrap().size, 11);
     });

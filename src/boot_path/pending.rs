@@ -141,6 +141,11 @@ mod tests {
             (&[FILE, temp, "\\??\\C:\\new.sys", FILE], false),
             (&["\\??\\C:\\new.sys", FILE], false),
             (&[FILE], true),
+            // That is no drive.
+            (
+                &["\\??\\1:\\Windows\\System32\\drivers\\viostor.sys", ""],
+                false,
+            ),
         ] {
             let (hive, path) = pending(entries);
             let view = HiveView::new(&hive).unwrap();

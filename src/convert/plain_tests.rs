@@ -210,6 +210,19 @@ fn a_conversion_without_any_program_copies_what_was_fixed_and_says_all_of_it() {
     assert_eq!(report.outputs.final_xml, Some(out.join("vm-final.xml")));
     assert_eq!(report.outputs.report, Some(out.join("report.json")));
     assert!(report.outputs.complete);
+    for (document, bus) in [("vm-bootstrap.xml", "sata"), ("vm-final.xml", "virtio")] {
+        let xml = fs::read_to_string(out.join(document)).unwrap();
+        let at = |disk: &Path| xml.find(&format!("file=\"{}\"", disk.display()));
+        let places = report.outputs.disks.iter().map(|disk| at(disk));
+        let places: Vec<_> = places.map(|place| place.expect(document)).collect();
+        assert!(places.is_sorted(), "{xml}");
+        let target = xml[places[0]..].split("<target").nth(1).unwrap();
+        let target = target.split('>').next().unwrap();
+        assert!(target.contains(&format!("bus=\"{bus}\"")), "{xml}");
+        assert_eq!(xml.matches("type=\"raw\"").count(), 2, "{xml}");
+    }
+    let html = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(html.contains("vm.raw") && html.contains("uefi-fallback"));
     assert!(fs::read(out.join("vm-1.raw")).unwrap() == data());
     same_files(&lab, &windows, &[]);
     let (was, is) = (open(&lab.windows()), open(&windows));

@@ -270,6 +270,28 @@ fn a_file_of_the_user_is_moved_with_its_directory() {
     assert_eq!(names(dir.path()), ["vm-kvm"]);
 }
 
+/// Somebody may have put another directory there since the exchange.
+#[test]
+fn only_the_directory_that_was_replaced_is_cleared() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    result(&old, &["vm.qcow2", "generated/firstboot.cmd"], |_| {});
+    write(&old.join("mine"), "mine");
+    write(&old.join("generated/mine"), "mine");
+    fs::create_dir(&new).unwrap();
+    let mut earlier = Earlier::of(&old).unwrap();
+    let inode = fs::metadata(&old).unwrap().ino();
+    let there = names(&old);
+    let error = earlier.clear(&old, inode + 1, &new).unwrap_err();
+    assert!(error.to_string().contains("another directory"), "{error}");
+    assert_eq!(names(&old), there);
+    assert!(names(&new).is_empty());
+    earlier.clear(&old, inode, &new).unwrap();
+    assert!(!old.exists());
+    assert_eq!(names(&new), ["generated", "mine"]);
+    assert_eq!(names(&new.join("generated")), ["mine"]);
+}
+
 #[test]
 fn a_file_is_inside_by_its_name_or_by_where_that_leads() {
     let dir = tempfile::tempdir().unwrap();

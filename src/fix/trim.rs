@@ -410,6 +410,17 @@ mod tests {
             let unneeded = needed_in_use(&volume).is_none();
             assert_eq!(unneeded, trimmed || dirty, "in use: {volume:?}");
         }
+        for (kind, reason) in [
+            (FsKind::Luks, "it is encrypted"),
+            (FsKind::Bitlocker, "it is encrypted"),
+            (
+                FsKind::Ext,
+                "its file system is not one whose free space is known",
+            ),
+        ] {
+            let told = untouchable(&volume(kind, nothing));
+            assert_eq!(told.as_deref(), Some(reason), "{kind:?}");
+        }
     }
 
     /// The rest of a grain beside free clusters is in use.
@@ -455,6 +466,16 @@ mod tests {
         assert_eq!(left(&[hole(12, 14), hole(16, 18)]), (36, 36));
         assert_eq!(left(&[hole(5, 15), hole(18, 35), hole(50, 99)]), (18, 18));
         assert_eq!(left(&[hole(0, 99)]), (0, 0));
+        // Nothing of a hole at either end counts as data.
+        for (holes, range) in [
+            ([hole(80, 110), hole(115, 120)], hole(110, 115)),
+            ([hole(100, 110), hole(115, 130)], hole(110, 115)),
+            ([hole(90, 100), hole(120, 130)], hole(100, 120)),
+        ] {
+            let mut map = DataMap::default();
+            map.add_without(&hole(100, 120), &holes);
+            assert_eq!(map.ranges, [range], "{holes:?}");
+        }
     }
 
     /// How often each byte occurs.
@@ -616,20 +637,20 @@ mod tests {
     #[test]
     #[expect(clippy::single_range_in_vec_init)]
     fn the_head_of_a_page_file_stays_in_an_encrypted_volume() {
-        for (container, kept) in [(None, 0), (Some(FsKind::Bitlocker), GRAIN)] {
-            let (_dir, disk) = ntfs(&[("pagefile.sys", vec![5; PAGES])]);
+        let freed = |container, pages| {
+            let (_dir, disk) = ntfs(&[("pagefile.sys", vec![5; pages])]);
             let guest = open(&disk);
             let size = map(&[0..16 << 20]);
             let mut volume = guest.volumes()[0].clone();
             volume.state.container = container;
             let freed = trim_volume(disk.as_ref(), &guest, &size, &volume).unwrap();
-            let most = PAGES as u64 - kept;
-            let file = &freed.files[0];
-            assert!(
-                file.freed_bytes <= most && file.freed_bytes >= most - 2 * GRAIN,
-                "{file:?}"
-            );
-        }
+            freed.files[0].freed_bytes
+        };
+        let whole = freed(None, PAGES);
+        assert!(whole <= PAGES as u64 && whole >= PAGES as u64 - 2 * GRAIN);
+        assert_eq!(freed(Some(FsKind::Bitlocker), PAGES), whole - GRAIN);
+        // All of a short file is its head.
+        assert_eq!(freed(Some(FsKind::Bitlocker), 5000), 0);
     }
 
     /// A disk that cannot be zeroed.

@@ -238,7 +238,8 @@ mod tests {
         for path in ["", "backup", "backup/x"] {
             for (bits, fine) in [(0o755, true), (0o775, false), (0o757, false), (0o700, true)] {
                 mode(&folder.join(path), bits);
-                let refused = matches!(read(), Err(TrustError::Writable { .. }));
+                let refused =
+                    matches!(read(), Err(TrustError::Writable { mode, .. }) if mode == bits);
                 assert_eq!(refused, !fine, "{path} {bits:o}");
                 assert_eq!(read().is_ok(), fine, "{path} {bits:o}");
             }
@@ -272,6 +273,17 @@ mod tests {
             let error = trusted.file(Path::new(name)).unwrap_err();
             assert!(matches!(error, TrustError::Kind { .. }), "{name}: {error}");
         }
+        let error = TrustedFolder::open(&dir.path().join("out")).unwrap_err();
+        let directory = |e: &TrustError| {
+            matches!(
+                e,
+                TrustError::Kind {
+                    wanted: "directory",
+                    ..
+                }
+            )
+        };
+        assert!(directory(&error), "{error}");
         let error = TrustedFolder::open(&dir.path().join("link")).unwrap_err();
         assert!(matches!(error, TrustError::Link { .. }), "{error}");
         assert!(

@@ -404,6 +404,45 @@ fn only_the_controllers_of_this_conversion_are_repaired() {
     }
 }
 
+/// What the driver packages install, and what several controllers need, is one edit of each control set.
+#[test]
+fn no_value_is_written_twice_in_one_plan() {
+    let guest = guest(Win7, |set| {
+        set.dword("Services\\disk", "Start", 3);
+        let bound = format!("{CDD}\\PCI#VEN_1AF4&DEV_1001");
+        set.sz(&bound, "ClassGUID", HDC_CLASS);
+        set.sz(&bound, "Service", "VioStor");
+        set.dword("Services\\VioStor", "Type", 1);
+        set.dword("Services\\VioStor", "Start", 3);
+        set.sz(
+            "Services\\VioStor",
+            "ImagePath",
+            "System32\\drivers\\viostor.sys",
+        );
+    });
+    let draft = draft(&guest, testing::options(Some(DiskBus::Sata)));
+    let edits = draft.actions.iter().filter_map(|action| match action {
+        Action::EditHive(edit) if edit.hive == HiveName::System => Some(&edit.edits.ops),
+        _ => None,
+    });
+    let mut values: Vec<_> = edits
+        .flatten()
+        .filter_map(|op| match op {
+            RegOp::Set { key, name, .. } => Some(format!("{key} {name}").to_lowercase()),
+            _ => None,
+        })
+        .collect();
+    values.sort();
+    for set in ["controlset001", "controlset002"] {
+        for service in ["disk", "viostor"] {
+            let start = format!("{set}\\services\\{service} start");
+            assert!(values.contains(&start), "{start}");
+        }
+    }
+    let twice: Vec<_> = values.windows(2).filter(|two| two[0] == two[1]).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+}
+
 /// Text mode keeps the script's screen from people and always goes; where a disk or partition is named
 /// wrongly, the user has the word.
 #[test]

@@ -526,4 +526,25 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_device_without_a_driver_is_told_by_its_first_name_and_channels_by_all() {
+        let told = |ids: &[&str]| unbound(&ids.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(
+            told(&["VEN_1AF4&DEV_1042", "VEN_1AF4"]),
+            "no driver is bound to PCI\\VEN_1AF4&DEV_1042"
+        );
+        assert_eq!(
+            told(&boot_path::IDE_CHANNELS),
+            format!(
+                "no driver is bound to the IDE channels ({})",
+                boot_path::IDE_CHANNELS.join(", ")
+            )
+        );
+        let second = boot_path::IDE_CHANNELS[1];
+        assert_eq!(
+            told(&[second]),
+            format!("no driver is bound to PCI\\{second}")
+        );
+    }
 }

@@ -201,6 +201,11 @@ const ROWS: &[Row] = &[
     },
     Row {
         version: Win10,
+        faults: &["volume-drivers", "boot-path", "critical-boot-services"],
+        change: |g| g.without("partmgr.sys"),
+    },
+    Row {
+        version: Win10,
         faults: &["kernel-files", "boot-path"],
         change: |g| g.without("ntfs.sys"),
     },
@@ -731,12 +736,47 @@ fn device_filters_are_told_with_their_device_and_only_dead_ones() {
     let [text, evidence] = said(Win10, "device-filters", |g| filter(g, 1, "gone"));
     assert!(text.contains("missing or disabled"), "{text}");
     assert_eq!(evidence, "ROOT\\Device1\\0000 LowerFilters: gone");
+    // The first ones stand for all.
+    let [_, evidence] = said(Win10, "device-filters", |g| {
+        for n in 1..=9 {
+            let names = RegData::MultiSz(vec!["gone".into()]);
+            let key = format!("{SET}\\Enum\\A\\B{n}\\C");
+            g.system.set(&key, "LowerFilters", names);
+        }
+    });
+    let devices: Vec<_> = evidence.split("; ").collect();
+    assert_eq!(devices.len(), 8, "{evidence}");
+    assert_eq!(devices[7], "A\\B8\\C LowerFilters: gone");
     // A key without a driver is no service.
     let [_, evidence] = said(Win10, "device-filters", |g| {
         filter(g, 1, "hollow");
         g.system.key_mut(&service("hollow"));
     });
     assert_eq!(evidence, "ROOT\\Device1\\0000 LowerFilters: hollow");
+}
+
+#[test]
+fn a_device_that_was_here_before_is_told_with_its_state_and_what_that_does() {
+    let device = "PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01\\3&1&0&20";
+    let key = format!("{SET}\\Enum\\{device}");
+    for (service, flags, state) in [
+        (Some("other"), 0, ", with the driver other"),
+        (None, 0, ", without a driver"),
+        (Some("viostor"), 1, " and is switched off"),
+    ] {
+        let [text, _] = said(Win10, "device-instances", |g| {
+            let class = "{4d36e97b-e325-11ce-bfc1-08002be10318}";
+            g.system.sz(&key, "ClassGUID", class);
+            g.system.dword(&key, "ConfigFlags", flags);
+            if let Some(service) = service {
+                g.system.sz(&key, "Service", service);
+            }
+        });
+        let wanted = format!(
+            "{device} was here before{state}: Windows uses that driver again when it is in the same place"
+        );
+        assert_eq!(text, wanted);
+    }
 }
 
 #[test]
@@ -759,6 +799,22 @@ fn rivals_and_boot_services_are_told_by_name_and_number() {
             .sz(&key, "ImagePath", "System32\\drivers\\disk.sys");
     });
     assert_eq!(number(&more), number(&sound("boot-services")) + 1);
+    // Each of them is of one kind or the other.
+    let [none, one, two] = [&[][..], &["disk"], &["disk", "volmgr"]].map(|critical| {
+        let [text, _] = said(Win10, "critical-boot-services", |g| {
+            let services = format!("{SET}\\Services");
+            for service in g.system.key_mut(&services).keys.values_mut() {
+                let is_critical = critical
+                    .iter()
+                    .any(|c| c.eq_ignore_ascii_case(&service.name));
+                service.dword("", "ErrorControl", if is_critical { 3 } else { 1 });
+            }
+        });
+        text
+    });
+    assert_eq!(none, "0 boot-start drivers are there");
+    assert_eq!(one, "1 boot-start driver is there");
+    assert_eq!(two, "2 boot-start drivers are there");
     for (id, text) in [
         ("firmware", "uefi"),
         ("boot-manager", "the boot manager is there"),

@@ -73,6 +73,19 @@ fn nothing_is_committed_over_what_another_wrote() {
     );
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
     assert_ne!(journal.doc.state, State::Committing, "nothing to roll back");
+    // The first of several is named.
+    let named = journal.doc.changed()[0].1.ranges[0].offset;
+    disk.write_at(2 << 20, b"somebody else").unwrap();
+    let error = commit(&mut journal, &[&disk]).unwrap_err();
+    assert!(
+        matches!(error, CommitError::Stale { count: 2, offset, .. } if offset == named),
+        "{error}"
+    );
+    let error = rollback(&mut journal, &[&disk], false).unwrap_err();
+    assert!(
+        matches!(error, CommitError::DiskChanged { count: 2, offset, .. } if offset == named),
+        "{error}"
+    );
 }
 
 /// Renames the journal's directory: no state can be saved, as on a full disk.
