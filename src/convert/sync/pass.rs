@@ -69,7 +69,7 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
     for frozen in &frozen {
         frozen.image.check_unchanged()?;
     }
-    state.add(Made {
+    state.add(NewPass {
         at,
         seconds: start.elapsed().as_secs_f64(),
         overhead_s,
@@ -82,7 +82,7 @@ pub fn run(order: &Order, ui: &Ui) -> Result<State> {
 }
 
 /// A pass that was just made. `left` is what remains for the last pass after so many changed bytes.
-struct Made<'a> {
+struct NewPass<'a> {
     at: u64,
     seconds: f64,
     overhead_s: f64,
@@ -117,7 +117,7 @@ impl State {
     }
 
     /// Adds a pass, with the changes found by it and by passes before it that were killed.
-    fn add(&mut self, made: Made<'_>) {
+    fn add(&mut self, made: NewPass<'_>) {
         let changed = std::mem::take(&mut self.changed);
         let pass = Pass {
             at: made.at,

@@ -178,7 +178,7 @@ fn a_pass_copies_what_has_data_and_what_has_changed() {
 fn a_pass_takes_over_the_changes_of_those_that_were_killed() {
     let mut state = State::new("vm", Path::new("/vm"));
     state.changed = 700;
-    let made = |at, copied| Made {
+    let made = |at, copied| NewPass {
         at,
         seconds: 3.0,
         overhead_s: 1.0,
