@@ -404,7 +404,7 @@ fn only_the_controllers_of_this_conversion_are_repaired() {
     }
 }
 
-/// What the driver packages install, and what several controllers need, is one edit of each control set.
+/// An edit that a driver package or two controllers need is made once in each control set.
 #[test]
 fn no_value_is_written_twice_in_one_plan() {
     let guest = guest(Win7, |set| {
