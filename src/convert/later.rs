@@ -251,6 +251,11 @@ mod tests {
                 "{method:?}"
             );
             assert!(later || said.is_empty());
+            // libvirt cannot have it below an overlay.
+            let other = image.clone().shown_as(crate::disk::detect::Format::VHDX);
+            let blocked = blockers(&job, &[image.clone(), other]);
+            let codes: Vec<_> = blocked.iter().map(|b| b.code.as_str()).collect();
+            assert_eq!(codes, ["copy-later"][..usize::from(later)], "{method:?}");
         }
     }
 

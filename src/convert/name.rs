@@ -54,5 +54,10 @@ mod tests {
             let hashed = safe.len() == 11 && safe.starts_with("vm-");
             assert_eq!(title(name), hashed.then(|| name.to_string()));
         }
+        let long = |n: usize| "x".repeat(n);
+        assert_eq!(safe_name(&long(64)), long(64));
+        assert_eq!(safe_name(&long(65)), long(64));
+        // What is trimmed counts.
+        assert_eq!(safe_name(&format!("-{}", long(64))), long(63));
     }
 }

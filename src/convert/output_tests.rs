@@ -396,6 +396,27 @@ fn owner_and_mode_of_a_folder_that_is_there_are_kept() {
     }
 }
 
+/// The saved blocks of a disk that is fixed in place are written to it.
+#[test]
+fn a_directory_that_others_can_write_takes_no_undo_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    fs::create_dir(&target).unwrap();
+    for (bits, undo, refused) in [
+        (0o777, true, true),
+        (0o775, true, true),
+        (0o755, true, false),
+        (0o777, false, false),
+    ] {
+        fs::set_permissions(&target, fs::Permissions::from_mode(bits)).unwrap();
+        let preference = FolderOptions { undo, ..FORCE };
+        let folder = create(&target, &preference);
+        assert_eq!(folder.is_err(), refused, "{bits:o} {undo}");
+        drop(folder);
+        assert_eq!(names(dir.path()), ["vm-kvm"]);
+    }
+}
+
 #[test]
 fn a_link_or_mount_point_is_noticed_before_the_start() {
     let dir = tempfile::tempdir().unwrap();

@@ -222,7 +222,15 @@ fn a_conversion_without_any_program_copies_what_was_fixed_and_says_all_of_it() {
         assert_eq!(xml.matches("type=\"raw\"").count(), 2, "{xml}");
     }
     let html = fs::read_to_string(out.join("report.html")).unwrap();
-    assert!(html.contains("vm.raw") && html.contains("uefi-fallback"));
+    for part in [
+        "vm.raw",
+        "vm-1.raw",
+        "uefi-fallback",
+        "journal.json",
+        "generated",
+    ] {
+        assert!(html.contains(part), "{part}");
+    }
     assert!(fs::read(out.join("vm-1.raw")).unwrap() == data());
     same_files(&lab, &windows, &[]);
     let (was, is) = (open(&lab.windows()), open(&windows));

@@ -358,6 +358,30 @@ mod tests {
 
     /// A file of that name in the guest is compared byte for byte.
     #[test]
+    fn a_disk_without_windows_is_refused_with_what_was_found_on_it() {
+        use crate::inspect::{Finding, Severity};
+        MemoryGuest::new(WinVersion::Win10).look(&[], |_, survey| {
+            assert!(windows_or_refuse(survey).is_ok());
+            let mut survey = survey.clone();
+            let codes = |survey: &Survey| -> Vec<_> {
+                let error = windows_or_refuse(survey).map(drop).unwrap_err();
+                let blockers = error.blockers.into_iter();
+                blockers.map(|blocker| blocker.code.to_string()).collect()
+            };
+            survey.hives = None;
+            assert_eq!(codes(&survey), ["no-windows"]);
+            survey.inspection.findings.push(Finding {
+                id: "volume-dirty",
+                severity: Severity::Blocker,
+                message: "m".into(),
+                remedy: "r".into(),
+                evidence: String::new(),
+            });
+            assert_eq!(codes(&survey), ["volume-dirty"]);
+        });
+    }
+
+    #[test]
     fn a_file_of_the_guest_is_the_drivers_only_where_its_contents_are() {
         let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
         let media = media();

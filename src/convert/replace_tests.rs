@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::super::exchange::{INTENT, repair};
+use super::super::exchange::{INTENT, lock_of_partial, repair};
 use super::super::output::{FolderOptions, OutputFolder};
 use super::super::place::{Place, inside};
 use super::super::testing::names;
@@ -500,4 +500,67 @@ fn a_listed_path_stays_in_its_directory_and_one_file_has_two_names() {
     let none = dir.path().join("none");
     assert!(same_file(&a, &a) && same_file(&a, &c));
     assert!(!same_file(&a, &b) && !same_file(&a, &none) && !same_file(&none, &none));
+}
+
+/// On a file system that cannot exchange two names there is always one of the two results.
+#[test]
+fn without_an_exchange_the_old_result_is_put_back_if_the_new_one_cannot_take_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let place = Place::open(&target, false).unwrap();
+    fs::create_dir(&target).unwrap();
+    write(&target.join("x"), "old");
+    place.exchange_in_steps().unwrap_err();
+    assert_eq!(names(dir.path()), ["vm-kvm"]);
+    assert_eq!(fs::read(target.join("x")).unwrap(), b"old");
+    fs::create_dir(dir.path().join(".vm-kvm.partial")).unwrap();
+    write(&dir.path().join(".vm-kvm.partial/x"), "new");
+    place.exchange_in_steps().unwrap();
+    assert_eq!(names(dir.path()), [".vm-kvm.replaced", "vm-kvm"]);
+    let read = |folder: &str| fs::read(dir.path().join(folder).join("x")).unwrap();
+    assert_eq!(
+        (read("vm-kvm"), read(".vm-kvm.replaced")),
+        (b"new".to_vec(), b"old".to_vec())
+    );
+}
+
+#[test]
+fn what_is_left_of_an_old_result_gets_a_free_name_that_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let place = Place::open(&target, false).unwrap();
+    let partial = dir.path().join(".vm-kvm.partial");
+    let error = std::io::Error::other("why");
+    for wanted in [&["vm-kvm.kept-1"][..], &["vm-kvm.kept-1", "vm-kvm.kept-2"]] {
+        fs::create_dir(&partial).unwrap();
+        write(&partial.join("mine"), "mine");
+        let inode = fs::metadata(&partial).unwrap().ino();
+        // Another directory is not what was replaced.
+        place.set_aside(inode + 1, &error);
+        assert!(partial.exists());
+        place.set_aside(inode, &error);
+        assert_eq!(names(dir.path()), wanted);
+        let last = dir.path().join(wanted[wanted.len() - 1]);
+        assert_eq!(names(&last), ["mine"]);
+    }
+}
+
+#[test]
+fn a_partial_directory_is_locked_by_its_conversion() {
+    let dir = tempfile::tempdir().unwrap();
+    for other in ["vm-kvm", ".vm-kvm", "vm-kvm.partial", ".vm-kvm.replaced"] {
+        let lock = lock_of_partial(&dir.path().join(other)).unwrap();
+        assert!(lock.is_none(), "{other}");
+    }
+    let partial = dir.path().join(".vm-kvm.partial");
+    let lock = lock_of_partial(&partial).unwrap();
+    assert!(lock.is_some());
+    assert!(lock_of_partial(&partial).is_err());
+    let target = dir.path().join("vm-kvm");
+    let error = OutputFolder::create(&target, &force())
+        .map(drop)
+        .unwrap_err();
+    assert!(error.message.contains("another conversion"), "{error}");
+    drop(lock);
+    OutputFolder::create(&target, &force()).map(drop).unwrap();
 }

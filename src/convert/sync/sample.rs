@@ -84,4 +84,29 @@ mod tests {
         assert_ne!(first, places(&set, 1));
         assert!(places(&Extents::default(), 3).is_empty());
     }
+
+    #[test]
+    fn of_a_small_disk_every_grain_is_a_place() {
+        const WHOLE: usize = GRAIN as usize;
+        let set: Extents = [0..GRAIN * 2, GRAIN * 10..GRAIN * 11 + 512]
+            .into_iter()
+            .collect();
+        let wanted = [
+            (0, WHOLE),
+            (GRAIN, WHOLE),
+            (GRAIN * 10, WHOLE),
+            (GRAIN * 11, 512),
+        ];
+        for turn in [0, 1, 5] {
+            assert_eq!(places(&set, turn), wanted, "{turn}");
+        }
+        // Every second grain of twice as many, one further at each turn.
+        let set: Extents = std::iter::once(0..GRAIN * 2 * PLACES).collect();
+        for turn in [0, 1] {
+            let found = places(&set, turn);
+            assert_eq!(found.len(), PLACES as usize, "{turn}");
+            assert_eq!(found[0], (turn * GRAIN, WHOLE));
+            assert_eq!(found[1], ((turn + 2) * GRAIN, WHOLE));
+        }
+    }
 }
