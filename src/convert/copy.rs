@@ -465,6 +465,8 @@ fn outcome(results: Vec<Option<Result<Copied, Failure>>>) -> Result<Vec<Copied>,
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::super::{output, testing};
     use super::*;
 
@@ -567,6 +569,17 @@ mod tests {
         file.sync_all().unwrap();
         assert!(copies[0].size_left() <= 512 << 10);
         assert_eq!(copies[1].size_left(), 1 << 20);
+        // A hole of the file takes nothing yet.
+        let file = std::fs::File::create(dir.path().join("a.out")).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(&[1; 256 << 10], 0).unwrap();
+        file.sync_all().unwrap();
+        let left = copies[0].size_left();
+        assert!((512 << 10..=768 << 10).contains(&left), "{left}");
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&vec![1; 4 << 20], 0).unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(copies[0].size_left(), 0, "more than it needs is there");
         std::fs::write(&paths[1], vec![1; 1 << 20]).unwrap();
         let failure = unchanged(&copies).unwrap_err();
         assert!(!failure.can_be_resumed);

@@ -246,6 +246,49 @@ fn what_is_to_be_copied_is_foreseen_from_what_the_source_holds() {
     assert_eq!((at(&job, 9).copied_at_most, at(&job, 9).later), (0, true));
 }
 
+/// A source without data on this host may be one that does not tell.
+#[test]
+fn of_a_disk_that_takes_nothing_here_all_may_be_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    let image = Image::open_info(&path, Some("raw"), &[]).unwrap();
+    let job = job(std::slice::from_ref(&path), dir.path());
+    let outlook = disk_outlook(&job, "/out/a".into(), &image, 0).unwrap();
+    assert_eq!(outlook.copied_at_most, 64 << 20);
+}
+
+#[test]
+fn each_device_is_given_where_the_guest_has_its_own_driver() {
+    use crate::demo::WinVersion;
+    use crate::testing::{MemoryGuest, bootstrap, media};
+    let version = WinVersion::Win10;
+    let guest = MemoryGuest::new(version);
+    let prepared = guest.prepare(&media(), Some(bootstrap(version)));
+    let all = &prepared.basis.drivers;
+    let found = |without: Option<&str>| {
+        let mut drivers = all.clone();
+        (drivers.packages).retain(|package| Some(package.driver.as_str()) != without);
+        let Drivers {
+            agent,
+            balloon,
+            rng,
+            netkvm,
+        } = optional_drivers(&drivers);
+        [agent, balloon, rng, netkvm]
+    };
+    assert_eq!(found(None), [true; 4]);
+    for (i, driver) in ["vioserial", "balloon", "viorng", "netkvm"]
+        .iter()
+        .enumerate()
+    {
+        let mut wanted = [true; 4];
+        wanted[i] = false;
+        assert_eq!(found(Some(driver)), wanted, "{driver}");
+    }
+}
+
 #[test]
 fn only_a_file_can_be_shown_as_a_cd() {
     let dir = tempfile::tempdir().unwrap();

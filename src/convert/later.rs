@@ -297,6 +297,21 @@ mod tests {
         }
     }
 
+    /// A hole of an overlay takes nothing.
+    #[test]
+    fn an_overlay_takes_the_blocks_of_its_file_and_not_its_length() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("overlay");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(1 << 30).unwrap();
+        file.write_all_at(&[1; 256 << 10], 0).unwrap();
+        file.sync_all().unwrap();
+        let taken = allocated(&path).unwrap();
+        assert!((256 << 10..1 << 20).contains(&taken), "{taken}");
+        assert!(allocated(&dir.path().join("none")).is_err());
+    }
+
     #[test]
     fn every_disk_that_stays_on_the_source_is_counted() {
         let mut bytes = Bytes::default();

@@ -538,3 +538,46 @@ fn where_the_source_says_half_a_topology_there_is_none() {
     assert!(of(0, Some(4), Some(2)).is_none());
     assert!(of(8, Some(4), Some(2)).is_some());
 }
+
+/// Each option of the VM in its place.
+#[test]
+fn a_vm_is_as_its_guest_and_all_options_say() {
+    let vm = machine_of(|_, _, options| {
+        *options = MachineOptions {
+            name: "name".into(),
+            title: Some("title".into()),
+            memory_mib: 1234,
+            vcpus: 12,
+            storage: DiskBus::VirtioScsi,
+            domain_type: DomainType::Qemu,
+            cpu: CpuMode::HostModel,
+            graphics: Graphics::Spice,
+            video: Video::Qxl,
+            machine_type: Some("q35".into()),
+            macs: vec!["52:54:00:00:00:07".parse().unwrap()],
+            nics: options.nics.clone(),
+            network: NicSource::Network("net".into()),
+            network_map: NetworkMap::default(),
+            keep_addresses: true,
+            probe: "/vm/probe.qcow2".into(),
+            driver_iso: Some("/virtio-win.iso".into()),
+            drivers: Drivers {
+                agent: true,
+                balloon: false,
+                rng: true,
+                netkvm: false,
+            },
+            uuid: Some(Uuid::from_u128(7)),
+            serial: Some("serial".into()),
+            genid: Some(Uuid::from_u128(8)),
+            tpm: false,
+            no_tpm: false,
+            secure_boot: true,
+            cores_per_socket: Some(3),
+            threads_per_core: Some(2),
+            nvram: "/vm/nvram.fd".into(),
+            portable: true,
+        };
+    });
+    insta::assert_snapshot!("machine", format!("{vm:#?}"));
+}

@@ -222,6 +222,8 @@ mod loader_tests;
 #[cfg(test)]
 mod plain_tests;
 #[cfg(test)]
+mod report_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod whole_tests;

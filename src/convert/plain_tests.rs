@@ -38,7 +38,7 @@ fn convert_plain(job: &Job) -> Result<Report> {
 }
 
 /// The steps of a conversion up to its fix; `change` is made to the plan.
-fn fixed<T>(
+pub(super) fn fixed<T>(
     job: &Job,
     change: impl FnOnce(&mut Prepared),
     then: impl FnOnce(Run<'_>, Prepared, Result<Fixed>) -> T,

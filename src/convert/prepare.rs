@@ -416,6 +416,41 @@ mod tests {
         assert_eq!(planned(Some(driver)), None);
     }
 
+    /// The contents of a reparse point are elsewhere.
+    #[test]
+    fn a_driver_that_is_a_reparse_point_in_the_guest_is_replaced() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let media = media();
+        let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
+        let to = "\\Windows\\System32\\drivers\\viostor.sys";
+        let options = testing::options(Some(DiskBus::Sata));
+        let wanted = GuestPath::parse(to).unwrap();
+        guest.look(&[], |fake, survey| {
+            let copied = |fake: &crate::inspect::fake::FakeGuest| {
+                let made = draft(survey, fake, &media, &catalogue, (options, &wishes));
+                let (draft, _) = made.unwrap();
+                let mut actions = draft.actions.into_iter();
+                actions.find_map(|action| match action {
+                    crate::actions::Action::CopyFiles(copy) => {
+                        let mut files = copy.files.into_iter();
+                        files.find(|file| file.to == wanted)
+                    }
+                    _ => None,
+                })
+            };
+            let new = copied(fake).unwrap();
+            assert!(!new.replaces);
+            let volume = survey.inspection.windows.as_ref().unwrap().system_volume;
+            let mut fake = fake.clone();
+            let same = media.read(&new.from).unwrap();
+            fake.file(volume.partition, to, same.clone());
+            assert!(copied(&fake).is_none());
+            let there = fake.file(volume.partition, to, same);
+            there.reparse_tag = Some(0x8000_0017);
+            assert!(copied(&fake).is_some_and(|file| file.replaces));
+        });
+    }
+
     #[test]
     fn the_directories_above_a_file_come_from_the_outside_without_the_root() {
         let above = |path: &str| -> Vec<_> {

@@ -367,3 +367,41 @@ fn a_record_that_is_durable_counts_after_the_host_was_restarted() {
         assert_eq!(left.there(), [counts; 5]);
     }
 }
+
+/// Everything else may make another result.
+#[test]
+fn only_options_about_the_way_to_the_disks_may_differ() {
+    let mut job = super::super::testing::job(&["/a.raw".into()], Path::new("/out"));
+    let way = [
+        "connections",
+        "retries",
+        "user",
+        "password-file",
+        "ssh-identity",
+        "ssh-known-hosts",
+        "tls-ca",
+        "tls-fingerprint",
+        "verify-copy",
+        "connect",
+        "install-to",
+        "pool",
+    ];
+    let kept = [
+        "accept",
+        "bootstrap",
+        "compress",
+        "format",
+        "no-trim",
+        "output-device",
+        "script",
+        "storage",
+        "virtio-iso",
+    ];
+    for name in way.iter().chain(&kept) {
+        let values = vec!["x".to_owned()];
+        job.request.options.insert(name.to_string(), values);
+    }
+    let options = options(&job);
+    let names: Vec<_> = options.keys().map(String::as_str).collect();
+    assert_eq!(names, kept);
+}

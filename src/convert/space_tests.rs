@@ -46,6 +46,9 @@ fn a_file_takes_the_clusters_that_it_does_not_have_yet() {
         guest.file(id, r"\there\long.sys", vec![0; 100_000]);
         let small = guest.file(id, r"\there\packed.sys", vec![0; 100_000]);
         small.compressed = true;
+        // Compressed by CompactOS, which is a reparse point.
+        let wof = guest.file(id, r"\there\wof.sys", vec![0; 100_000]);
+        wof.reparse_tag = Some(0x8000_0017);
         let needed = |name: &str, size: u64| {
             let path = GuestPath::parse(&format!(r"\there\{name}")).unwrap();
             let mut needs = Needs::default();
@@ -57,6 +60,41 @@ fn a_file_takes_the_clusters_that_it_does_not_have_yet() {
         assert_eq!(needed("short.sys", 8193), CLUSTER);
         assert_eq!(needed("long.sys", 1), 0);
         assert_eq!(needed("packed.sys", 4097), 2 * CLUSTER);
+        assert_eq!(needed("wof.sys", 4097), 2 * CLUSTER);
+        assert_eq!(needed("wof.sys", 100_000), 25 * CLUSTER);
+        // Nothing is freed by what is replaced, and an empty file has no clusters.
+        assert_eq!(needed("short.sys", 0), 0);
+        assert_eq!(needed("empty.sys", 0), RECORD);
+    });
+}
+
+/// The clusters of the volume, not those of most volumes.
+#[test]
+fn clusters_are_those_of_the_volume() {
+    planned(|guest, volume, _| {
+        let id = volume.partition;
+        guest.file(id, r"\there\short.sys", vec![0; 5000]);
+        for (size, there, wanted) in [
+            (0, "new", 8192 + RECORD),
+            (512, "new", 5120 + RECORD),
+            (65536, "new", 65536 + RECORD),
+            (0, "short", 0),
+            (512, "short", 0),
+        ] {
+            guest.volume_mut(id).state.cluster_size = size;
+            let path = GuestPath::parse(&format!(r"\there\{there}.sys")).unwrap();
+            let mut needs = Needs::default();
+            needs.file(guest, volume, &path, 5000).unwrap();
+            assert_eq!(needs.volumes[&volume], wanted, "{size} {there}");
+        }
+        // Of each file what it needs is added.
+        guest.volume_mut(id).state.cluster_size = 1024;
+        let mut needs = Needs::default();
+        for name in ["a", "b"] {
+            let path = GuestPath::parse(&format!(r"\there\{name}.sys")).unwrap();
+            needs.file(guest, volume, &path, 1025).unwrap();
+        }
+        assert_eq!(needs.volumes[&volume], 2 * (2048 + RECORD));
     });
 }
 
@@ -102,6 +140,30 @@ fn every_part_of_a_plan_counts() {
         let needs = Needs::of(&[copy(&[], &[(r"\a.sys", 1)])], &hives, elsewhere, guest).unwrap();
         assert_eq!(needs.volumes, BTreeMap::new());
         assert_eq!(added(&[copy(&[r"\a"], &[(r"\a\b.sys", 1)])]), 4 << 16);
+    });
+}
+
+/// The loader lies on the volume of the firmware, which is small.
+#[test]
+fn each_volume_needs_what_is_written_to_it() {
+    let mut guest = MemoryGuest::new(WinVersion::Win10);
+    let loader = guest.file("bootmgfw.efi").len() as u64;
+    guest.without("bootx64.efi");
+    let prepared = guest.prepare(&media(), Some(bootstrap(WinVersion::Win10)));
+    let system = prepared.basis.windows.system_volume;
+    guest.look(&[], |fake, survey| {
+        let hives = survey.hives.as_ref().unwrap();
+        let needs = Needs::of(&prepared.plan.actions, hives, system, fake).unwrap();
+        let esp = guest.spec.partition(crate::demo::Role::Esp).unwrap().index;
+        let esp = VolumeId::new(esp);
+        let volumes: std::collections::BTreeSet<_> = needs.volumes.keys().copied().collect();
+        assert_eq!(volumes, [system, esp].into());
+        let needed = needs.volumes[&esp];
+        assert!(
+            (loader..loader + STEPS + (64 << 10)).contains(&needed),
+            "{needed}"
+        );
+        assert_eq!(needs.written(), needed + needs.volumes[&system]);
     });
 }
 
@@ -155,6 +217,13 @@ fn a_sparse_disk_needs_what_it_holds_and_a_resumed_copy_what_is_missing() {
     job.output.resume = true;
     assert!(taken(&job, &target, 0) >= 1 << 20);
     assert_eq!(taken(&job, &target, 1), 0);
+    // A hole of the file takes nothing.
+    let mut options = std::fs::File::options();
+    let file = options.write(true).open(partial.join("vm.qcow2")).unwrap();
+    file.set_len(1 << 30).unwrap();
+    file.sync_all().unwrap();
+    let blocks = taken(&job, &target, 0);
+    assert!((1 << 20..2 << 20).contains(&blocks), "{blocks}");
 }
 
 #[test]

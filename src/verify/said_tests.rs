@@ -138,3 +138,173 @@ fn rivals_and_boot_services_are_told_by_name_and_number() {
     let [text, _] = said(Win7, "uefi-fallback", |_| {});
     assert_eq!(text, "not needed: BIOS");
 }
+
+/// Windows loads file systems at boot as it loads drivers, and nothing else.
+#[test]
+fn a_boot_start_driver_is_a_kernel_driver_or_a_file_system_that_starts_at_boot() {
+    let sound = said(Win10, "boot-services", |_| {});
+    let critical = said(Win10, "critical-boot-services", |_| {});
+    for (kind, start, over, counted) in [
+        (1, 0, None, true),
+        (2, 0, None, true),
+        (2, 0, Some(0), true),
+        (4, 0, None, false),
+        (8, 0, None, false),
+        (16, 0, None, false),
+        (32, 0, None, false),
+        (1, 1, None, false),
+        (2, 1, None, false),
+        (2, 3, Some(0), false),
+        (2, 0, Some(3), false),
+        (2, 4, None, false),
+    ] {
+        for (control, id) in [(1, "boot-services"), (3, "critical-boot-services")] {
+            let checks = |id: &str| {
+                said(Win10, id, |g| {
+                    missing_driver(g, control);
+                    let key = service("gone");
+                    g.system.dword(&key, "Type", kind);
+                    g.system.dword(&key, "Start", start);
+                    if let Some(over) = over {
+                        let key = format!("{key}\\StartOverride");
+                        g.system.dword(&key, "0", over);
+                    }
+                })
+            };
+            let at = format!("{kind} {start} {over:?} {control}");
+            let (found, before) = match control {
+                3 => (checks(id), &critical),
+                _ => (checks(id), &sound),
+            };
+            if !counted {
+                assert_eq!(found, *before, "{at}");
+                continue;
+            }
+            let does = match control {
+                3 => "stops at drivers it cannot load",
+                _ => "passes over drivers it cannot load",
+            };
+            let wanted = [
+                format!("the boot loader {does}: gone (file missing)"),
+                format!("SYSTEM\\{SET}\\Services"),
+            ];
+            assert_eq!(found, wanted, "{at}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_file_of_a_boot_start_driver_is_told() {
+    let file = "\\Windows\\System32\\drivers\\gone.sys";
+    let usable = || pe::image(Arch::Amd64, Subsystem::Native);
+    for (path, contents, what) in [
+        ("System32\\drivers\\gone.sys", None, Some("file missing")),
+        (
+            "System32\\drivers\\gone.sys",
+            Some(b"MZ".to_vec()),
+            Some("not a driver file"),
+        ),
+        (
+            "System32\\drivers\\gone.sys",
+            Some(pe::image(Arch::X86, Subsystem::Native)),
+            Some("other processor"),
+        ),
+        ("System32\\drivers\\gone.sys", Some(usable()), None),
+        (
+            "\\SystemRoot\\System32\\drivers\\gone.sys",
+            Some(usable()),
+            None,
+        ),
+        (
+            "1:\\Windows\\gone.sys",
+            Some(usable()),
+            Some("bad ImagePath"),
+        ),
+    ] {
+        let [text, _] = said(Win10, "boot-services", |g| {
+            missing_driver(g, 0);
+            g.system.sz(&service("gone"), "ImagePath", path);
+            g.files.extend(contents.clone().map(|contents| GuestFile {
+                role: Role::Windows,
+                path: GuestPath::parse(file).unwrap(),
+                contents,
+            }));
+        });
+        let wanted = what.map(|what| format!("gone ({what})"));
+        let found = text
+            .split_once("cannot load: ")
+            .map(|(_, list)| list.to_owned());
+        assert_eq!(found, wanted, "{path} {text}");
+    }
+    let [text, _] = said(Win10, "boot-services", |g| {
+        for name in ["gone", "lost"] {
+            for (value, number) in [("Start", 0), ("Type", 2), ("ErrorControl", 1)] {
+                g.system.dword(&service(name), value, number);
+            }
+        }
+    });
+    assert!(
+        text.ends_with("cannot load: gone (file missing), lost (file missing)"),
+        "{text}"
+    );
+}
+
+/// A file system starts at boot as a driver does.
+#[test]
+fn only_drivers_that_both_start_at_boot_compete() {
+    for (kind, start, compete) in [(1, 0, true), (2, 0, true), (16, 0, false), (1, 3, false)] {
+        let [_, evidence] = said(Win10, "storage-rivals", |g| {
+            rival(g);
+            g.system.dword(&service("vioscsi"), "Type", kind);
+            g.system.dword(&service("vioscsi"), "Start", start);
+        });
+        assert_eq!(
+            evidence.contains("vioscsi"),
+            compete,
+            "{kind} {start}: {evidence}"
+        );
+    }
+}
+
+/// Of every guest with a fault: what each check that fails says, with its evidence.
+#[test]
+fn every_fault_of_the_table_is_told_as_written() {
+    let mut text = String::new();
+    let sound = [Win7, Win10].map(|version| (version, converted(version)));
+    for (i, row) in ROWS.iter().enumerate() {
+        let (_, guest) = sound.iter().find(|(v, _)| *v == row.version).unwrap();
+        let mut guest = guest.clone();
+        (row.change)(&mut guest);
+        text += &format!("{i} {}\n", row.faults[0]);
+        for check in guest.verify(&WANTED).iter().filter(|check| !check.ok) {
+            text += &format!(
+                "  {} {:?} {:?} {:?}\n    {}\n    {}\n",
+                check.id,
+                check.severity,
+                check.state,
+                check.findings,
+                check.message,
+                check.evidence
+            );
+        }
+    }
+    insta::assert_snapshot!("faults", text);
+}
+
+/// Every check of a sound guest, whatever its firmware and registry.
+#[test]
+fn every_check_of_a_sound_guest_is_told_as_written() {
+    let mut text = String::new();
+    for version in [WinVersion::Xp, Win7, Win10] {
+        for wanted in [&WANTED[..], &WANTED[..1]] {
+            text += &format!("{version:?} {wanted:?}\n");
+            for check in converted(version).verify(wanted) {
+                text += &format!(
+                    "  {} {:?} {:?}\n    {}\n    {}\n",
+                    check.id, check.severity, check.state, check.message, check.evidence
+                );
+            }
+        }
+    }
+    insta::assert_snapshot!("sound", text);
+}

@@ -290,6 +290,14 @@ mod tests {
             if let Err(error) = checked {
                 assert_eq!(error.kind, ErrorKind::Refused);
                 assert_eq!(error.blockers[0].code, "sync-over-budget");
+                let reason = &error.blockers[0].reason;
+                for part in [
+                    format!("{projected:.1} s"),
+                    format!("{} left", bytes(5)),
+                    format!("budget is {} s", budget.unwrap()),
+                ] {
+                    assert!(reason.contains(&part), "{part}: {reason}");
+                }
             }
         }
     }

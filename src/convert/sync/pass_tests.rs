@@ -69,6 +69,11 @@ fn the_newest_link_takes_what_its_files_take() {
     assert_eq!(size(), 772);
     write("vm-000002-delta.vmdk", 512);
     assert_eq!(size(), 772);
+    // A hole takes nothing.
+    let file = std::fs::File::create(dir.path().join("vm-000001-sesparse.vmdk")).unwrap();
+    file.set_len(1 << 30).unwrap();
+    file.sync_all().unwrap();
+    assert!((260..512).contains(&size()), "{}", size());
 }
 
 #[test]

@@ -471,6 +471,76 @@ mod tests {
         assert_eq!(crate::files::order::seen(), steps);
     }
 
+    #[test]
+    fn a_state_is_told_in_full_but_for_what_only_a_pass_needs() {
+        let mut state = state();
+        state.disks.push(SyncedDisk {
+            size: 512,
+            file: copy_name("vm", 1),
+            links: now(&[("base", &[[1, 2]])]).links,
+        });
+        state.changed = 99;
+        state.passes.push(Pass {
+            at: 1,
+            seconds: 2.5,
+            overhead_s: 3.5,
+            changed: 4,
+            copied: 5,
+            left: 6,
+            change_rate: 7.5,
+            projected_s: 8.5,
+            bandwidth: Some(9),
+        });
+        let passes = json!([{
+            "at": 1, "seconds": 2.5, "overhead_s": 3.5, "changed": 4, "copied": 5, "left": 6,
+            "change_rate": 7.5, "projected_s": 8.5, "bandwidth": 9,
+        }]);
+        let summary = json!({
+            "name": "vm",
+            "source": "/vm.vmx",
+            "disks": [
+                {"file": "vm.sync.qcow2", "size_bytes": 1 << 30},
+                {"file": "vm-1.sync.qcow2", "size_bytes": 512},
+            ],
+            "passes": passes,
+        });
+        assert_eq!(state.summary(), summary);
+        let mut kept = json!(state);
+        kept["version"] = json!("");
+        let wanted = json!({
+            "schema": "hyper2kvm/sync/1",
+            "version": "",
+            "name": "vm",
+            "source": "/vm.vmx",
+            "disks": [
+                {"size": 1 << 30, "file": "vm.sync.qcow2", "links": []},
+                {
+                    "size": 512, "file": "vm-1.sync.qcow2",
+                    "links": [{"files": "base", "ranges": [[1, 2]]}],
+                },
+            ],
+            "passes": passes,
+            "changed": 99,
+        });
+        assert_eq!(kept, wanted);
+        // An older one has no such figures.
+        let old = kept.as_object_mut().unwrap();
+        old.remove("changed");
+        old["passes"][0]
+            .as_object_mut()
+            .unwrap()
+            .remove("bandwidth");
+        let read: State = serde_json::from_value(kept).unwrap();
+        assert_eq!((read.changed, read.passes[0].bandwidth), (0, None));
+        for (name, begun) in [
+            (".sync.json.new", true),
+            (FILE, false),
+            ("vm.sync.qcow2", false),
+        ] {
+            assert_eq!(is_begun(OsStr::new(name)), begun, "{name}");
+        }
+    }
+
     fn set(ranges: &[std::ops::Range<u64>]) -> Extents {
         ranges.iter().cloned().collect()
     }
