@@ -109,17 +109,18 @@ fn a_signer_vouches_for_this_list_by_whatever_digest() {
     }
 }
 
+const WINDOWS_10: WindowsTarget = WindowsTarget {
+    major: 10,
+    minor: 0,
+    build: 19045,
+    arch: Arch::Amd64,
+    server: false,
+};
+
 /// The packages of a driver source whose viostor has this catalogue, and the driver `change`d.
 fn reviewed(catalogue: impl Fn(&[&[u8]]) -> Vec<u8>, change: fn(&mut DriverPackage)) -> Review {
-    let target = WindowsTarget {
-        major: 10,
-        minor: 0,
-        build: 19045,
-        arch: Arch::Amd64,
-        server: false,
-    };
     let source = media();
-    let mut set = select::select(&source, &Catalogue::builtin(), &target).unwrap();
+    let mut set = select::select(&source, &Catalogue::builtin(), &WINDOWS_10).unwrap();
     let package = set
         .packages
         .iter_mut()
@@ -266,14 +267,7 @@ fn what_is_said_of_each_fault() {
 /// Windows records the name on the catalogue, valid or not, but none that is made up here.
 #[test]
 fn the_signer_of_a_package_is_the_one_its_catalogue_names() {
-    let target = WindowsTarget {
-        major: 10,
-        minor: 0,
-        build: 19045,
-        arch: Arch::Amd64,
-        server: false,
-    };
-    let set = select::select(&media(), &Catalogue::builtin(), &target).unwrap();
+    let set = select::select(&media(), &Catalogue::builtin(), &WINDOWS_10).unwrap();
     let package = set.package("viostor").unwrap();
     let one = certificate(1, RED_HAT, ROOT);
     let other = certificate(2, ROOT, ROOT);
