@@ -33,7 +33,7 @@ use super::exchange::{INTENT, Intent, repair_locked};
 use super::job::Job;
 use super::place::{Place, TargetLock, cannot_write, needs_undo};
 use super::replace::{self, Earlier, MARK, ReplaceOptions, Situation};
-use super::work::{OVERLAY, WORK};
+use super::work::{OVERLAY, WORK, resume_file};
 
 /// Attempts to replace a target that other processes change in the meantime.
 const ROUNDS: usize = 8;
@@ -584,16 +584,18 @@ pub(super) fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {
         .map_err(|e| Error::failed(format!("writing {}", path.display())).because(e))
 }
 
+/// Removes the files that are only needed during the conversion. The record of the copy goes first:
+/// it names the others.
 pub(super) fn remove_work_files(folder: &Path) -> Result<()> {
-    let failed = |e: std::io::Error| Error::failed("removing work files").because(e);
-    let overlay = folder.join(OVERLAY);
-    if overlay.exists() {
-        std::fs::remove_file(overlay).map_err(failed)?;
-    }
-    match std::fs::remove_dir_all(folder.join(WORK)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed(e)),
+    let there = |done: io::Result<()>| match done {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Error::failed("removing work files").because(e))
+        }
         _ => Ok(()),
-    }
+    };
+    there(fs::remove_file(folder.join(resume_file())))?;
+    there(fs::remove_file(folder.join(OVERLAY)))?;
+    there(fs::remove_dir_all(folder.join(WORK)))
 }
 
 #[cfg(test)]

@@ -152,6 +152,11 @@ impl Resumed {
             disks: doc.disks,
             changed,
         };
+        // A run that was killed at its end may have removed one.
+        let mut overlays = (0..disks.len()).filter_map(|i| resumed.overlay(folder, i));
+        if let Some(gone) = overlays.find(|path| !path.exists()) {
+            return over(folder, &format!("{} is gone", gone.display()));
+        }
         for i in &resumed.changed {
             resumed.forget(folder, *i)?;
         }

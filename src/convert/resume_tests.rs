@@ -236,7 +236,10 @@ fn a_data_disk_that_has_changed_is_copied_from_its_start() {
 #[test]
 fn a_run_starts_over_where_nothing_can_be_continued_with() {
     type Change = fn(&Left);
-    let changes: [(&str, Change); 5] = [
+    let changes: [(&str, Change); 6] = [
+        ("an overlay is gone", |left| {
+            std::fs::remove_file(left.partial().join(WORK).join("two")).unwrap();
+        }),
         ("the disk with Windows has changed", |left| {
             std::fs::write(left.path("windows"), vec![1; 1 << 20]).unwrap();
         }),
@@ -404,4 +407,20 @@ fn only_options_about_the_way_to_the_disks_may_differ() {
     let options = options(&job);
     let names: Vec<_> = options.keys().map(String::as_str).collect();
     assert_eq!(names, kept);
+}
+
+/// A run that is killed while it removes its work files leaves no record of files that are gone.
+#[test]
+fn the_record_of_a_copy_goes_before_what_it_names() {
+    let left = Left::new();
+    let overlay = left.partial().join(super::super::work::OVERLAY);
+    std::fs::create_dir(&overlay).unwrap();
+    super::super::output::remove_work_files(&left.partial()).unwrap_err();
+    assert_eq!(left.there(), [true, true, true, true, false]);
+    std::fs::remove_dir(&overlay).unwrap();
+    std::fs::write(&overlay, "overlay").unwrap();
+    for _ in 0..2 {
+        super::super::output::remove_work_files(&left.partial()).unwrap();
+        assert!(!overlay.exists() && !left.partial().join(WORK).exists());
+    }
 }
