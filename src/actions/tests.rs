@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::{Arc, Mutex};
 
+use super::change::FileFacts;
 use super::edited::Edited;
 use super::*;
 use crate::drivers::media::Memory;
@@ -258,6 +259,13 @@ fn an_edited_hive_is_saved_before_it_is_written_and_walked_as_it_was_written() {
         if replayed {
             let kept = fs::read(dir.path().join(changes[1].backup.as_ref().unwrap())).unwrap();
             assert_eq!(kept, b"old pages");
+            let facts = |facts: &Option<FileFacts>| {
+                let facts = facts.as_ref().unwrap();
+                (facts.size, facts.sha256.clone())
+            };
+            let of = |bytes: &[u8]| (bytes.len() as u64, sha256_hex(bytes));
+            assert_eq!(facts(&changes[1].before), of(b"old pages"));
+            assert_eq!(facts(&changes[1].after), of(b""));
         }
     }
 }

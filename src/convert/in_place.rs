@@ -331,9 +331,11 @@ mod tests {
         // One of them did not change.
         journal.doc.undo = None;
         assert_eq!(paths(&journal).unwrap(), names([0, 0])[..1]);
-        journal.doc.others[0].disk.path = "/elsewhere.raw".into();
-        let error = paths(&journal).unwrap_err();
-        assert!(error.message.contains("/elsewhere.raw"), "{error}");
+        for other in ["/elsewhere.raw", "/elsewhere/0.raw"] {
+            journal.doc.others[0].disk.path = other.into();
+            let error = paths(&journal).unwrap_err();
+            assert!(error.message.contains(other), "{error}");
+        }
     }
 
     #[test]
