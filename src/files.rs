@@ -155,6 +155,14 @@ pub fn rename_new_at(
     }
 }
 
+/// The result of a removal; nothing need be removed that is gone already.
+pub(crate) fn removed(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// Exchanges the names of two files in one step. Fails if one of them is missing, or if the file
 /// system has no such step.
 pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {

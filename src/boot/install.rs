@@ -30,7 +30,7 @@ use crate::boot::in_use::{self, Held};
 use crate::domain::element::Element;
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::files::rename_new;
+use crate::files::{self, rename_new};
 use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted::{self, TrustedFolder};
 use crate::report::OutputFile;
@@ -105,10 +105,8 @@ impl Installing {
         }
         point("install-removed")?;
         let note = folder.join(INSTALLING);
-        match fs::remove_file(&note) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("removing", &note)(e)),
-            _ => sync_folder(folder).map_err(io_error("syncing", folder)),
-        }
+        files::removed(fs::remove_file(&note)).map_err(io_error("removing", &note))?;
+        sync_folder(folder).map_err(io_error("syncing", folder))
     }
 }
 

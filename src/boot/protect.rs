@@ -23,6 +23,7 @@ use serde_json::json;
 use super::Run;
 use crate::disk::empty;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files;
 use crate::fix::journal::{sync_folder, write_durably};
 use crate::fix::trusted;
 use crate::stop;
@@ -262,12 +263,8 @@ impl Protected {
             Self::Snapshot { disk } => snapshot("-d", disk),
             Self::Overlay { overlay: copy, .. }
             | Self::Copy { copy, .. }
-            | Self::Nvram { copy, .. } => match std::fs::remove_file(copy) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    Err(Error::failed(format!("removing {}", copy.display())).because(e))
-                }
-                _ => Ok(()),
-            },
+            | Self::Nvram { copy, .. } => files::removed(std::fs::remove_file(copy))
+                .map_err(|e| Error::failed(format!("removing {}", copy.display())).because(e)),
         }
     }
 

@@ -587,15 +587,10 @@ pub(super) fn save_json(path: &Path, value: serde_json::Value) -> Result<()> {
 /// Removes the files that are only needed during the conversion. The record of the copy goes first:
 /// it names the others.
 pub(super) fn remove_work_files(folder: &Path) -> Result<()> {
-    let there = |done: io::Result<()>| match done {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(Error::failed("removing work files").because(e))
-        }
-        _ => Ok(()),
-    };
-    there(fs::remove_file(folder.join(resume_file())))?;
-    there(fs::remove_file(folder.join(OVERLAY)))?;
-    there(fs::remove_dir_all(folder.join(WORK)))
+    files::removed(fs::remove_file(folder.join(resume_file())))
+        .and_then(|()| files::removed(fs::remove_file(folder.join(OVERLAY))))
+        .and_then(|()| files::removed(fs::remove_dir_all(folder.join(WORK))))
+        .map_err(|e| Error::failed("removing work files").because(e))
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! Before the first byte of a copy, [`RESUME`] is written with the options, the files of the source
 //! and the decisions. Before the first range is recorded, the partial directory is made durable,
 //! with the fixed and verified overlays in it, and then [`RESUME`]. Until then it counts only as
-//! long as the host runs: a short copy waits for no overlay to reach the disk. A run with `--resume` takes the directory over, compares all of that with its
+//! long as the host runs: a short copy waits for no overlay to reach the disk. A run with
+//! `--resume` takes the directory over, compares all of that with its
 //! own findings and verifies the overlays again. Then it copies the ranges that the journals of the
 //! disks lack. It fixes nothing again. If the Windows disk has changed, nothing can be continued;
 //! any other disk that has changed is copied from its start.
@@ -171,12 +172,8 @@ impl Resumed {
             .as_ref()
             .map(|name| folder.path().join(name));
         for path in overlay.into_iter().chain([journal(folder, i)?]) {
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::failed(format!("removing {}", path.display())).because(e));
-                }
-                _ => {}
-            }
+            files::removed(std::fs::remove_file(&path))
+                .map_err(|e| Error::failed(format!("removing {}", path.display())).because(e))?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Conversions in this process, for tests: what the command line would decide, on disks of the demo.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -203,8 +204,16 @@ pub(super) fn data() -> &'static [u8] {
 
 /// A Windows that is converted already, on one disk, and data on another, which the source names first.
 pub(super) struct Plain {
-    dir: tempfile::TempDir,
+    lab: Lab,
     pub(super) guest: MemoryGuest,
+}
+
+impl Deref for Plain {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
 }
 
 impl Plain {
@@ -222,7 +231,10 @@ impl Plain {
         guest.apply(&prepared, &media);
         change(&mut guest);
         let dir = tempfile::tempdir().unwrap();
-        let lab = Self { dir, guest };
+        let lab = Self {
+            lab: Lab { dir },
+            guest,
+        };
         for file in media.files() {
             let path = lab.path("drivers").join(&file.path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -233,21 +245,8 @@ impl Plain {
         lab
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    pub(super) fn windows(&self) -> PathBuf {
-        self.path("windows.raw")
-    }
-
-    pub(super) fn data(&self) -> PathBuf {
-        self.path("data.raw")
-    }
-
     pub(super) fn job(&self) -> Job {
-        let mut job = job(&[self.data(), self.windows()], &self.path("out"));
-        job.drivers.media = Some(self.path("drivers"));
+        let mut job = self.lab.job();
         // Whatever firmware this host has.
         job.vm.machine.portable = true;
         // QEMU checks a qcow2 after the copy.

@@ -15,6 +15,7 @@ use super::detect::Format;
 use super::empty;
 use super::export::Export;
 use crate::block::{BlockRead, BlockWrite};
+use crate::files;
 use crate::tool::qemu_img;
 use crate::transfer::{ExtentJournal, Extents, Pace, Transfer, Zeroes};
 
@@ -53,10 +54,7 @@ impl Refill<'_> {
             path: path.into(),
             source,
         };
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
-            _ => {}
-        }
+        files::removed(std::fs::remove_file(path)).map_err(failed)?;
         let file = File::create_new(path).map_err(failed)?;
         match empty::can_create(size) {
             true => empty::write_qcow2(&file, size, false).map_err(failed)?,

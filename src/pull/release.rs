@@ -15,6 +15,7 @@ use crate::convert::exchange;
 use crate::convert::sync;
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::files;
 use crate::later::record::{FILE_NAME, Record, State};
 use crate::later::serve;
 use crate::later::wire::SOCKET;
@@ -96,12 +97,8 @@ pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
     let kept = remove(&folder)?;
     lock.remove();
     if kept.is_empty() {
-        match fs::remove_dir(&folder.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::failed(format!("removing {}", folder.path.display())).because(e));
-            }
-            _ => {}
-        }
+        files::removed(fs::remove_dir(&folder.path))
+            .map_err(|e| Error::failed(format!("removing {}", folder.path.display())).because(e))?;
     }
     Ok(Released {
         folder: folder.path,
@@ -180,10 +177,7 @@ fn remove(folder: &Folder) -> Result<Vec<PathBuf>> {
     last.extend([FILE_NAME, "report.json"].map(|name| folder.path.join(name)));
     let own = folder.own_files();
     for path in own.iter().filter(|path| !last.contains(path)) {
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(path, e)),
-            _ => {}
-        }
+        files::removed(fs::remove_file(path)).map_err(|e| failed(path, e))?;
         hit("releasing")?;
     }
     let mut kept = Vec::new();
@@ -202,10 +196,7 @@ fn remove(folder: &Folder) -> Result<Vec<PathBuf>> {
         }
     }
     for path in &last {
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(path, e)),
-            _ => {}
-        }
+        files::removed(fs::remove_file(path)).map_err(|e| failed(path, e))?;
     }
     Ok(kept)
 }

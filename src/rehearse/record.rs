@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::boot::evidence::qemu_logs;
 use crate::domain::element::Element;
 use crate::error::{Error, Result};
-use crate::files::create_private;
+use crate::files::{self, create_private};
 use crate::fix::journal::write_durably;
 use crate::fix::trusted::TrustedFolder;
 use crate::lock::{FileLock, LockError};
@@ -97,13 +97,8 @@ impl Record {
                 return Err(error.into());
             }
         }
-        match fs::remove_dir_all(&self.work) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                let shown = self.work.display();
-                return Err(Error::failed(format!("removing {shown}")).because(e));
-            }
-            _ => {}
-        }
+        files::removed(fs::remove_dir_all(&self.work))
+            .map_err(|e| Error::failed(format!("removing {}", self.work.display())).because(e))?;
         // No other domain has its name. A user without permission leaves it.
         for log in qemu_logs(&self.name) {
             let _ = fs::remove_file(log);

@@ -144,10 +144,7 @@ impl ExtentJournal {
         let mut beside = path.as_os_str().to_owned();
         beside.push(".new");
         let beside = PathBuf::from(beside);
-        match std::fs::remove_file(&beside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        files::removed(std::fs::remove_file(&beside))?;
         let mut file = File::options()
             .append(true)
             .read(true)
