@@ -90,6 +90,28 @@ impl Clusters {
         }
     }
 
+    /// Adds a reference to a cluster whose count is not in the file yet. `false` if it has as many
+    /// as can be counted.
+    pub(super) fn share(&mut self, cluster: u64) -> bool {
+        let count = self.shared.entry(cluster).or_insert(1);
+        let more = count.checked_add(1);
+        more.map(|more| *count = more).is_some()
+    }
+
+    /// Takes a reference to a shared cluster back.
+    pub(super) fn release(&mut self, file: &File, cluster: u64) -> io::Result<()> {
+        if cluster >= self.counted {
+            let count = self.shared.entry(cluster).or_insert(1);
+            *count = count.saturating_sub(1);
+            return Ok(());
+        }
+        let at = self.block(cluster / self.per_block())? + cluster % self.per_block() * 2;
+        let mut count = [0; 2];
+        file.read_exact_at(&mut count, at)?;
+        let count = u16::from_be_bytes(count).saturating_sub(1);
+        file.write_all_at(&count.to_be_bytes(), at)
+    }
+
     /// Writes the counts of the allocated clusters, and extends the file to include them.
     pub(super) fn write(&mut self, file: &File) -> io::Result<()> {
         let per_block = self.per_block();

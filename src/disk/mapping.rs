@@ -3,6 +3,9 @@
 //! Tables are kept in memory and written by a flush, or when there are many. Compressed clusters
 //! follow each other without regard to the clusters of the file. Several of them then share one of
 //! those, whose reference count is their number.
+//!
+//! In an image that is not compressed only clusters of one byte are ([`super::fill`]). All those of
+//! a byte that are written between two flushes lead to the same compressed data.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,7 +14,9 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 
 use super::clusters::{Clusters, read_table, write_table};
+use super::direct::read_at;
 use super::empty::{CLUSTER, CLUSTER_BITS, COUNT_BLOCK, LEVEL_1, first_free};
+use super::fill::{self, Content};
 use super::qcow2::{COPIED, OFFSET, Packed};
 use crate::transfer::Extents;
 
@@ -30,6 +35,18 @@ pub(super) struct Mapping {
     /// The end of the compressed data in the last cluster of the file; 0 without any. The count of
     /// that cluster is not in the file yet.
     packed_end: u64,
+    /// The compressed data of clusters of one byte. Its count is not in the file yet.
+    filled: BTreeMap<u8, Packed>,
+    /// Whether contents were copied within the file. They must be durable before the tables are.
+    moved: bool,
+}
+
+/// What a cluster of the disk has in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    Nothing,
+    At(u64),
+    Filled(Packed),
 }
 
 /// The compressed data of an entry as it is written here.
@@ -69,6 +86,8 @@ impl Mapping {
             level_2: BTreeMap::new(),
             clusters: Clusters::of(file, CLUSTER, length)?,
             packed_end: 0,
+            filled: BTreeMap::new(),
+            moved: false,
         };
         let mut used = Used(vec![0; length as usize]);
         for cluster in 0..first_free(entries) / CLUSTER {
@@ -90,16 +109,17 @@ impl Mapping {
         {
             let before = read_table(file, at & OFFSET, ENTRIES)?;
             let mut entries = before.clone();
-            if let Some(kept) = kept {
-                keep(&mut entries, i as u64 * ENTRIES, kept);
-            }
-            let packed = |entry: &u64| packed(*entry).filter(|_| kept.is_some());
+            let understood = match kept {
+                Some(kept) => keep(&mut entries, i as u64 * ENTRIES, kept),
+                None => drop_lost(file, &mut entries)?,
+            };
+            let packed = |entry: &u64| packed(*entry);
             let shared = entries
                 .iter()
                 .filter_map(packed)
                 .all(|data| used.share(data));
             let whole = entries.iter_mut().filter(|entry| packed(entry).is_none());
-            if !shared || !used.take(whole, COPIED, length) {
+            if !understood || !shared || !used.take(whole, COPIED, length) {
                 return Ok(None);
             }
             if entries != before {
@@ -177,20 +197,64 @@ impl Mapping {
         Ok(())
     }
 
-    /// The offset in the file of a cluster of the disk.
-    pub(super) fn place(
-        &mut self,
-        file: &File,
-        cluster: u64,
-        allocate: bool,
-    ) -> io::Result<Option<u64>> {
-        let at = self.entry(file, cluster)? & OFFSET;
-        if at != 0 || !allocate {
-            return Ok(Some(at).filter(|at| *at != 0));
+    /// The place of a cluster of the disk in the file.
+    pub(super) fn place(&mut self, file: &File, cluster: u64) -> io::Result<Place> {
+        let entry = self.entry(file, cluster)?;
+        Ok(match packed(entry) {
+            Some(data) => Place::Filled(data),
+            None if entry & OFFSET == 0 => Place::Nothing,
+            None => Place::At(entry & OFFSET),
+        })
+    }
+
+    /// The offset in the file of a cluster of the disk that is written, in part or as a `whole`.
+    pub(super) fn allocate(&mut self, file: &File, cluster: u64, whole: bool) -> io::Result<u64> {
+        let before = self.place(file, cluster)?;
+        if let Place::At(at) = before {
+            return Ok(at);
         }
         let at = self.clusters.take()?;
+        if let Place::Filled(data) = before {
+            if !whole {
+                let byte = filled_with(file, data)?;
+                file.write_all_at(&[byte; CLUSTER as usize], at)?;
+                self.moved = true;
+            }
+            self.clusters.release(file, data.at / CLUSTER)?;
+        }
         self.set(file, cluster, at | COPIED)?;
-        Ok(Some(at))
+        Ok(at)
+    }
+
+    /// Fills a cluster of the disk with one byte. `false` if it has a place of its own, where it is
+    /// to be written.
+    pub(super) fn fill(&mut self, file: &File, cluster: u64, byte: u8) -> io::Result<bool> {
+        match self.place(file, cluster)? {
+            Place::At(_) => return Ok(false),
+            Place::Filled(data) => self.clusters.release(file, data.at / CLUSTER)?,
+            Place::Nothing => {}
+        }
+        let known = self.filled.get(&byte).copied();
+        let data = match known.filter(|data| self.clusters.share(data.at / CLUSTER)) {
+            Some(data) => data,
+            None => {
+                let bytes = fill::compressed(byte)?;
+                let (at, len) = (self.clusters.take()?, bytes.len() as u64);
+                // Here, so that no other thread's flush records a cluster without its data.
+                file.write_all_at(&bytes, at)?;
+                let data = Packed { at, len };
+                self.filled.insert(byte, data);
+                data
+            }
+        };
+        self.set(file, cluster, data.entry(CLUSTER_BITS))?;
+        Ok(true)
+    }
+
+    /// Makes a whole cluster of the disk read as zeroes, if it has no place of its own.
+    pub(super) fn empty(&mut self, file: &File, cluster: u64, data: Packed) -> io::Result<()> {
+        self.clusters.release(file, data.at / CLUSTER)?;
+        self.set(file, cluster, 0)
     }
 
     /// Allocates the places of compressed data, one directly after the other.
@@ -217,8 +281,13 @@ impl Mapping {
 
     /// Writes all changes.
     pub(super) fn write(&mut self, file: &File) -> io::Result<()> {
+        if self.moved {
+            file.sync_data()?;
+            self.moved = false;
+        }
         self.clusters.write(file)?;
         self.packed_end = 0;
+        self.filled.clear();
         for (i, table) in self.level_2.iter_mut().filter(|(_, table)| table.changed) {
             write_table(file, self.level_1[*i] & OFFSET, &table.entries)?;
             table.changed = false;
@@ -230,8 +299,45 @@ impl Mapping {
     }
 }
 
-/// Removes the entries of clusters that are not wholly in `kept`. `first` is the first of them.
-fn keep(entries: &mut [u64], first: u64, kept: &Extents) {
+/// The byte of which a cluster consists.
+pub(super) fn filled_with(file: &File, data: Packed) -> io::Result<u8> {
+    match content(file, data)? {
+        Content::Filled(byte) => Ok(byte),
+        _ => Err(invalid("compressed data is not of one byte")),
+    }
+}
+
+fn content(file: &File, data: Packed) -> io::Result<Content> {
+    let mut bytes = vec![0; data.len as usize];
+    read_at(file, &mut bytes, data.at)?;
+    Ok(Content::of(&bytes))
+}
+
+/// Removes the entries of clusters of one byte whose data was not written: no flush has ended since
+/// they were. `false` if compressed data is of another kind.
+fn drop_lost(file: &File, entries: &mut [u64]) -> io::Result<bool> {
+    let mut last = None;
+    for entry in entries {
+        let Some(data) = packed(*entry) else {
+            continue;
+        };
+        let content = match last {
+            Some((known, content)) if known == *entry => content,
+            _ => content(file, data)?,
+        };
+        last = Some((*entry, content));
+        match content {
+            Content::Filled(_) => {}
+            Content::Lost => *entry = 0,
+            Content::Other => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Removes the entries of clusters that are not wholly in `kept`. `first` is the first of them. The
+/// others are understood.
+fn keep(entries: &mut [u64], first: u64, kept: &Extents) -> bool {
     for (i, entry) in entries.iter_mut().enumerate().filter(|(_, e)| **e != 0) {
         let start = (first + i as u64) * CLUSTER;
         let there: u64 = kept
@@ -242,6 +348,7 @@ fn keep(entries: &mut [u64], first: u64, kept: &Extents) {
             *entry = 0;
         }
     }
+    true
 }
 
 /// The references to each cluster of the file.

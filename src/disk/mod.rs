@@ -23,6 +23,7 @@ pub(crate) mod direct;
 pub(crate) mod empty;
 mod error;
 pub(crate) mod export;
+mod fill;
 pub(crate) mod gather;
 mod gpt;
 pub(crate) mod hold;

@@ -8,15 +8,20 @@
 //! again ([`crate::transfer`]). A reference count that was not written would let QEMU use a cluster
 //! twice. [`Qcow2Writer::open`] corrects that by recounting from the tables. `qemu-img check`
 //! verifies every result.
+//!
+//! A cluster of which all bytes are the same takes no place of its own ([`super::fill`]).
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::direct::DirectFile;
 use super::empty::{CLUSTER, PER_ENTRY, can_create, first_free, header};
-use super::mapping::{Mapping, invalid};
+use super::fill::byte_of;
+use super::mapping::{Mapping, Place, filled_with};
+use super::qcow2::Packed;
 use crate::block::{BlockRead, BlockWrite, check_range};
 use crate::transfer::Extents;
 
@@ -27,10 +32,53 @@ pub(super) struct Qcow2Writer {
     tables: Mutex<Mapping>,
 }
 
-/// A part of a request that is contiguous in the file, or unallocated.
+/// A part of a request within one cluster of the disk.
+#[derive(Clone)]
 struct Part {
-    host: Option<u64>,
-    len: usize,
+    cluster: u64,
+    /// The offset of the part in that cluster.
+    inside: u64,
+    range: Range<usize>,
+}
+
+impl Part {
+    fn is_whole(&self) -> bool {
+        self.range.len() as u64 == CLUSTER
+    }
+}
+
+/// The parts of a request.
+fn parts(offset: u64, len: usize) -> impl Iterator<Item = Part> {
+    let end = offset + len as u64;
+    let clusters = offset / CLUSTER..end.div_ceil(CLUSTER);
+    clusters.map(move |cluster| {
+        let start = offset.max(cluster * CLUSTER);
+        let stop = end.min((cluster + 1) * CLUSTER);
+        Part {
+            cluster,
+            inside: start % CLUSTER,
+            range: (start - offset) as usize..(stop - offset) as usize,
+        }
+    })
+}
+
+/// Parts of a request that are contiguous in the file.
+struct Run {
+    host: u64,
+    range: Range<usize>,
+}
+
+/// Adds a part, which may continue the last run.
+fn add(runs: &mut Vec<Run>, part: &Part, host: u64) {
+    let (host, range) = (host + part.inside, part.range.clone());
+    match runs.last_mut() {
+        Some(last)
+            if last.range.end == range.start && last.host + last.range.len() as u64 == host =>
+        {
+            last.range.end = range.end;
+        }
+        _ => runs.push(Run { host, range }),
+    }
 }
 
 /// Reads the tables of an image that a copy continues to fill. One with `kept` is compressed.
@@ -67,24 +115,43 @@ impl Qcow2Writer {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The offsets of a range in the file; `allocate` assigns clusters to the parts without one.
-    fn parts(&self, offset: u64, len: usize, allocate: bool) -> io::Result<Vec<Part>> {
+    /// The runs of a range that have a place of their own. The others are passed to `other`.
+    fn runs(
+        &self,
+        offset: u64,
+        len: usize,
+        other: &mut dyn FnMut(&Part, Option<Packed>) -> io::Result<()>,
+    ) -> io::Result<Vec<Run>> {
         check_range(offset, len as u64, self.size)?;
         let mut tables = self.lock();
-        let mut parts: Vec<Part> = Vec::new();
-        let (mut at, end) = (offset, offset + len as u64);
-        while at < end {
-            let inside = at % CLUSTER;
-            let len = (CLUSTER - inside).min(end - at) as usize;
-            let host = tables.place(self.file.file(), at / CLUSTER, allocate)?;
-            let host = host.map(|cluster| cluster + inside);
-            match parts.last_mut() {
-                Some(last) if last.host.map(|at| at + last.len as u64) == host => last.len += len,
-                _ => parts.push(Part { host, len }),
+        let mut runs = Vec::new();
+        for part in parts(offset, len) {
+            match tables.place(self.file.file(), part.cluster)? {
+                Place::At(host) => add(&mut runs, &part, host),
+                Place::Filled(data) => other(&part, Some(data))?,
+                Place::Nothing => other(&part, None)?,
             }
-            at += len as u64;
         }
-        Ok(parts)
+        Ok(runs)
+    }
+
+    /// Assigns clusters of the file to data, and returns what is to be written there.
+    fn allocate(&self, offset: u64, data: &[u8]) -> io::Result<Vec<Run>> {
+        check_range(offset, data.len() as u64, self.size)?;
+        let bytes = parts(offset, data.len()).map(|part| byte_of(&data[part.range]));
+        let bytes: Vec<_> = bytes.collect();
+        let (mut tables, file) = (self.lock(), self.file.file());
+        let mut runs = Vec::new();
+        for (part, byte) in parts(offset, data.len()).zip(bytes) {
+            if let Some(byte) = byte
+                && tables.fill(file, part.cluster, byte)?
+            {
+                continue;
+            }
+            let host = tables.allocate(file, part.cluster, part.is_whole())?;
+            add(&mut runs, &part, host);
+        }
+        Ok(runs)
     }
 }
 
@@ -94,15 +161,14 @@ impl BlockRead for Qcow2Writer {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mut rest = buf;
-        for part in self.parts(offset, rest.len(), false)? {
-            let (now, later) = rest.split_at_mut(part.len);
-            match part.host {
-                // The last cluster of the file may be written in part.
-                Some(host) => self.file.read_at(now, host)?,
-                None => now.fill(0),
-            }
-            rest = later;
+        let runs = self.runs(offset, buf.len(), &mut |part, filled| {
+            let byte = filled.map(|data| filled_with(self.file.file(), data));
+            buf[part.range.clone()].fill(byte.transpose()?.unwrap_or_default());
+            Ok(())
+        })?;
+        for run in runs {
+            // The last cluster of the file may be written in part.
+            self.file.read_at(&mut buf[run.range], run.host)?;
         }
         Ok(())
     }
@@ -110,14 +176,8 @@ impl BlockRead for Qcow2Writer {
 
 impl BlockWrite for Qcow2Writer {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut rest = data;
-        for part in self.parts(offset, data.len(), true)? {
-            let host = part
-                .host
-                .ok_or_else(|| invalid("a cluster without a place"))?;
-            let (now, later) = rest.split_at(part.len);
-            self.file.write_all_at(now, host)?;
-            rest = later;
+        for run in self.allocate(offset, data)? {
+            self.file.write_all_at(&data[run.range], run.host)?;
         }
         Ok(())
     }
@@ -126,10 +186,23 @@ impl BlockWrite for Qcow2Writer {
         check_range(offset, len, self.size)?;
         while len > 0 {
             let now = len.min(PER_ENTRY) as usize;
-            for part in self.parts(offset, now, false)? {
-                if let Some(host) = part.host {
-                    self.file.zero_at(host, part.len as u64)?;
+            let mut filled = Vec::new();
+            let mut runs = self.runs(offset, now, &mut |part, data| {
+                filled.extend(data.map(|data| (part.clone(), data)));
+                Ok(())
+            })?;
+            let file = self.file.file();
+            for (part, data) in filled {
+                match part.is_whole() {
+                    true => self.lock().empty(file, part.cluster, data)?,
+                    false => {
+                        let host = self.lock().allocate(file, part.cluster, false)?;
+                        add(&mut runs, &part, host);
+                    }
                 }
+            }
+            for run in runs {
+                self.file.zero_at(run.host, run.range.len() as u64)?;
             }
             offset += now as u64;
             len -= now as u64;
@@ -143,10 +216,9 @@ impl BlockWrite for Qcow2Writer {
     }
 
     fn start_writeback(&self, offset: u64, len: u64) {
-        for part in self.parts(offset, len as usize, false).unwrap_or_default() {
-            if let Some(host) = part.host {
-                self.file.start_writeback(host, part.len as u64);
-            }
+        let runs = self.runs(offset, len as usize, &mut |_, _| Ok(()));
+        for run in runs.unwrap_or_default() {
+            self.file.start_writeback(run.host, run.range.len() as u64);
         }
     }
 }
