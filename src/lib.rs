@@ -73,3 +73,4 @@ pub(crate) mod types;
 pub(crate) mod ui;
 pub(crate) mod verify;
 pub mod wire;
+pub(crate) mod yaml;

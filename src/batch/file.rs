@@ -19,6 +19,8 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use crate::yaml;
+
 /// Values by name; `None` removes a default.
 pub type Settings = BTreeMap<String, Option<Vec<String>>>;
 
@@ -59,9 +61,7 @@ pub fn parse(text: &str, rules: &dyn Rules) -> Result<List, String> {
     if text.len() > MAX_FILE {
         return Err(format!("more than {MAX_FILE} bytes"));
     }
-    ListSeed(rules)
-        .deserialize(serde_yaml::Deserializer::from_str(text))
-        .map_err(|e| e.to_string())
+    yaml::parse_with(text, |yaml| ListSeed(rules).deserialize(yaml)).map_err(|e| e.message)
 }
 
 struct ListSeed<'r>(&'r dyn Rules);
@@ -69,7 +69,7 @@ struct ListSeed<'r>(&'r dyn Rules);
 impl<'de> DeserializeSeed<'de> for ListSeed<'_> {
     type Value = List;
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<List, D::Error> {
-        d.deserialize_map(self)
+        d.deserialize_any(self)
     }
 }
 
@@ -115,7 +115,7 @@ struct MachinesSeed<'r>(&'r dyn Rules);
 impl<'de> DeserializeSeed<'de> for MachinesSeed<'_> {
     type Value = Vec<Settings>;
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
-        d.deserialize_seq(self)
+        d.deserialize_any(self)
     }
 }
 
@@ -143,7 +143,7 @@ struct SettingsSeed<'r>(&'r dyn Rules, Section);
 impl<'de> DeserializeSeed<'de> for SettingsSeed<'_> {
     type Value = Settings;
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Settings, D::Error> {
-        d.deserialize_map(self)
+        d.deserialize_any(self)
     }
 }
 
@@ -351,11 +351,11 @@ mod tests {
             ("machines:\n- memory: 1\n", "without `source`", 2),
             ("machines:\n- source: a\n  source: b\n", "twice", 2),
             ("machines: 7\n", "a list of VMs", 1),
-            ("machines: [\n", "", 2),
+            ("machines: [\n", "", 1),
         ] {
             let error = parse(text, &Some3).unwrap_err();
             assert!(error.contains(says), "{text}\n{error}");
-            assert!(error.contains(&format!("line {line} ")), "{text}\n{error}");
+            assert!(error.contains(&format!("line {line}, ")), "{text}\n{error}");
         }
         for text in ["", "machines: []", "- source: a", "7", "\u{0}"] {
             assert!(parse(text, &Some3).is_err(), "{text}");

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::target::{Arch, WindowsTarget};
 use crate::types::{DiskBus, ServiceStart};
+use crate::yaml;
 
 const WINDOWS: &str = include_str!("../../drivers/windows.yaml");
 const VIRTIO: &str = include_str!("../../drivers/virtio.yaml");
@@ -339,10 +340,7 @@ impl Catalogue {
         } else if text.trim().is_empty() {
             Document::default()
         } else {
-            serde_yaml::from_str(text).map_err(|e| {
-                let line = e.location().map_or(1, |l| l.line());
-                schema(line, e.to_string())
-            })?
+            yaml::parse(text).map_err(|e| schema(e.line, e.message))?
         };
         let mut merged = self.clone();
         merged

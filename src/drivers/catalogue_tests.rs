@@ -204,7 +204,7 @@ fn errors_name_file_and_line() {
             "no directories",
         ),
         ("c.yaml", "\n\nskip: 5\n", 3, "sequence"),
-        ("c.yaml", "skip: [\n", 2, ""),
+        ("c.yaml", "skip: [\n", 1, ""),
         ("c.json", "{\n\"drivers\": [\n{\"nam\": 1}]}", 3, "nam"),
         (
             "c.yaml",

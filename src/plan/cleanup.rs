@@ -13,6 +13,7 @@ use crate::inspect::model::Tool as Installed;
 use crate::registry::HiveError;
 use crate::registry::{HiveView, RegData, RegOp};
 use crate::types::{ControlSet, KeyPath};
+use crate::yaml;
 
 use super::{Inputs, Layout};
 
@@ -46,7 +47,7 @@ struct Tool {
 
 /// Parses the table. It is part of the program and checked by a test.
 fn tools() -> Vec<Tool> {
-    serde_yaml::from_str(TOOLS).unwrap_or_default()
+    yaml::parse(TOOLS).unwrap_or_default()
 }
 
 /// Adds the edits to `layout`, on top of those already there.
@@ -235,7 +236,7 @@ mod tests {
 
     #[test]
     fn table() {
-        let tools: Vec<Tool> = serde_yaml::from_str(TOOLS).unwrap();
+        let tools: Vec<Tool> = yaml::parse(TOOLS).unwrap();
         assert!(tools.len() >= 4);
         for name in tools
             .iter()

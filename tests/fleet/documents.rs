@@ -110,9 +110,7 @@ fn what_the_documents_show() {
 fn kubernetes_manifests() {
     let manifest = docs().join("kubernetes.yaml");
     let text = fs::read_to_string(&manifest).unwrap();
-    let documents: Vec<Value> = serde_yaml::Deserializer::from_str(&text)
-        .map(|d| serde::Deserialize::deserialize(d).unwrap())
-        .collect();
+    let documents: Vec<Value> = serde_yaml::from_multiple(&text).unwrap();
     let of = |kind: &str| documents.iter().find(|d| d["kind"] == kind).expect(kind);
 
     // The restricted profile, and more than that.

@@ -130,10 +130,7 @@ fn run_file(file: &Path, args: &[&str], path: Option<&Path>) -> (bool, String) {
 }
 
 pub(super) fn yaml(text: &str) -> Vec<Value> {
-    use serde::Deserialize;
-    serde_yaml::Deserializer::from_str(text)
-        .map(|d| Value::deserialize(d).unwrap())
-        .collect()
+    serde_yaml::from_multiple(text).unwrap()
 }
 
 /// Disks that have moved are named by their new path in every format.
