@@ -111,6 +111,25 @@ fn the_script_uses_what_pnputil_of_this_windows_knows() {
 }
 
 #[test]
+fn the_build_that_learned_to_remove_devices_does() {
+    for (build, removes) in [(19040, false), (19041, true)] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(Win10));
+        guest.survey = match build {
+            19040 => Some(|survey| {
+                survey.inspection.windows.as_mut().unwrap().target.build = 19040;
+            }),
+            _ => Some(|survey| {
+                survey.inspection.windows.as_mut().unwrap().target.build = 19041;
+            }),
+        };
+        let options = testing::options(Some(DiskBus::Sata));
+        let planned = planned(&guest, &media(), options, &Preferences::default());
+        let found = planned.script().contains("call :ghost pnputil");
+        assert_eq!(found, removes, "{build}");
+    }
+}
+
+#[test]
 fn the_users_scripts_and_the_agent_lie_beside_the_script() {
     let wishes = Preferences {
         user_scripts: vec![b"echo 1".to_vec(), b"echo two".to_vec()],

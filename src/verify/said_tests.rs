@@ -75,6 +75,14 @@ fn device_filters_are_told_with_their_device_and_only_dead_ones() {
         evidence,
         format!("{device} UpperFilters: lost; {device} LowerFilters: gone")
     );
+    // An override that this Windows uses is as good as the value itself.
+    let [_, evidence] = said(Win10, "device-filters", |g| {
+        filter(g, 1, "switched");
+        let key = service("switched");
+        g.system.dword(&key, "Type", 1).dword(&key, "Start", 0);
+        g.system.dword(&format!("{key}\\StartOverride"), "0", 4);
+    });
+    assert_eq!(evidence, "ROOT\\Device1\\0000 LowerFilters: switched");
     // A key without a driver is no service.
     let [_, evidence] = said(Win10, "device-filters", |g| {
         filter(g, 1, "hollow");

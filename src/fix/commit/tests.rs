@@ -431,18 +431,22 @@ fn what_keeps_one_disk_from_being_written_keeps_both() {
     assert_ne!(before.journal.doc.state, State::Committing);
 
     // Afterwards, somebody wrote to the second disk, or its saved blocks are damaged.
-    for damaged in [false, true] {
+    for damaged in ["", "short", "changed"] {
         let mut pair = pair();
         let [windows, boot] = pair.open();
         commit(&mut pair.journal, &[&windows, &boot]).unwrap();
-        if damaged {
-            fs::write(pair.dir.path().join("backup/blocks-2.before"), "rats").unwrap();
-        } else {
-            boot.write_at(70_020, stranger).unwrap();
+        let saved = pair.dir.path().join("backup/blocks-2.before");
+        let mut bytes = fs::read(&saved).unwrap();
+        match damaged {
+            "" => boot.write_at(70_020, stranger).unwrap(),
+            "short" => bytes.truncate(1 << 20),
+            _ => bytes[(1 << 20) + 7] ^= 1,
         }
+        fs::write(&saved, bytes).unwrap();
         let now = pair.now();
-        rollback(&mut pair.journal, &[&windows, &boot], damaged).unwrap_err();
-        assert_eq!(pair.now(), now, "damaged: {damaged}");
+        let force = !damaged.is_empty();
+        rollback(&mut pair.journal, &[&windows, &boot], force).unwrap_err();
+        assert!(pair.now() == now, "{damaged}");
     }
 }
 
