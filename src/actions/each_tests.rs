@@ -332,6 +332,17 @@ fn every_log_that_was_replayed_is_saved_and_emptied() {
         assert_eq!(change.path, log);
     }
     assert_eq!((applied.log.len(), changes.len()), (3, 3));
+    // In the preview they are empty already.
+    let (media, all) = (Memory::new([]), hives(hive(3)));
+    let seen = PreviewHives {
+        before: &all,
+        edited: &|_| None,
+    };
+    let actions = [Action::EditHive(action)];
+    let preview = preview(&actions, seen, WINDOWS, &before, &media).unwrap();
+    for log in [LOG, LOG2] {
+        assert_eq!(preview.read(WINDOWS, &path(log), 99).unwrap(), b"", "{log}");
+    }
 }
 
 /// Boot managers read hives of the old version only.
@@ -368,6 +379,20 @@ fn a_preview_of_a_hive_has_the_version_of_its_readers() {
         // On another volume there is no such file.
         let other = [WINDOWS, OTHER].into_iter().find(|v| *v != action.volume);
         assert!(preview.read(other.unwrap(), &action.path, 1 << 20).is_err());
+    }
+    // None of them is read again where nothing is edited.
+    let seen = PreviewHives {
+        before: &all,
+        edited: &|_| None,
+    };
+    let unchanged = preview(&[], seen, WINDOWS, &guest, &media).unwrap();
+    for (at, bytes) in [
+        (SYSTEM, &all.system.bytes),
+        (SOFTWARE, &all.software.bytes),
+        (drivers, &all.drivers.as_ref().unwrap().bytes),
+    ] {
+        let shared = unchanged.read_shared(WINDOWS, &path(at), 1 << 20).unwrap();
+        assert!(Arc::ptr_eq(&shared, bytes), "{at}");
     }
     // A hive that the guest does not have is not made up.
     let none = hives(hive(3));

@@ -696,3 +696,37 @@ fn what_else_a_control_set_has_counts_in_the_one_that_boots() {
         }
     }
 }
+
+/// Server 2003 is NT 5.2: its VM and its loader are those of XP.
+#[test]
+fn server_2003_is_looked_at_as_xp_is() {
+    for nt in [XP, (5, 2)] {
+        let mut guest = Guest::new(nt);
+        let database = format!("{SET}\\Control\\CriticalDeviceDatabase");
+        guest
+            .tree
+            .remove(&format!("{database}\\PCI#VEN_1AF4&DEV_1042"));
+        assert!(guest.evaluate(VirtioBlk).ready, "{nt:?}");
+        guest
+            .tree
+            .remove(&format!("{database}\\PCI#VEN_1AF4&DEV_1001"));
+        assert!(!guest.evaluate(VirtioBlk).ready, "{nt:?}");
+        assert!(guest.evaluate(Ide).ready, "{nt:?}");
+        guest
+            .tree
+            .remove(&format!("{database}\\Primary_IDE_Channel"));
+        assert!(!guest.evaluate(Ide).ready, "{nt:?}");
+        // Its loader looks for imports beside the driver only.
+        let mut guest = Guest::new(nt);
+        let port = guest
+            .files
+            .remove("system32\\drivers\\scsiport.sys")
+            .unwrap();
+        guest.files.insert("system32\\scsiport.sys".into(), port);
+        assert!(!guest.evaluate(VirtioBlk).ready, "{nt:?}");
+        let mut guest = Guest::new(nt);
+        let key = format!("{}\\StartOverride", service("viostor"));
+        guest.tree.dword(&key, "0", 4);
+        assert!(guest.evaluate(VirtioBlk).ready, "{nt:?}");
+    }
+}

@@ -379,6 +379,8 @@ fn the_guest_agent_is_that_of_the_processor_and_of_the_highest_directory() {
         "guest-agent/QEMU-GA-x86_64.MSI",
         "a/b/guest-agent/qemu-ga-x86_64.msi",
         "guest-agent/qemu-ga-i386.msi",
+        // Shorter, but deeper.
+        "a/b/qemu-ga-x86_64.msi",
     ];
     let media = Memory::new(paths.map(|path| (path.to_string(), vec![0])));
     let agent = |arch| guest_agent(media.files(), arch);

@@ -373,3 +373,35 @@ fn the_script_knows_whether_there_is_a_second_boot() {
         "{one}"
     );
 }
+
+/// Windows' records of its disks are those of the control set that boots.
+#[test]
+fn disks_are_brought_online_by_the_records_of_the_control_set_that_boots() {
+    for set in [1, 2] {
+        let mut guest = MemoryGuest::of(GuestSpec {
+            control_set: 2,
+            ..GuestSpec::new(Win10)
+        });
+        let letter = [&b"DMIO:ID:"[..], &[3; 16]].concat();
+        let mut table = vec![0; 192];
+        (table[0], table[4]) = (1, 1);
+        table[8..24].fill(0x20);
+        table[96..112].fill(3);
+        let key =
+            format!("ControlSet00{set}\\Enum\\SCSI\\Disk&Ven_X\\0\\Device Parameters\\Partmgr");
+        guest
+            .system
+            .set(
+                "MountedDevices",
+                "\\DosDevices\\F:",
+                RegData::Binary(letter),
+            )
+            .set(&key, "PartitionTableCache", RegData::Binary(table));
+        let options = testing::options(Some(DiskBus::Sata));
+        let planned = planned(&guest, &media(), options, &Preferences::default());
+        let found = planned
+            .script()
+            .contains("20202020-2020-2020-2020-202020202020");
+        assert_eq!(found, set == 2, "{set}");
+    }
+}

@@ -420,31 +420,34 @@ fn a_disk_without_differences_is_neither_saved_nor_asked_for() {
 #[test]
 fn what_keeps_one_disk_from_being_written_keeps_both() {
     let stranger = b"somebody else".as_slice();
-    // Before the commit, the second disk has changed since it was read.
-    let mut before = pair();
-    let [windows, boot] = before.open();
-    boot.write_at(70_020, stranger).unwrap();
-    let now = before.now();
-    let error = commit(&mut before.journal, &[&windows, &boot]).unwrap_err();
-    assert!(error.to_string().contains("/boot "), "{error}");
-    assert_eq!(before.now(), now);
-    assert_ne!(before.journal.doc.state, State::Committing);
+    // Before the commit, one of them has changed since it was read.
+    for (n, name) in NAMES.into_iter().enumerate() {
+        let mut before = pair();
+        let disks = before.open();
+        disks[n].write_at([6_000, 70_020][n], stranger).unwrap();
+        let now = before.now();
+        let error = commit(&mut before.journal, &[&disks[0], &disks[1]]).unwrap_err();
+        assert!(error.to_string().contains(&format!("/{name} ")), "{error}");
+        assert!(before.now() == now, "{name}");
+        assert_ne!(before.journal.doc.state, State::Committing);
+    }
 
     // Afterwards, somebody wrote to the second disk, or its saved blocks are damaged.
-    for damaged in ["", "short", "changed"] {
+    for damaged in ["first", "", "short", "changed"] {
         let mut pair = pair();
         let [windows, boot] = pair.open();
         commit(&mut pair.journal, &[&windows, &boot]).unwrap();
         let saved = pair.dir.path().join("backup/blocks-2.before");
         let mut bytes = fs::read(&saved).unwrap();
         match damaged {
+            "first" => windows.write_at(6_000, stranger).unwrap(),
             "" => boot.write_at(70_020, stranger).unwrap(),
             "short" => bytes.truncate(1 << 20),
             _ => bytes[(1 << 20) + 7] ^= 1,
         }
         fs::write(&saved, bytes).unwrap();
         let now = pair.now();
-        let force = !damaged.is_empty();
+        let force = matches!(damaged, "short" | "changed");
         rollback(&mut pair.journal, &[&windows, &boot], force).unwrap_err();
         assert!(pair.now() == now, "{damaged}");
     }
