@@ -405,3 +405,25 @@ fn disks_are_brought_online_by_the_records_of_the_control_set_that_boots() {
         assert_eq!(found, set == 2, "{set}");
     }
 }
+
+/// Each control set gets its own setting back.
+#[test]
+fn the_setting_of_each_control_set_is_kept_beside_its_own_service() {
+    let mut guest = MemoryGuest::of(GuestSpec::new(Win10));
+    let mut second = guest.system.get("ControlSet001").unwrap().clone();
+    second.name = "ControlSet002".into();
+    *guest.system.key_mut("ControlSet002") = second;
+    guest.system.dword("Select", "Current", 2);
+    let sets = [("ControlSet001", 1), ("ControlSet002", 0)];
+    for (set, number) in sets {
+        let key = format!("{set}\\Control\\CrashControl");
+        guest.system.dword(&key, "AutoReboot", number);
+    }
+    let prepared = guest.prepare(&media(), Some(DiskBus::Sata));
+    guest.apply(&prepared, &media());
+    for (set, number) in sets {
+        let key = format!("{set}\\Services\\{SERVICE}\\Parameters");
+        let found = guest.system.value(&key, "AutoReboot").unwrap();
+        assert_eq!(found.as_dword(), Some(number), "{set}");
+    }
+}

@@ -618,3 +618,60 @@ fn a_device_that_was_here_before_is_told_with_what_helps() {
         )
     );
 }
+
+/// The lists of two control sets may differ: each keeps what it has.
+#[test]
+fn each_control_set_keeps_its_own_lists() {
+    let moves = |path: &str| format!("\\??\\C:\\{path}");
+    let viostor = moves("Windows\\System32\\drivers\\viostor.sys");
+    let (first, second) = (moves("Temp\\first"), moves("Temp\\second"));
+    let mut guest = guest(Win10, |_| {});
+    for (set, filters, file) in [
+        (SETS[0], &["gone", "partmgr", "disk"][..], &first),
+        (SETS[1], &["partmgr", "gone"], &second),
+    ] {
+        let class = format!("{set}\\{DISK_CLASS}");
+        let session = format!("{set}\\{SESSION}");
+        guest
+            .system
+            .set(&class, "UpperFilters", multi(filters))
+            .set(&session, PENDING, multi(&[file, "", &viostor, ""]));
+    }
+    let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
+    guest.apply(&prepared, &media());
+    for (set, filters, file) in [
+        (SETS[0], &["partmgr", "disk"][..], &first),
+        (SETS[1], &["partmgr"], &second),
+    ] {
+        let found = |key: &str, name: &str| guest.system.value(&format!("{set}\\{key}"), name);
+        let left = multi(&[file, ""]).to_value();
+        assert_eq!(found(SESSION, PENDING), Some(&left), "{set}");
+        let left = multi(filters).to_value();
+        assert_eq!(found(DISK_CLASS, "UpperFilters"), Some(&left), "{set}");
+    }
+}
+
+/// A service of another control set is no driver of the Windows that boots.
+#[test]
+fn a_service_is_there_when_the_control_set_that_boots_has_it() {
+    for set in SETS {
+        let mut guest = MemoryGuest::of(GuestSpec {
+            control_set: 2,
+            ..GuestSpec::new(Win10)
+        });
+        let key = |set: &str| format!("{set}\\Services\\netkvm");
+        guest.system.dword(&key(set), "Type", 1).sz(
+            &key(set),
+            "ImagePath",
+            "System32\\drivers\\netkvm.sys",
+        );
+        let draft = draft(&guest, testing::options(Some(DiskBus::Sata)));
+        let edits = draft.actions.iter().filter_map(|action| match action {
+            Action::EditHive(edit) => Some(&edit.edits.ops),
+            _ => None,
+        });
+        let mut keys = edits.flatten().map(RegOp::key);
+        let written = keys.any(|found| found == key(SETS[1]));
+        assert_eq!(written, set == SETS[0], "{set}");
+    }
+}
