@@ -48,10 +48,11 @@ fn files_of_the_drivers_are_copied_after_their_directories_and_what_they_replace
     }
 
     assert_eq!(copy.id(), "files-x");
-    let said = copy.describe();
-    for part in ["Install x: 2 files (", "2 new directories"] {
-        assert!(said.contains(part), "{said}");
-    }
+    copy.files[1].size = 4 << 20;
+    assert_eq!(
+        copy.describe(),
+        "Install x: 2 files (4.0 MiB), 2 new directories"
+    );
     assert_eq!(
         (copy.volume(), copy.fail_point()),
         (None, Some("file-written"))
@@ -126,7 +127,14 @@ fn an_action_says_what_it_does_and_what_it_takes() {
     };
     assert_eq!(sector.describe(), format!("Numbers: heads on {OTHER}"));
     assert_eq!(sector.overlay_bytes(), 1 << 16);
-    assert!(copy.overlay_bytes() > 1 << 16);
+    // A cluster of data, and two of what names it.
+    assert_eq!(copy.overlay_bytes(), 3 << 16);
+    assert_eq!(copy.describe(), "Loader: \\a.efi to \\b.efi");
+    let writes = copy.writes(&all);
+    assert_eq!(writes.files, [(&path("\\b.efi"), 1)]);
+    assert_eq!((writes.folders, writes.originals), (None, 0));
+    let writes = sector.writes(&all);
+    assert_eq!((writes.files, writes.originals), (vec![], 0));
     let actions = [
         Action::EditHive(plain),
         Action::CopyInGuest(copy),
@@ -190,4 +198,251 @@ fn what_is_kept_is_durable_where_the_disk_itself_is_written() {
         assert_eq!(path, saver.folder.join("backup/files/kept"));
         assert!(fs::read(path).unwrap() == bytes, "{durably} {len}");
     }
+}
+
+/// Carries out actions in their order, with the hives as the editor gives them back.
+fn apply_all(
+    actions: &[Action],
+    before: &FakeGuest,
+    hives: Hives,
+    edited: Vec<(HiveName, Edited)>,
+    folder: &Path,
+) -> Applied {
+    let edited = EditedHives::done(edited);
+    let saver = Saver {
+        folder: folder.to_path_buf(),
+        durably: false,
+    };
+    let log = Log::default();
+    let mut merging = Merging::new(before, hives);
+    for action in actions {
+        action.prepare(&mut merging).unwrap();
+    }
+    let mut merges = merging.back_up(&saver).merge(&edited);
+    merges.backed_up().unwrap();
+    let mut work = Work {
+        volume: WINDOWS,
+        media: &Memory::new([]),
+        before,
+        writer: Box::new(Writer(log.clone())),
+        saver,
+        hives: merges,
+        walking: Vec::new(),
+    };
+    let changes = actions.iter().map(|action| action.apply(&mut work));
+    let result = changes.collect::<Result<Vec<_>, _>>();
+    let walked = work.walking.into_iter().map(Walking::join).collect();
+    let log = log.lock().unwrap().clone();
+    Applied {
+        result: result.map(|changes| changes.into_iter().flatten().collect()),
+        log,
+        walked,
+    }
+}
+
+const SOFTWARE: &str = "\\Windows\\System32\\config\\SOFTWARE";
+const BCD: &str = "\\EFI\\Microsoft\\Boot\\BCD";
+
+/// An edit of another hive, on its volume.
+fn edit_of(hive: HiveName, volume: VolumeId, at: &str) -> EditHive {
+    EditHive {
+        id: format!("hive-{}", hive.file_name().to_lowercase()),
+        hive,
+        volume,
+        path: path(at),
+        ..edit(&[])
+    }
+}
+
+#[test]
+fn each_hive_is_saved_edited_and_walked_as_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut before = FakeGuest::default();
+    let olds = [
+        (HiveName::Software, WINDOWS, SOFTWARE, 9, 5),
+        (HiveName::Bcd, OTHER, BCD, 8, 6),
+        (HiveName::System, WINDOWS, SYSTEM, 3, 7),
+    ];
+    for (_, volume, at, was, _) in olds {
+        before.file(volume.partition, at, hive(was)).compressed = true;
+    }
+    let all = Hives {
+        bcd: Some(loaded(BCD, hive(8))),
+        ..hives(hive(3))
+    };
+    let mut actions = Vec::new();
+    let mut edited = Vec::new();
+    for (name, volume, at, _, becomes) in olds {
+        let mut action = edit_of(name, volume, at);
+        action.edits.ops = vec![RegOp::set(
+            "ControlSet001\\Services\\viostor",
+            "Start",
+            RegData::Dword(becomes),
+        )];
+        actions.push(Action::EditHive(action));
+        edited.push((name, given(&hive(becomes))));
+    }
+    let applied = apply_all(&actions, &before, all, edited, dir.path());
+    let changes = applied.result.unwrap();
+    for (i, (name, volume, at, was, becomes)) in olds.into_iter().enumerate() {
+        let (was, becomes) = (hive(was), hive(becomes));
+        let (how, of, to, bytes) = &applied.log[i];
+        assert_eq!((*how, *of, to.as_str()), ("file", volume, at));
+        assert!(*bytes == becomes, "{at}");
+        let change = &changes[i];
+        let backup = format!("backup/{}", name.file_name());
+        assert_eq!(change.backup.as_ref(), Some(&backup));
+        assert!(fs::read(dir.path().join(backup)).unwrap() == was, "{at}");
+        let digest = |facts: &Option<FileFacts>| facts.as_ref().unwrap().sha256.clone();
+        assert_eq!(digest(&change.before), sha256_hex(&was), "{at}");
+        assert_eq!(digest(&change.after), sha256_hex(&becomes), "{at}");
+        let walked = &applied.walked[i];
+        assert!(walked.hive == name && walked.bytes[..] == becomes[..]);
+        let text = format!("registry/{}.reg", name.file_name());
+        assert!(dir.path().join(text).exists(), "{at}");
+    }
+}
+
+#[test]
+fn every_log_that_was_replayed_is_saved_and_emptied() {
+    const LOG2: &str = "\\Windows\\System32\\config\\SYSTEM.LOG2";
+    let dir = tempfile::tempdir().unwrap();
+    let mut before = FakeGuest::default();
+    before.file(2, SYSTEM, hive(4));
+    before.file(2, LOG, b"pages".to_vec());
+    before.file(2, LOG2, b"more pages".to_vec());
+    let mut all = hives(hive(3));
+    all.system.replayed = true;
+    let action = edit(&[LOG, LOG2]);
+    let applied = apply(&action, &before, all, given(&hive(0)), dir.path());
+    let changes = applied.result.unwrap();
+    for (i, (log, was)) in [(LOG, &b"pages"[..]), (LOG2, b"more pages")]
+        .into_iter()
+        .enumerate()
+    {
+        let (how, volume, to, bytes) = &applied.log[i + 1];
+        assert_eq!(
+            (*how, *volume, to.as_str(), bytes.len()),
+            ("file", WINDOWS, log, 0)
+        );
+        let change = &changes[i + 1];
+        let backup = change.backup.as_ref().unwrap();
+        assert_eq!(fs::read(dir.path().join(backup)).unwrap(), was);
+        assert_eq!(change.before.as_ref().unwrap().size, was.len() as u64);
+        assert_eq!(change.path, log);
+    }
+    assert_eq!((applied.log.len(), changes.len()), (3, 3));
+    // In the preview they are empty already.
+    let (media, all) = (Memory::new([]), hives(hive(3)));
+    let seen = PreviewHives {
+        before: &all,
+        edited: &|_| None,
+    };
+    let actions = [Action::EditHive(action)];
+    let preview = preview(&actions, seen, WINDOWS, &before, &media).unwrap();
+    for log in [LOG, LOG2] {
+        assert_eq!(preview.read(WINDOWS, &path(log), 99).unwrap(), b"", "{log}");
+    }
+}
+
+/// Boot managers read hives of the old version only.
+#[test]
+fn a_preview_of_a_hive_has_the_version_of_its_readers() {
+    let (guest, media) = (FakeGuest::default(), Memory::new([]));
+    let all = Hives {
+        bcd: Some(loaded(BCD, hive(3))),
+        drivers: Some(loaded("\\Windows\\System32\\config\\DRIVERS", hive(3))),
+        ..hives(hive(3))
+    };
+    let drivers = "\\Windows\\System32\\config\\DRIVERS";
+    for (action, minor) in [
+        (edit_of(HiveName::System, WINDOWS, SYSTEM), 5),
+        (edit_of(HiveName::Drivers, WINDOWS, drivers), 5),
+        (edit_of(HiveName::Bcd, OTHER, BCD), 3),
+    ] {
+        let seen = PreviewHives {
+            before: &all,
+            edited: &|_| None,
+        };
+        let actions = [Action::EditHive(action.clone())];
+        let preview = preview(&actions, seen, WINDOWS, &guest, &media).unwrap();
+        let bytes = preview.read(action.volume, &action.path, 1 << 20).unwrap();
+        assert_eq!(bytes[24..28], [minor, 0, 0, 0], "{:?}", action.hive);
+        assert!(
+            action
+                .edits
+                .pending(&HiveView::new(&bytes).unwrap().root().unwrap())
+                .unwrap()
+                .ops
+                .is_empty()
+        );
+        // On another volume there is no such file.
+        let other = [WINDOWS, OTHER].into_iter().find(|v| *v != action.volume);
+        assert!(preview.read(other.unwrap(), &action.path, 1 << 20).is_err());
+    }
+    // None of them is read again where nothing is edited.
+    let seen = PreviewHives {
+        before: &all,
+        edited: &|_| None,
+    };
+    let unchanged = preview(&[], seen, WINDOWS, &guest, &media).unwrap();
+    for (at, bytes) in [
+        (SYSTEM, &all.system.bytes),
+        (SOFTWARE, &all.software.bytes),
+        (drivers, &all.drivers.as_ref().unwrap().bytes),
+    ] {
+        let shared = unchanged.read_shared(WINDOWS, &path(at), 1 << 20).unwrap();
+        assert!(Arc::ptr_eq(&shared, bytes), "{at}");
+    }
+    // A hive that the guest does not have is not made up.
+    let none = hives(hive(3));
+    let seen = PreviewHives {
+        before: &none,
+        edited: &|_| Some(hive(7).into()),
+    };
+    let actions = [Action::EditHive(edit_of(HiveName::Bcd, OTHER, BCD))];
+    let preview = preview(&actions, seen, WINDOWS, &guest, &media).unwrap();
+    assert!(preview.stat(OTHER, &path(BCD)).unwrap().is_none());
+}
+
+/// The limit is for all that is in memory at once: the hives of the guest and the copy that is edited.
+#[test]
+fn a_very_large_hive_is_edited_later() {
+    let large = |mib: usize| loaded(SOFTWARE, vec![0; mib << 20]);
+    for (mib, early) in [(200, true), (230, false)] {
+        let all = Hives {
+            software: large(mib),
+            ..hives(hive(3))
+        };
+        let edits = edit(&[]).edits;
+        let of_drivers = (HiveName::Drivers, &edits);
+        let wanted = [(HiveName::Software, &edits), of_drivers];
+        let edited = EditedHives::of(wanted.into_iter(), &all);
+        let started = edited.take(HiveName::Software).map(|edit| edit.finished());
+        assert_eq!(started.is_some(), early, "{mib} MiB");
+        // There is none to edit.
+        assert!(edited.take(HiveName::Drivers).is_none());
+        let edited = EditedHives::of([(HiveName::System, &edits)].into_iter(), &all);
+        assert!(edited.take(HiveName::System).is_some(), "{mib} MiB");
+    }
+}
+
+#[test]
+fn edits_are_those_of_the_hives_in_the_order_of_the_plan() {
+    let files = Action::CopyFiles(CopyFiles {
+        id: "files".into(),
+        title: "copy".into(),
+        folders: vec![],
+        files: vec![],
+    });
+    let software = edit_of(HiveName::Software, WINDOWS, SOFTWARE);
+    let actions = [
+        Action::EditHive(software),
+        files,
+        Action::EditHive(edit(&[])),
+    ];
+    let found: Vec<_> = edits(&actions)
+        .map(|(hive, edits)| (hive, edits.ops.len()))
+        .collect();
+    assert_eq!(found, [(HiveName::Software, 1), (HiveName::System, 1)]);
 }

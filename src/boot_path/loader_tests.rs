@@ -90,7 +90,7 @@ impl Guest {
         }
     }
 
-    fn file(&mut self, path: &str, imports: &[&str]) {
+    pub(super) fn file(&mut self, path: &str, imports: &[&str]) {
         let arch = self.arch();
         self.files.insert(path.to_lowercase(), image(arch, imports));
     }
@@ -136,7 +136,7 @@ impl Guest {
         self.evaluate_in(&ControlSet::new(1), controller)
     }
 
-    fn evaluate_in(&self, set: &ControlSet, controller: DiskBus) -> BootPath {
+    pub(super) fn evaluate_in(&self, set: &ControlSet, controller: DiskBus) -> BootPath {
         let hive = self.tree.to_bytes("SYSTEM");
         let system = HiveView::new(&hive).unwrap();
         let root = GuestPath::parse("\\Windows").unwrap();
@@ -644,7 +644,14 @@ fn a_driver_that_could_be_bound_is_named() {
             })
         };
         assert_eq!(missing(&guest), Some(("atapi".into(), true)), "{nt:?}");
-        remove(&mut guest, "system32\\drivers\\intelide.sys");
+        // A file that no loader can load is as good as none.
+        let file = "system32\\drivers\\intelide.sys";
+        other_processor(&mut guest, file);
+        assert_eq!(spare(&guest, IDE), Some(None), "{nt:?}");
+        let unusable = ImageState::Unreadable.into();
+        guest.files.insert(file.into(), unusable);
+        assert_eq!(spare(&guest, IDE), Some(None), "{nt:?}");
+        remove(&mut guest, file);
         remove(&mut guest, "system32\\drivers\\atapi.sys");
         assert_eq!(spare(&guest, IDE), Some(None), "{nt:?}");
         assert_eq!(missing(&guest), Some(("atapi".into(), false)), "{nt:?}");
@@ -672,6 +679,9 @@ fn only_the_control_set_that_boots_is_looked_at() {
                 let files = guest.files.clone();
                 let changed = Guest { nt, tree, files };
                 let path = changed.evaluate_in(&second, DiskBus::VirtioBlk);
+                assert_eq!(path.ready, ready, "{nt:?} {set} {key}: {}", path.reason);
+                let path = changed.evaluate_in(&second, IDE);
+                let ready = ready || key.ends_with("viostor");
                 assert_eq!(path.ready, ready, "{nt:?} {set} {key}: {}", path.reason);
             }
         }

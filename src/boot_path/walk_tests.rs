@@ -625,3 +625,108 @@ fn an_import_is_looked_for_beside_the_driver_then_among_the_drivers_then_in_syst
         assert_eq!(path.ready, ready, "{good} {bad}: {}", path.reason);
     }
 }
+
+/// Every file that is missing has to come back, not only the first.
+#[test]
+fn all_files_that_a_driver_lacks_are_named() {
+    let mut guest = Guest::new(TEN);
+    guest.file(
+        "system32\\drivers\\viostor.sys",
+        &["a.sys", "storport.sys", "b.sys"],
+    );
+    guest.file("system32\\drivers\\storport.sys", &["c.sys"]);
+    guest.file("system32\\drivers\\disk.sys", &["d.sys", "A.SYS"]);
+    let faults = guest.evaluate(VirtioBlk).faults;
+    let mut names: Vec<_> = (faults.iter())
+        .filter_map(|fault| match fault {
+            Fault::Import { service, missing } => Some(format!("{service} {}", missing.name)),
+            _ => None,
+        })
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "disk d.sys",
+            "viostor a.sys",
+            "viostor b.sys",
+            "viostor c.sys"
+        ]
+    );
+}
+
+/// Earlier devices, filters and files to delete are those of the control set that boots.
+#[test]
+fn what_else_a_control_set_has_counts_in_the_one_that_boots() {
+    let second = crate::types::ControlSet::new(2);
+    for nt in [XP, (6, 1), TEN] {
+        let mut guest = Guest::new(nt);
+        let mut copy = guest.tree.get(SET).unwrap().clone();
+        copy.name = second.to_string();
+        *guest.tree.key_mut(&second) = copy;
+        for set in [SET, &*second] {
+            let files = guest.files.clone();
+            let tree = guest.tree.clone();
+            let mut changed = Guest { nt, tree, files };
+            let id = "PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01\\3&1&0&20";
+            let list = ["\\??\\C:\\WINDOWS\\system32\\drivers\\disk.sys", ""];
+            let names =
+                |names: &[&str]| RegData::MultiSz(names.iter().map(ToString::to_string).collect());
+            changed
+                .tree
+                .dword(&format!("{set}\\Enum\\{id}"), "ConfigFlags", 1)
+                .set(
+                    &format!("{set}\\Control\\Class\\{DISK_DRIVE}"),
+                    "UpperFilters",
+                    names(&["gone"]),
+                )
+                .set(
+                    &format!("{set}\\Control\\Session Manager"),
+                    "PendingFileRenameOperations",
+                    names(&list),
+                );
+            let faults = changed.evaluate_in(&second, VirtioBlk).faults;
+            let found = |is: fn(&Fault) -> bool| faults.iter().any(is);
+            let seen = [
+                found(|fault| matches!(fault, Fault::DeviceDisabled { .. })),
+                found(|fault| matches!(fault, Fault::DeadFilter { .. })),
+                found(|fault| matches!(fault, Fault::FileDeleted { .. })),
+            ];
+            assert_eq!(seen, [set == &*second; 3], "{nt:?} {set}: {faults:?}");
+        }
+    }
+}
+
+/// Server 2003 is NT 5.2: its VM and its loader are those of XP.
+#[test]
+fn server_2003_is_looked_at_as_xp_is() {
+    for nt in [XP, (5, 2)] {
+        let mut guest = Guest::new(nt);
+        let database = format!("{SET}\\Control\\CriticalDeviceDatabase");
+        guest
+            .tree
+            .remove(&format!("{database}\\PCI#VEN_1AF4&DEV_1042"));
+        assert!(guest.evaluate(VirtioBlk).ready, "{nt:?}");
+        guest
+            .tree
+            .remove(&format!("{database}\\PCI#VEN_1AF4&DEV_1001"));
+        assert!(!guest.evaluate(VirtioBlk).ready, "{nt:?}");
+        assert!(guest.evaluate(Ide).ready, "{nt:?}");
+        guest
+            .tree
+            .remove(&format!("{database}\\Primary_IDE_Channel"));
+        assert!(!guest.evaluate(Ide).ready, "{nt:?}");
+        // Its loader looks for imports beside the driver only.
+        let mut guest = Guest::new(nt);
+        let port = guest
+            .files
+            .remove("system32\\drivers\\scsiport.sys")
+            .unwrap();
+        guest.files.insert("system32\\scsiport.sys".into(), port);
+        assert!(!guest.evaluate(VirtioBlk).ready, "{nt:?}");
+        let mut guest = Guest::new(nt);
+        let key = format!("{}\\StartOverride", service("viostor"));
+        guest.tree.dword(&key, "0", 4);
+        assert!(guest.evaluate(VirtioBlk).ready, "{nt:?}");
+    }
+}

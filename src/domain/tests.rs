@@ -628,6 +628,20 @@ fn data_disks_without_a_place_on_the_first_bus_are_on_virtio() {
     }
 }
 
+/// The driver ISO takes a place of the first bus, and only where there is one.
+#[test]
+fn without_a_driver_image_all_places_of_the_first_bus_are_for_disks() {
+    for (bootstrap, first, fit) in [(DiskBus::Sata, "sata", 18), (DiskBus::Ide, "ide", 4)] {
+        let mut m = machine();
+        m.bootstrap = Some(bootstrap);
+        m.driver_iso = None;
+        m.disks = (0..fit).map(|n| disk(&format!("/d{n}"), n == 0)).collect();
+        let places = places(&m, Stage::Bootstrap);
+        let data = places.iter().filter(|p| p[0].starts_with("/d"));
+        assert_eq!(data.filter(|p| p[1] == first).count(), fit);
+    }
+}
+
 #[test]
 fn virtio_scsi_has_room_for_more_than_there_are_slots() {
     let mut m = machine();

@@ -332,7 +332,30 @@ fn each_field_of_a_known_driver_can_be_said_anew() {
         change(&mut expected);
         assert_ne!(expected, known, "{said}");
         assert_eq!(*catalogue.driver("netkvm").unwrap(), expected, "{said}");
+        // What another file says of something else leaves it.
+        let other = match said.starts_with("services") {
+            true => "drivers: [{name: netkvm, required: false}]",
+            false => "drivers: [{name: netkvm, services: [b]}]",
+        };
+        catalogue.merge_text("d.yaml", other).unwrap();
+        if !said.starts_with("services") {
+            expected.services = vec!["b".into()];
+        }
+        assert_eq!(*catalogue.driver("netkvm").unwrap(), expected, "{said}");
     }
+}
+
+/// A file with a mistake in its last line has no effect at all.
+#[test]
+fn a_file_that_is_refused_changes_nothing() {
+    let mut catalogue = Catalogue::builtin();
+    let text = "skip: ['*.new']\n\
+                windows: [{id: a, name: A, nt: '10.0', folders: [w10], media: m}]\n\
+                drivers: [{name: netkvm, required: true}, {name: new}]";
+    assert!(catalogue.merge_text("c.yaml", text).is_err());
+    assert!(!catalogue.skips("x.new"));
+    assert!(!catalogue.driver("netkvm").unwrap().required);
+    assert!(catalogue.windows.iter().all(|w| w.id != "a"));
 }
 
 /// The built-in data as one line for each entry: what a guest gets follows from it.

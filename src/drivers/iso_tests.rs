@@ -234,6 +234,38 @@ fn what_is_hostile_in_an_image_is_refused_and_a_loop_is_read_once() {
     }
 }
 
+/// The limit is for the whole image, however its entries are spread over directories.
+#[test]
+fn an_image_with_too_many_entries_is_refused() {
+    let file = record(b"F;1", 0, (30, 1), &[]);
+    let per_sector = SECTOR as usize / file.len();
+    let sector = || {
+        let mut sector = file.repeat(per_sector);
+        sector.resize(SECTOR as usize, 0);
+        sector
+    };
+    for (entries, fine) in [
+        (MAX_ENTRIES / 2 - 1000, true),
+        (MAX_ENTRIES / 2 + 100, false),
+    ] {
+        let sectors = entries / per_sector;
+        let size = sectors as u32 * SECTOR as u32;
+        let folder = |name: &[u8], at| record(name, FLAG_DIRECTORY, (at, size), &[]);
+        let second = 64 + sectors as u32;
+        let root = [folder(b"A", 64), folder(b"B", second)].concat();
+        let mut bytes = image(&[(16, volume(1, b"", 20)), (20, root)]);
+        bytes.extend(sector().repeat(2 * sectors));
+        let opened = Iso::open(Cursor::new(bytes));
+        match opened {
+            Ok(iso) => assert!(fine && iso.files.len() == 2 * sectors * per_sector),
+            Err(error) => {
+                let limit = matches!(error, IsoError::Limit("100000 entries"));
+                assert!(!fine && limit, "{error}");
+            }
+        }
+    }
+}
+
 /// The image as a driver source: what it is called, and what of it is read.
 #[test]
 fn an_image_is_a_driver_source() {
@@ -268,7 +300,9 @@ fn an_image_is_a_driver_source() {
     assert_eq!(source.describe(), shown);
     let files: Vec<_> = source.files().iter().map(|f| (&*f.path, f.size)).collect();
     assert_eq!(files, [("A.INF", 5), ("Z", 1)]);
-    assert_eq!(source.read("a.inf").unwrap(), b"hello");
+    for name in ["a.inf", "A.INF", "A.inf"] {
+        assert_eq!(source.read(name).unwrap(), b"hello", "{name}");
+    }
     let missing = source.read("b.inf").unwrap_err();
     assert_eq!(missing.to_string(), "b.inf does not exist");
     assert!(source.has_short_names());

@@ -187,6 +187,10 @@ struct Folder {
 
 impl Folder {
     fn open(path: &Path) -> Result<Self, MediaError> {
+        Self::with_at_most(MAX_ENTRIES, path)
+    }
+
+    fn with_at_most(most: usize, path: &Path) -> Result<Self, MediaError> {
         let io = |at: &Path, source| MediaError::Io {
             path: at.display().to_string(),
             source,
@@ -203,7 +207,7 @@ impl Folder {
             for entry in std::fs::read_dir(&dir).map_err(|e| io(&dir, e))? {
                 let entry = entry.map_err(|e| io(&dir, e))?;
                 entries += 1;
-                if entries > MAX_ENTRIES {
+                if entries > most {
                     return Err(limit("100000 entries"));
                 }
                 let name = entry.file_name();
@@ -490,6 +494,22 @@ mod tests {
             read.to_string(),
             "more is 268435458 bytes, more than the 268435456 bytes read from a driver source"
         );
+    }
+
+    /// The limit is for the whole tree, and for what is no file of a driver too.
+    #[test]
+    fn a_directory_with_too_many_entries_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a/1", "a/2", "b/1", "b/2", "b/c\u{7}"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"x").unwrap();
+        }
+        assert_eq!(MAX_ENTRIES, 100_000);
+        assert_eq!(Folder::with_at_most(7, dir.path()).unwrap().files.len(), 4);
+        let error = Folder::with_at_most(6, dir.path()).err().unwrap();
+        let message = format!("{} has more than 100000 entries", dir.path().display());
+        assert_eq!(error.to_string(), message);
     }
 
     #[test]

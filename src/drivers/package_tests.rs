@@ -434,6 +434,37 @@ fn a_device_id_is_recorded_with_its_place_in_the_list_of_the_model() {
     assert_eq!(rank("VEN_1&DEV_E"), [1, 0x7f, 0, 0]);
 }
 
+/// Windows compares the class as its own setup writes it, whatever the INF has.
+#[test]
+fn the_class_is_in_capitals_in_one_database_and_not_in_the_other() {
+    let guid = "{4d36E97b-e325-11ce-bfc1-08002be10318}";
+    for (target, key, name) in [
+        (
+            target(6, 1, 7601, Arch::Amd64),
+            r"ControlSet001\Control\CriticalDeviceDatabase\PCI#VEN_1AF4&DEV_1042",
+            Some("{4D36E97B-E325-11CE-BFC1-08002BE10318}"),
+        ),
+        (
+            target(10, 0, 19045, Arch::Amd64),
+            r"DriverDatabase\DeviceIds\{4d36e97b-e325-11ce-bfc1-08002be10318}",
+            None,
+        ),
+    ] {
+        let (set, _) = demo_set(&target);
+        let mut pkg = set.package("viostor").unwrap().clone();
+        pkg.inf.class_guid = guid.into();
+        let result = install(&pkg, DIGEST, &target, &placement(5)).unwrap();
+        let there = result.system.iter().any(|op| match (op, name) {
+            (RegOp::Set { key: k, data, .. }, Some(name)) => {
+                k == key && *data == RegData::Sz(name.into())
+            }
+            (op, None) => op.key() == key,
+            _ => false,
+        });
+        assert!(there, "{key}");
+    }
+}
+
 /// The directory id in the INF determines the path of the file and of its service.
 #[test]
 fn a_file_goes_to_the_directory_that_the_inf_names() {

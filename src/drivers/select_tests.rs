@@ -379,6 +379,8 @@ fn the_guest_agent_is_that_of_the_processor_and_of_the_highest_directory() {
         "guest-agent/QEMU-GA-x86_64.MSI",
         "a/b/guest-agent/qemu-ga-x86_64.msi",
         "guest-agent/qemu-ga-i386.msi",
+        // Shorter, but deeper.
+        "a/b/qemu-ga-x86_64.msi",
     ];
     let media = Memory::new(paths.map(|path| (path.to_string(), vec![0])));
     let agent = |arch| guest_agent(media.files(), arch);
@@ -692,4 +694,101 @@ fn only_a_required_driver_of_disks_must_start_at_boot() {
         let found = select(&demo(Layout::Iso), &catalogue, &w10);
         assert_eq!(found.err().map(|e| e.code()), code, "{text}");
     }
+}
+
+/// An unpacked source may have its names in any case, as those who copied it have them.
+#[test]
+fn a_source_with_its_names_in_capitals_has_the_same_packages() {
+    let files = virtio_win::files(Layout::Iso, &image);
+    let capitals = |files: &[(String, Vec<u8>)]| {
+        Memory::new(
+            files
+                .iter()
+                .map(|(path, bytes)| (path.to_uppercase(), bytes.clone())),
+        )
+    };
+    for (target, folder) in targets() {
+        let plain = select(&Memory::new(files.clone()), &Catalogue::builtin(), &target).unwrap();
+        let media = capitals(&files);
+        let set = select(&media, &Catalogue::builtin(), &target).unwrap();
+        assert_eq!((set.os_folder.as_str(), &set.notes), (folder, &vec![]));
+        let shown = |set: &DriverSet| -> Vec<_> {
+            let package = |p: &DriverPackage| {
+                let files = p.files.iter().map(|f| f.name.to_lowercase());
+                (p.driver.clone(), files.collect::<Vec<_>>())
+            };
+            set.packages.iter().map(package).collect()
+        };
+        assert_eq!(shown(&set), shown(&plain), "{target}");
+        for (package, plain) in set.packages.iter().zip(&plain.packages) {
+            assert_eq!(package.store_files().len(), plain.store_files().len());
+            package.read_files(&media, target.arch).unwrap();
+            // The name of an image is that of its service in any case.
+            let other = match target.arch {
+                Arch::X86 => Arch::Amd64,
+                _ => Arch::X86,
+            };
+            let error = package.read_files(&media, other).unwrap_err();
+            assert!(matches!(error, DriverError::WrongImage { .. }), "{error}");
+        }
+    }
+}
+
+/// Windows tells no names apart by their case.
+#[test]
+fn a_pattern_is_that_of_names_in_any_case() {
+    let mut catalogue = Catalogue::builtin();
+    let text = "skip: ['*.ABC', 'Begin*', 'Whole.Txt']";
+    catalogue.merge_text("c.YAML", text).unwrap();
+    for (name, skipped) in [
+        ("x.abc", true),
+        ("X.Abc", true),
+        ("x.abcd", false),
+        ("BEGINNING", true),
+        ("a begin", false),
+        ("whole.TXT", true),
+        ("whole.txt2", false),
+    ] {
+        assert_eq!(catalogue.skips(name), skipped, "{name}");
+    }
+    let json = r#"{"skip": ["of-json"]}"#;
+    catalogue.merge_text("c.JSON", json).unwrap();
+    assert!(catalogue.skips("OF-JSON"));
+}
+
+/// A directory that only looks like that of the driver, and the error of the best one.
+#[test]
+fn a_directory_without_the_inf_is_passed_over_and_the_best_one_is_named() {
+    let w10 = target(10, 0, 19045, false, Arch::Amd64);
+    let mut files = virtio_win::files(Layout::Iso, &image);
+    files.push(("viostor/w10/AMD64/readme.txt".into(), vec![1]));
+    let nested = |files: &mut Vec<(String, Vec<u8>)>| {
+        for (path, _) in files.iter_mut() {
+            if let Some(name) = path.strip_prefix("viostor/w10/amd64/") {
+                *path = format!("below/viostor/w10/amd64/{name}");
+            }
+        }
+    };
+    nested(&mut files);
+    let set = select(&Memory::new(files), &Catalogue::builtin(), &w10).unwrap();
+    let folder = &set.package("viostor").unwrap().folder;
+    assert_eq!(folder, "below/viostor/w10/amd64");
+    // Of Server 2025, whose drivers may be those of 11, each directory lacks another file.
+    let s25 = target(10, 0, 26100, true, Arch::Amd64);
+    let files = virtio_win::files(Layout::Iso, &image).into_iter();
+    let left = files.filter(|(path, _)| match path.strip_prefix("viostor/") {
+        Some(rest) => {
+            let best = rest.starts_with("2k25/") && !rest.ends_with(".cat");
+            best || rest.starts_with("w11/") && !rest.ends_with(".sys")
+        }
+        None => !path.starts_with("amd64/"),
+    });
+    let error = select(&Memory::new(left), &Catalogue::builtin(), &s25).unwrap_err();
+    let DriverError::MissingFile { folder, file } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        (folder.as_str(), file.as_str()),
+        ("viostor/2k25/amd64", "viostor.cat")
+    );
 }

@@ -347,3 +347,18 @@ fn a_hash_counts_wherever_a_member_has_it() {
         );
     }
 }
+
+/// Names of files are those of Windows, in any case.
+#[test]
+fn the_files_of_a_package_are_checked_whatever_the_case_of_their_names() {
+    for (left, file) in [(1, "VIOSTOR.INF"), (0, "VIOSTOR.SYS")] {
+        let half = |files: &[&[u8]]| signer_of(&files[left..=left], RED_HAT, ROOT);
+        let review = reviewed(half, |package| {
+            for file in &mut package.files {
+                file.name = file.name.to_uppercase();
+            }
+        });
+        let fault = Fault::NotListed { file: file.into() };
+        assert_eq!(review.faults.get(&fault).unwrap(), &["viostor"], "{file}");
+    }
+}

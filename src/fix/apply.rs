@@ -258,7 +258,12 @@ mod tests {
             unreachable!()
         }
 
+        /// Until then the volume may be written to: all of it is in the journal.
         fn close(self: Box<Self>) -> Written<()> {
+            let journal = Journal::load(&self.0).unwrap();
+            let states = journal.doc.actions.iter().map(|a| a.state);
+            let done = states.filter(|state| *state == ActionState::Done).count();
+            assert_eq!((done, journal.doc.state), (2, State::Fixing));
             Ok(())
         }
     }
@@ -340,6 +345,45 @@ mod tests {
                 ("three", ActionState::Skipped, 0)
             ]
         );
+    }
+
+    #[test]
+    fn the_journal_lists_what_the_plan_does_and_what_it_skips() {
+        let plan = plan();
+        let records: Vec<_> = (records(&plan).into_iter())
+            .map(|r| (r.id, r.description, r.state, r.changes.len()))
+            .collect();
+        let (planned, skipped) = (ActionState::Planned, ActionState::Skipped);
+        let record = |id: &str, text: &str, state| (id.to_string(), text.to_string(), state, 0);
+        assert_eq!(
+            records,
+            [
+                record("one", "copy: 1 file (3 B)", planned),
+                record("two", "copy: 1 file (3 B)", planned),
+                record("three", "already so", skipped),
+            ]
+        );
+    }
+
+    #[test]
+    fn after_an_action_that_fails_nothing_more_is_done_and_the_journal_names_it() {
+        let mut plan = plan();
+        let Action::CopyFiles(copy) = &mut plan.actions[0] else {
+            panic!();
+        };
+        copy.files[0].from = "gone.sys".into();
+        let (seen, done, journal) = fixed(&plan, true, true);
+        let error = Error::from(done.unwrap_err());
+        assert_eq!(error.kind, ErrorKind::Failed);
+        assert_eq!(seen, [""; 0]);
+        let states: Vec<_> = journal.doc.actions.iter().map(|a| a.state).collect();
+        use ActionState::{Done, InProgress, Planned, Skipped};
+        assert_eq!(states, [InProgress, Planned, Skipped]);
+        plan.actions.reverse();
+        let (seen, _, journal) = fixed(&plan, true, true);
+        assert_eq!(seen, ["write"], "and the volume is not closed as a success");
+        let states: Vec<_> = journal.doc.actions.iter().map(|a| a.state).collect();
+        assert_eq!(states, [Done, InProgress, Skipped]);
     }
 
     /// An error that the user can remedy is a refusal with a remedy.

@@ -483,4 +483,100 @@ mod tests {
             assert_eq!(Journal::load(&path).is_ok(), fine, "{schema}");
         }
     }
+
+    /// A rollback may be run by a later version: these are the names an earlier one has written.
+    #[test]
+    fn a_journal_of_an_earlier_version_is_read_with_all_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let read = |state: &str, action: &str| {
+            let text = format!(
+                r#"{{
+                "schema": "hyper2kvm/journal/2", "version": "0.1.0", "state": "{state}",
+                "disk": {{"path": "/w", "format": "raw", "size_bytes": 7, "in_place": true}},
+                "others": [{{
+                    "path": "/b", "format": "qcow2", "size_bytes": 8, "in_place": true,
+                    "undo": {{"before": "b2", "after": "a2", "ranges": [
+                        {{"offset": 1, "len": 2, "before_sha256": "old", "after_sha256": "new"}}
+                    ]}}
+                }}],
+                "actions": [{{
+                    "id": "x", "description": "y", "state": "{action}",
+                    "changes": [
+                        {{"path": "\\a", "kind": "folder", "before": null, "after": null}},
+                        {{"path": "\\a\\b", "kind": "file", "before": {{"size": 1, "sha256": "s"}},
+                          "after": {{"size": 2, "sha256": "t"}}, "backup": "backup/files/a/b"}}
+                    ]
+                }}]
+            }}"#
+            );
+            fs::write(&path, text).unwrap();
+            Journal::load(&path).unwrap().doc
+        };
+        for (name, state) in [
+            ("planned", State::Planned),
+            ("fixing", State::Fixing),
+            ("verified", State::Verified),
+            ("committing", State::Committing),
+            ("committed", State::Committed),
+            ("rolling-back", State::RollingBack),
+            ("rolled-back", State::RolledBack),
+        ] {
+            assert_eq!(read(name, "done").state, state);
+        }
+        for (name, state) in [
+            ("planned", ActionState::Planned),
+            ("in-progress", ActionState::InProgress),
+            ("done", ActionState::Done),
+            ("skipped", ActionState::Skipped),
+        ] {
+            assert_eq!(read("fixing", name).actions[0].state, state);
+        }
+        let doc = read("committed", "done");
+        assert_eq!(
+            doc.disk,
+            DiskRef {
+                size_bytes: 7,
+                ..disk("/w", true)
+            }
+        );
+        assert!(doc.undo.is_none());
+        let changed = doc.changed();
+        let (of, log) = &changed[0];
+        assert_eq!((of.format.as_str(), of.size_bytes), ("qcow2", 8));
+        assert_eq!((log.before.as_str(), log.after.as_str()), ("b2", "a2"));
+        let range = &log.ranges[0];
+        assert_eq!((range.offset, range.len), (1, 2));
+        assert_eq!(
+            (range.before_sha256.as_str(), range.after_sha256.as_str()),
+            ("old", "new")
+        );
+        let [folder, file] = &doc.actions[0].changes[..] else {
+            panic!();
+        };
+        assert_eq!(
+            (folder.backup.as_ref(), folder.after.as_ref()),
+            (None, None)
+        );
+        let sizes = [&file.before, &file.after].map(|facts| facts.as_ref().unwrap().size);
+        assert_eq!(sizes, [1, 2]);
+        assert_eq!(file.backup.as_deref(), Some("backup/files/a/b"));
+    }
+
+    #[test]
+    fn only_the_action_of_that_name_is_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let action = |id: &str| ActionRecord {
+            id: id.into(),
+            description: "d".into(),
+            state: ActionState::Planned,
+            changes: vec![],
+        };
+        let actions = ["a", "b", "c"].map(action).to_vec();
+        let mut journal = Journal::create(dir.path(), disk("/x", true), vec![], actions).unwrap();
+        journal.mark("b", ActionState::Done).unwrap();
+        let states = journal.doc.actions.iter().map(|a| a.state);
+        use ActionState::{Done, Planned};
+        assert_eq!(states.collect::<Vec<_>>(), [Planned, Done, Planned]);
+    }
 }

@@ -326,10 +326,14 @@ fn zero(disk: &dyn BlockWrite, data: &DataMap, range: &Range<u64>) -> std::io::R
 }
 
 #[cfg(test)]
+#[path = "trim_disk_tests.rs"]
+mod disk_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    fn map(ranges: &[Range<u64>]) -> DataMap {
+    pub(super) fn map(ranges: &[Range<u64>]) -> DataMap {
         let mut map = DataMap::default();
         for range in ranges {
             map.add(range);
@@ -517,7 +521,7 @@ mod tests {
         (dir, disk)
     }
 
-    fn open(disk: &std::sync::Arc<crate::block::FileDisk>) -> EmbeddedReader {
+    pub(super) fn open(disk: &std::sync::Arc<crate::block::FileDisk>) -> EmbeddedReader {
         let layout = crate::disk::partition::read_layout(disk.as_ref()).unwrap();
         crate::guest::embedded::open(disk.clone(), &layout).unwrap()
     }
@@ -561,7 +565,7 @@ mod tests {
     }
 
     /// An NTFS volume of 16 MiB as a whole disk, full of old data where it is free.
-    fn ntfs(
+    pub(super) fn ntfs(
         files: &[(&str, Vec<u8>)],
     ) -> (tempfile::TempDir, std::sync::Arc<crate::block::FileDisk>) {
         const SIZE: u64 = 16 << 20;

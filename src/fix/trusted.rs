@@ -293,4 +293,80 @@ mod tests {
         );
         assert!(trusted.is_at(&folder) && !trusted.is_at(dir.path()));
     }
+
+    #[test]
+    fn what_is_not_trusted_is_told_with_what_to_do() {
+        use crate::error::Error;
+        let path = || std::path::PathBuf::from("/tmp/a b");
+        let owner = "run this as the owner of '/tmp/a b', or read it, and take it over: chown -R root '/tmp/a b'";
+        for (error, text, hint) in [
+            (
+                TrustError::Foreign {
+                    path: path(),
+                    owner: 7,
+                    caller: 8,
+                },
+                "/tmp/a b belongs to user 7, not to you (user 8) or root",
+                Some(owner),
+            ),
+            (
+                TrustError::Writable {
+                    path: path(),
+                    mode: 0o666,
+                },
+                "/tmp/a b can be written by others (mode 0666)",
+                Some("read it, then close it to others: chmod go-w '/tmp/a b'"),
+            ),
+            (
+                TrustError::Link { path: path() },
+                "/tmp/a b is a symbolic link",
+                Some("name the file or directory itself"),
+            ),
+            (
+                TrustError::Kind {
+                    path: path(),
+                    wanted: "file",
+                },
+                "/tmp/a b is not a file",
+                None,
+            ),
+            (
+                TrustError::Io {
+                    path: path(),
+                    source: io::ErrorKind::PermissionDenied.into(),
+                },
+                "opening /tmp/a b",
+                None,
+            ),
+        ] {
+            let cause = matches!(error, TrustError::Io { .. });
+            let error = Error::from(error);
+            assert_eq!(error.message, text);
+            let hints: Vec<_> = error.hints.iter().map(String::as_str).collect();
+            assert_eq!(hints, Vec::from_iter(hint));
+            assert_eq!(std::error::Error::source(&error).is_some(), cause, "{text}");
+        }
+    }
+
+    /// The directory of such a file may be anybody's.
+    #[test]
+    fn a_single_file_is_read_whole_if_nobody_else_can_have_written_it() {
+        let dir = tempfile::tempdir().unwrap();
+        mode(dir.path(), 0o777);
+        let file = dir.path().join("x");
+        fs::write(&file, b"all of it").unwrap();
+        mode(&file, 0o644);
+        assert_eq!(read(&file).unwrap(), b"all of it");
+        mode(&file, 0o664);
+        let error = read(&file).unwrap_err();
+        assert!(matches!(error, TrustError::Writable { mode: 0o664, .. }));
+        mode(&file, 0o644);
+        let link = dir.path().join("link");
+        symlink(&file, &link).unwrap();
+        assert!(matches!(read(&link).unwrap_err(), TrustError::Link { .. }));
+        assert!(read(&dir.path().join("no")).unwrap_err().is_missing());
+        mode(dir.path(), 0o755);
+        let trusted = TrustedFolder::open(dir.path()).unwrap();
+        assert_eq!(trusted.read(Path::new("x")).unwrap(), b"all of it");
+    }
 }

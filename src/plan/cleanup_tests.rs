@@ -251,3 +251,30 @@ fn entries_and_tasks_are_looked_for_where_windows_has_them() {
     );
     assert_eq!(TASK_LISTS, ["Plain", "Logon", "Boot", "Maintenance"]);
 }
+
+/// A filter leaves the list of each control set, which keeps the rest of its own.
+#[test]
+fn the_filters_of_each_control_set_are_its_own() {
+    let multi = |n: &[&str]| RegData::MultiSz(n.iter().map(ToString::to_string).collect());
+    let class = "Control\\Class\\{4d36e967-e325-11ce-bfc1-08002be10318}";
+    let mut guest = guest();
+    for (set, names) in [
+        (SETS[0], &["xenfilt", "partmgr"][..]),
+        (SETS[1], &["disk", "xenfilt", "partmgr"]),
+    ] {
+        guest
+            .system
+            .dword(&format!("{set}\\Services\\xenfilt"), "Type", 1);
+        guest
+            .system
+            .dword(&format!("{set}\\Services\\xenfilt"), "Start", 0);
+        let key = format!("{set}\\{class}");
+        guest.system.set(&key, "UpperFilters", multi(names));
+    }
+    guest.system.dword("Select", "Current", 2);
+    let edits = edits(&guest, false, HiveName::System);
+    for (set, left) in [(SETS[0], &["partmgr"][..]), (SETS[1], &["disk", "partmgr"])] {
+        let op = RegOp::set(format!("{set}\\{class}"), "UpperFilters", multi(left));
+        assert!(edits.contains(&op), "{op:?}");
+    }
+}

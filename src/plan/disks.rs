@@ -426,4 +426,20 @@ mod tests {
         assert_eq!(letters, ['E', 'F', 'Z']);
         assert_eq!(disk.letters[0].1, Uuid::from_bytes([3; 16]).braced());
     }
+
+    /// A damaged hive may have a name twice; the script stays short.
+    #[test]
+    fn the_first_disks_stand_for_all_of_very_many() {
+        let mut tree = KeyTree::new("ROOT");
+        let values = &mut tree.key_mut("MountedDevices").values;
+        for disk in 0..30 {
+            let data = RegData::Binary([[disk; 4], [1; 4], [0; 4]].concat());
+            let name = format!("\\DosDevices\\{}:", char::from(b'A' + disk % 26));
+            values.push((name, data.to_value()));
+        }
+        let bytes = tree.to_bytes("SYSTEM");
+        let view = HiveView::new(&bytes).unwrap();
+        let disks = with_letters(&view, &ControlSet::new(1), None, &mut Vec::new()).unwrap();
+        assert_eq!(disks.0.len(), 26);
+    }
 }

@@ -111,6 +111,25 @@ fn the_script_uses_what_pnputil_of_this_windows_knows() {
 }
 
 #[test]
+fn the_build_that_learned_to_remove_devices_does() {
+    for (build, removes) in [(19040, false), (19041, true)] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(Win10));
+        guest.survey = match build {
+            19040 => Some(|survey| {
+                survey.inspection.windows.as_mut().unwrap().target.build = 19040;
+            }),
+            _ => Some(|survey| {
+                survey.inspection.windows.as_mut().unwrap().target.build = 19041;
+            }),
+        };
+        let options = testing::options(Some(DiskBus::Sata));
+        let planned = planned(&guest, &media(), options, &Preferences::default());
+        let found = planned.script().contains("call :ghost pnputil");
+        assert_eq!(found, removes, "{build}");
+    }
+}
+
+#[test]
 fn the_users_scripts_and_the_agent_lie_beside_the_script() {
     let wishes = Preferences {
         user_scripts: vec![b"echo 1".to_vec(), b"echo two".to_vec()],
@@ -353,4 +372,58 @@ fn the_script_knows_whether_there_is_a_second_boot() {
         two.contains("EMULATED") && !one.contains("if defined EMULATED"),
         "{one}"
     );
+}
+
+/// Windows' records of its disks are those of the control set that boots.
+#[test]
+fn disks_are_brought_online_by_the_records_of_the_control_set_that_boots() {
+    for set in [1, 2] {
+        let mut guest = MemoryGuest::of(GuestSpec {
+            control_set: 2,
+            ..GuestSpec::new(Win10)
+        });
+        let letter = [&b"DMIO:ID:"[..], &[3; 16]].concat();
+        let mut table = vec![0; 192];
+        (table[0], table[4]) = (1, 1);
+        table[8..24].fill(0x20);
+        table[96..112].fill(3);
+        let key =
+            format!("ControlSet00{set}\\Enum\\SCSI\\Disk&Ven_X\\0\\Device Parameters\\Partmgr");
+        guest
+            .system
+            .set(
+                "MountedDevices",
+                "\\DosDevices\\F:",
+                RegData::Binary(letter),
+            )
+            .set(&key, "PartitionTableCache", RegData::Binary(table));
+        let options = testing::options(Some(DiskBus::Sata));
+        let planned = planned(&guest, &media(), options, &Preferences::default());
+        let found = planned
+            .script()
+            .contains("20202020-2020-2020-2020-202020202020");
+        assert_eq!(found, set == 2, "{set}");
+    }
+}
+
+/// Each control set gets its own setting back.
+#[test]
+fn the_setting_of_each_control_set_is_kept_beside_its_own_service() {
+    let mut guest = MemoryGuest::of(GuestSpec::new(Win10));
+    let mut second = guest.system.get("ControlSet001").unwrap().clone();
+    second.name = "ControlSet002".into();
+    *guest.system.key_mut("ControlSet002") = second;
+    guest.system.dword("Select", "Current", 2);
+    let sets = [("ControlSet001", 1), ("ControlSet002", 0)];
+    for (set, number) in sets {
+        let key = format!("{set}\\Control\\CrashControl");
+        guest.system.dword(&key, "AutoReboot", number);
+    }
+    let prepared = guest.prepare(&media(), Some(DiskBus::Sata));
+    guest.apply(&prepared, &media());
+    for (set, number) in sets {
+        let key = format!("{set}\\Services\\{SERVICE}\\Parameters");
+        let found = guest.system.value(&key, "AutoReboot").unwrap();
+        assert_eq!(found.as_dword(), Some(number), "{set}");
+    }
 }

@@ -359,8 +359,13 @@ fn path_form(
     path: &GuestPath,
 ) -> Vec<RegOp> {
     let root = &inputs.windows.root;
+    let (file, folder) = (path.key(), root.key());
+    // Not in `\Windows.old` either.
+    let inside = file
+        .strip_prefix(&folder)
+        .is_some_and(|rest| rest.starts_with('\\'));
     let below = path.parts().get(root.parts().len()..).unwrap_or_default();
-    if !path.key().starts_with(&root.key()) || below.is_empty() {
+    if !inside {
         return Vec::new();
     }
     let relative = RegData::ExpandSz(below.join("\\"));

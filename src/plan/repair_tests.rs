@@ -297,6 +297,24 @@ fn every_fault_that_an_edit_repairs_is_repaired_in_both_control_sets() {
     }
 }
 
+/// Windows replaces a driver by moving the old file away and the new one to its place.
+#[test]
+fn a_file_that_windows_replaces_stays_in_the_list_of_moves() {
+    let disk = "\\??\\C:\\Windows\\System32\\drivers\\disk.sys";
+    let moves = [disk, "\\??\\C:\\Temp\\old", "\\??\\C:\\Temp\\new", disk];
+    let viostor = "\\??\\C:\\Windows\\System32\\drivers\\viostor.sys";
+    let of_both = [&moves[..], &[viostor, "!\\??\\C:\\Temp\\x"]].concat();
+    let mut guest = guest(Win10, |set| {
+        set.set(SESSION, PENDING, multi(&of_both));
+    });
+    let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
+    guest.apply(&prepared, &media());
+    for set in SETS {
+        let found = guest.system.value(&format!("{set}\\{SESSION}"), PENDING);
+        assert_eq!(found, Some(&multi(&moves).to_value()), "{set}");
+    }
+}
+
 /// A disk without its partition manager has no volumes.
 #[test]
 fn a_filter_whose_service_is_repaired_stays_in_its_list() {
@@ -345,16 +363,23 @@ fn a_device_is_switched_on_only_where_it_is_known() {
 /// A driver outside the directory of Windows is not moved: nothing is known of what else is there.
 #[test]
 fn a_path_outside_of_windows_is_no_edit_but_a_blocker() {
-    let guest = guest(Xp, |set| {
-        set.sz("Services\\disk", "ImagePath", "\\Tools\\disk.sys");
-    });
-    let plan = guest.prepare(&media(), Some(bootstrap(Xp))).plan;
-    let codes: Vec<_> = plan.blockers.iter().map(|b| b.code.as_str()).collect();
-    assert!(codes.contains(&"boot-driver-file"), "{codes:?}");
-    for action in &plan.actions {
-        if let Action::EditHive(edit) = action {
-            let moved = |op: &RegOp| matches!(op, RegOp::Set { key, name, .. } if key.ends_with("\\disk") && name == "ImagePath");
-            assert!(!edit.edits.ops.iter().any(moved));
+    for path in [
+        "\\Tools\\disk.sys",
+        // A directory whose name begins as that of Windows does.
+        "\\WINDOWS.old\\System32\\drivers\\disk.sys",
+        "\\WINDOWS2\\disk.sys",
+    ] {
+        let guest = guest(Xp, |set| {
+            set.sz("Services\\disk", "ImagePath", path);
+        });
+        let plan = guest.prepare(&media(), Some(bootstrap(Xp))).plan;
+        let codes: Vec<_> = plan.blockers.iter().map(|b| b.code.as_str()).collect();
+        assert!(codes.contains(&"boot-driver-file"), "{path}: {codes:?}");
+        for action in &plan.actions {
+            if let Action::EditHive(edit) = action {
+                let moved = |op: &RegOp| matches!(op, RegOp::Set { key, name, .. } if key.ends_with("\\disk") && name == "ImagePath");
+                assert!(!edit.edits.ops.iter().any(moved), "{path}");
+            }
         }
     }
 }
@@ -592,4 +617,61 @@ fn a_device_that_was_here_before_is_told_with_what_helps() {
             "start the guest once on its old hypervisor and shut it down cleanly",
         )
     );
+}
+
+/// The lists of two control sets may differ: each keeps what it has.
+#[test]
+fn each_control_set_keeps_its_own_lists() {
+    let moves = |path: &str| format!("\\??\\C:\\{path}");
+    let viostor = moves("Windows\\System32\\drivers\\viostor.sys");
+    let (first, second) = (moves("Temp\\first"), moves("Temp\\second"));
+    let mut guest = guest(Win10, |_| {});
+    for (set, filters, file) in [
+        (SETS[0], &["gone", "partmgr", "disk"][..], &first),
+        (SETS[1], &["partmgr", "gone"], &second),
+    ] {
+        let class = format!("{set}\\{DISK_CLASS}");
+        let session = format!("{set}\\{SESSION}");
+        guest
+            .system
+            .set(&class, "UpperFilters", multi(filters))
+            .set(&session, PENDING, multi(&[file, "", &viostor, ""]));
+    }
+    let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
+    guest.apply(&prepared, &media());
+    for (set, filters, file) in [
+        (SETS[0], &["partmgr", "disk"][..], &first),
+        (SETS[1], &["partmgr"], &second),
+    ] {
+        let found = |key: &str, name: &str| guest.system.value(&format!("{set}\\{key}"), name);
+        let left = multi(&[file, ""]).to_value();
+        assert_eq!(found(SESSION, PENDING), Some(&left), "{set}");
+        let left = multi(filters).to_value();
+        assert_eq!(found(DISK_CLASS, "UpperFilters"), Some(&left), "{set}");
+    }
+}
+
+/// A service of another control set is no driver of the Windows that boots.
+#[test]
+fn a_service_is_there_when_the_control_set_that_boots_has_it() {
+    for set in SETS {
+        let mut guest = MemoryGuest::of(GuestSpec {
+            control_set: 2,
+            ..GuestSpec::new(Win10)
+        });
+        let key = |set: &str| format!("{set}\\Services\\netkvm");
+        guest.system.dword(&key(set), "Type", 1).sz(
+            &key(set),
+            "ImagePath",
+            "System32\\drivers\\netkvm.sys",
+        );
+        let draft = draft(&guest, testing::options(Some(DiskBus::Sata)));
+        let edits = draft.actions.iter().filter_map(|action| match action {
+            Action::EditHive(edit) => Some(&edit.edits.ops),
+            _ => None,
+        });
+        let mut keys = edits.flatten().map(RegOp::key);
+        let written = keys.any(|found| found == key(SETS[1]));
+        assert_eq!(written, set == SETS[0], "{set}");
+    }
 }

@@ -419,14 +419,17 @@ fn a_filter_of_the_old_hypervisor_leaves_all_lists_when_its_service_is_disabled(
 /// unchanged.
 #[test]
 fn a_service_is_written_unless_the_guest_has_it_with_its_file() {
-    let key = "ControlSet001\\Services\\netkvm";
-    for (values, written) in [
-        (&[][..], true),
-        (&["Private"], true),
-        (&["Type"], true),
-        (&["ImagePath"], true),
-        (&["Type", "ImagePath"], false),
+    for (service, values, written) in [
+        ("netkvm", &[][..], true),
+        ("netkvm", &["Private"], true),
+        ("netkvm", &["Type"], true),
+        ("netkvm", &["ImagePath"], true),
+        ("netkvm", &["Type", "ImagePath"], false),
+        // Its INF has it in this spelling.
+        ("VirtioSerial", &["Type"], true),
+        ("VirtioSerial", &["Type", "ImagePath"], false),
     ] {
+        let key = &*format!("ControlSet001\\Services\\{service}");
         let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
         for value in values {
             match *value {
@@ -436,7 +439,7 @@ fn a_service_is_written_unless_the_guest_has_it_with_its_file() {
         }
         let (edits, _) = system_action(&guest, WinVersion::Win10);
         let found = edits.ops.iter().any(|op| op.key() == key);
-        assert_eq!(found, written, "{values:?}");
+        assert_eq!(found, written, "{service} {values:?}");
     }
 }
 

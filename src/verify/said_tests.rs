@@ -1,6 +1,10 @@
 //! What checks say of a guest: each text with its evidence.
 
+use super::super::{verify_written, walk_all};
 use super::*;
+use crate::actions::Walked;
+use crate::inspect::HiveName;
+use crate::registry::walk;
 
 /// The text and the evidence of a check of a sound guest after a change.
 fn said(version: WinVersion, id: &str, change: impl FnOnce(&mut MemoryGuest)) -> [String; 2] {
@@ -59,6 +63,26 @@ fn device_filters_are_told_with_their_device_and_only_dead_ones() {
     let devices: Vec<_> = evidence.split("; ").collect();
     assert_eq!(devices.len(), 8, "{evidence}");
     assert_eq!(devices[7], "A\\B8\\C LowerFilters: gone");
+    // Both lists of a device, the upper one first.
+    let [_, evidence] = said(Win10, "device-filters", |g| {
+        filter(g, 1, "gone");
+        let key = format!("{SET}\\Enum\\ROOT\\Device1\\0000");
+        let names = RegData::MultiSz(vec!["lost".into(), "partmgr".into()]);
+        g.system.set(&key, "UpperFilters", names);
+    });
+    let device = "ROOT\\Device1\\0000";
+    assert_eq!(
+        evidence,
+        format!("{device} UpperFilters: lost; {device} LowerFilters: gone")
+    );
+    // An override that this Windows uses is as good as the value itself.
+    let [_, evidence] = said(Win10, "device-filters", |g| {
+        filter(g, 1, "switched");
+        let key = service("switched");
+        g.system.dword(&key, "Type", 1).dword(&key, "Start", 0);
+        g.system.dword(&format!("{key}\\StartOverride"), "0", 4);
+    });
+    assert_eq!(evidence, "ROOT\\Device1\\0000 LowerFilters: switched");
     // A key without a driver is no service.
     let [_, evidence] = said(Win10, "device-filters", |g| {
         filter(g, 1, "hollow");
@@ -88,6 +112,195 @@ fn a_device_that_was_here_before_is_told_with_its_state_and_what_that_does() {
             "{device} was here before{state}: Windows uses that driver again when it is in the same place"
         );
         assert_eq!(text, wanted);
+    }
+}
+
+/// A driver of two packages is one driver, however it is spelt; every controller that is wanted is looked at.
+#[test]
+fn rivals_are_different_drivers_and_are_told_for_each_controller() {
+    let configuration = "DriverDatabase\\DriverPackages\\rival\\Configurations\\one";
+    let [text, evidence] = said(Win10, "storage-rivals", |g| {
+        rival(g);
+        g.system.sz(configuration, "Service", "VioStor");
+    });
+    assert_eq!(
+        [text.as_str(), evidence.as_str()],
+        ["one driver for each controller", ""]
+    );
+    let scsi = "VEN_1AF4&DEV_1048&SUBSYS_11001AF4&REV_01";
+    let [_, evidence] = said(Win10, "storage-rivals", |g| {
+        rival(g);
+        let package = "DriverDatabase\\DriverPackages\\rival2";
+        let ids = format!("DriverDatabase\\DeviceIds\\PCI\\{scsi}");
+        let data = RegData::Binary(vec![1, 0xff, 0, 0]);
+        let file = "DriverDatabase\\DriverInfFiles\\rival2.inf";
+        g.system
+            .set(&ids, "rival2.inf", data)
+            .sz(file, "Active", "rival2")
+            .sz(
+                &format!("{package}\\Descriptors\\PCI\\{scsi}"),
+                "Configuration",
+                "two",
+            )
+            .sz(
+                &format!("{package}\\Configurations\\two"),
+                "Service",
+                "viostor",
+            );
+    });
+    let [blk, other] = evidence.split("; ").collect::<Vec<_>>()[..] else {
+        panic!("{evidence}");
+    };
+    assert_eq!(
+        blk,
+        "PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01: viostor, vioscsi"
+    );
+    assert_eq!(other, format!("PCI\\{scsi}: vioscsi, viostor"));
+}
+
+/// The limit is for all devices of the hive together.
+#[test]
+fn too_many_devices_are_not_looked_through() {
+    let [found, _] = said(Win10, "device-filters", |g| {
+        let tree = g.system.key_mut(&format!("{SET}\\Enum"));
+        tree.keys.clear();
+        for bus in 0..10 {
+            for device in 0..50 {
+                let key = tree.key_mut(&format!("B{bus}\\D{device}"));
+                for instance in 0..100 {
+                    key.key_mut(&instance.to_string());
+                }
+            }
+        }
+        tree.key_mut("B9\\D9\\last");
+    });
+    assert_eq!(found, "could not be checked: too many devices");
+}
+
+#[test]
+fn a_hive_without_services_or_devices_is_told_apart_from_a_sound_one() {
+    let without = |id: &str, key: &str| {
+        said(Win10, id, |g| {
+            g.system.remove(&format!("{SET}\\{key}"));
+            g.system.key_mut(SET);
+        })[0]
+            .clone()
+    };
+    let none = format!("could not be checked: no {SET}\\Services");
+    assert_eq!(without("boot-services", "Services"), none);
+    assert_eq!(without("critical-boot-services", "Services"), none);
+    assert_eq!(without("device-filters", "Enum"), "there are no devices");
+}
+
+/// The drivers of every boot have their own checks, by the generation of Windows.
+#[test]
+fn a_fault_is_told_in_the_check_of_its_driver() {
+    use WinVersion::Xp;
+    type Change = fn(&mut MemoryGuest);
+    let late: Change = |g| {
+        g.system.dword(&service("ftdisk"), "Start", 3);
+    };
+    for (version, wanted, id, change, text) in [
+        (
+            Xp,
+            DiskBus::Ide,
+            "volume-drivers",
+            late,
+            "ftdisk does not start at boot (Start=3)",
+        ),
+        // Windows 10 has no such driver.
+        (
+            Win10,
+            DiskBus::Sata,
+            "volume-drivers",
+            late,
+            "the disk and volume drivers start at boot",
+        ),
+        (
+            Win10,
+            DiskBus::Sata,
+            "bus-drivers",
+            |g| g.without("pci.sys"),
+            "pci: \\Windows\\System32\\drivers\\pci.sys is missing",
+        ),
+        (
+            Win10,
+            DiskBus::Sata,
+            "bus-drivers",
+            |g| *g.file("ACPI.sys") = b"MZ".to_vec(),
+            "acpi: \\Windows\\System32\\drivers\\ACPI.sys is not a usable driver file",
+        ),
+        (
+            Win10,
+            DiskBus::VirtioBlk,
+            "controller-image",
+            |g| {
+                g.system
+                    .sz(&service("viostor"), "ImagePath", "..\\viostor.sys");
+            },
+            "viostor: its file is not a usable driver file",
+        ),
+        (
+            Win10,
+            DiskBus::VirtioBlk,
+            "controller-image",
+            |g| {
+                let list = ["\\??\\C:\\Windows\\System32\\drivers\\viostor.sys", ""];
+                g.system.set(
+                    &format!("{SET}\\Control\\Session Manager"),
+                    "PendingFileRenameOperations",
+                    RegData::MultiSz(list.map(str::to_string).to_vec()),
+                );
+            },
+            "viostor: Windows deletes \\Windows\\System32\\drivers\\viostor.sys at its next start",
+        ),
+        (
+            Win10,
+            DiskBus::VirtioBlk,
+            "controller-service",
+            |g| {
+                let key = format!("{}\\StartOverride", service("viostor"));
+                g.system.dword(&key, "0", 4);
+            },
+            "viostor does not start at boot (Start=0, StartOverride=4)",
+        ),
+        // A class without a device on the way to this disk.
+        (
+            Win10,
+            DiskBus::VirtioBlk,
+            "idle-settings",
+            |g| {
+                let key =
+                    format!("{SET}\\Control\\Class\\{{4d36e96a-e325-11ce-bfc1-08002be10318}}");
+                let names = RegData::MultiSz(vec!["gone".into()]);
+                g.system.set(&key, "LowerFilters", names);
+            },
+            "LowerFilters of the class hdc names gone, which is missing or disabled: devices of that class do not start",
+        ),
+        (
+            Xp,
+            DiskBus::Ide,
+            "idle-settings",
+            |g| {
+                let key = format!("{}\\StartOverride", service("disk"));
+                g.system.dword(&key, "0", 3);
+            },
+            "disk has StartOverride=3, which this Windows ignores",
+        ),
+        // The processor of this Windows stands beside that of the file.
+        (
+            Xp,
+            DiskBus::Ide,
+            "kernel-files",
+            |g| *g.file("hal.dll") = pe::image(Arch::Amd64, Subsystem::Native),
+            "the kernel: HAL.dll, which \\WINDOWS\\System32\\ntoskrnl.exe imports from, is for x86_64 (\\WINDOWS\\System32\\HAL.dll), Windows is x86",
+        ),
+    ] {
+        let mut guest = converted(version);
+        change(&mut guest);
+        let checks = guest.verify(&[wanted]);
+        let check = checks.iter().find(|check| check.id == id).unwrap();
+        assert_eq!(check.message, text, "{version:?} {id}");
     }
 }
 
@@ -307,4 +520,67 @@ fn every_check_of_a_sound_guest_is_told_as_written() {
         }
     }
     insta::assert_snapshot!("sound", text);
+}
+
+/// The walk before a hive was written counts for the same bytes read back.
+#[test]
+fn a_hive_that_was_not_sound_when_it_was_written_is_not_sound() {
+    converted(Win10).look(&[], |guest, survey| {
+        let hives = survey.hives.as_ref().unwrap();
+        let written = |hive| Walked {
+            hive,
+            bytes: Arc::clone(&hives.get(hive).unwrap().bytes),
+            walk: Err(walk::Fault {
+                offset: 4096,
+                structure: "cell",
+                expected: "a cell".into(),
+                actual: "none".into(),
+            }),
+        };
+        for (hive, id) in [
+            (HiveName::System, "system-hive-sound"),
+            (HiveName::Drivers, "drivers-hive-sound"),
+        ] {
+            let checks = verify_written(survey, &[written(hive)], guest, &WANTED);
+            let bad: Vec<_> = checks.iter().filter(|c| !c.ok).map(|c| c.id).collect();
+            assert_eq!(bad, [id]);
+            let before = [(hive, written(hive).walk)].into_iter();
+            let walks = before.chain(
+                walk_all(hives)
+                    .into_iter()
+                    .filter(|(other, _)| *other != hive),
+            );
+            let checks = predict(survey, walks.collect(), guest, &WANTED);
+            let bad: Vec<_> = checks.iter().filter(|c| !c.ok).map(|c| c.id).collect();
+            assert_eq!(bad, [id]);
+        }
+    });
+}
+
+/// Several findings of one check are one fault, in the order in which they were found.
+#[test]
+fn findings_of_one_check_are_told_together_and_those_of_others_are_not() {
+    converted(Win10).look(&[], |guest, survey| {
+        let mut survey = survey.clone();
+        for (id, text) in [
+            ("boot-sector-heads", "heads"),
+            ("uefi-fallback", "loader"),
+            ("boot-sector-hidden", "hidden"),
+        ] {
+            survey.inspection.findings.push(Finding {
+                id,
+                severity: Severity::Warning,
+                message: format!("m {text}"),
+                remedy: "r".into(),
+                evidence: format!("e {text}"),
+            });
+        }
+        let checks = verify(&survey, guest, &WANTED);
+        let check = checks.iter().find(|c| c.id == "boot-sector").unwrap();
+        assert_eq!(
+            (check.message.as_str(), check.evidence.as_str()),
+            ("m heads; m hidden", "e heads; e hidden")
+        );
+        assert_eq!(check.findings, ["boot-sector-heads", "boot-sector-hidden"]);
+    });
 }

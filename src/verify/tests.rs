@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::actions::Converted;
+use crate::actions::{Action, Converted};
 use crate::check::{Check, CheckState, is_ready};
 use crate::convert::prepare::Prepared;
 use crate::demo::guest::GuestFile;
@@ -450,15 +450,27 @@ fn a_check_that_could_not_run_is_not_passed() {
 fn a_check_is_as_severe_as_what_inspection_found() {
     let severity = |id: &str, found| {
         let def = CHECKS.iter().find(|def| def.id == id).unwrap();
-        let outcome = Outcome::Found {
-            message: "m".into(),
-            evidence: "e".into(),
-            findings: vec![("first", Severity::Info), ("second", found)],
-        };
-        let check = result(def, outcome);
-        assert_eq!(check.state, CheckState::Fault);
-        assert_eq!(check.findings, ["first", "second"]);
-        check.severity
+        let [last, first] = [[Severity::Info, found], [found, Severity::Info]].map(|severities| {
+            let outcome = Outcome::Found {
+                message: "m\u{1b}[1m".into(),
+                evidence: "e\u{7}\u{202e}".into(),
+                findings: ["first", "second"].into_iter().zip(severities).collect(),
+            };
+            let check = result(def, outcome);
+            assert_eq!(check.state, CheckState::Fault);
+            assert_eq!(check.findings, ["first", "second"]);
+            // The guest has written parts of both.
+            let texts = [&check.message, &check.evidence];
+            assert!(
+                !texts
+                    .iter()
+                    .any(|text| text.contains(['\u{1b}', '\u{7}', '\u{202e}'])),
+                "{check:?}"
+            );
+            check.severity
+        });
+        assert_eq!(last, first, "{id}");
+        last
     };
     assert_eq!(severity("bcd", Severity::Blocker), Severity::Blocker);
     assert_eq!(severity("bcd", Severity::Info), Severity::Warning);
@@ -482,8 +494,8 @@ fn a_check_is_as_severe_as_what_inspection_found() {
     }
 }
 
-/// The states of the two checks that compare a guest with its plan.
-fn as_planned(guest: &MemoryGuest, prepared: &Prepared, media: &Memory) -> [CheckState; 2] {
+/// The two checks that compare a guest with its plan.
+fn compared(guest: &MemoryGuest, prepared: &Prepared, media: &Memory) -> Vec<Check> {
     let media = prepared.basis.media(media);
     let volume = prepared.basis.windows.system_volume;
     guest.look(&[], |read, survey| {
@@ -493,11 +505,7 @@ fn as_planned(guest: &MemoryGuest, prepared: &Prepared, media: &Memory) -> [Chec
             hives: survey.hives.as_ref().unwrap(),
             media: &media,
         };
-        let checks = planned(&prepared.plan.actions, Some(&converted));
-        let [files, registry] = &checks[..] else {
-            panic!("{checks:?}");
-        };
-        [files.state, registry.state]
+        planned(&prepared.plan.actions, Some(&converted))
     })
 }
 
@@ -507,10 +515,17 @@ fn what_is_not_as_planned_is_a_fault() {
     let mut guest = MemoryGuest::of(GuestSpec::new(Win7));
     let prepared = guest.prepare(&media, Some(bootstrap(Win7)));
     guest.apply(&prepared, &media);
-    let states = |change: fn(&mut MemoryGuest)| {
+    let checks = |change: fn(&mut MemoryGuest)| {
         let mut changed = guest.clone();
         change(&mut changed);
-        as_planned(&changed, &prepared, &media)
+        compared(&changed, &prepared, &media)
+    };
+    let states = |change: fn(&mut MemoryGuest)| {
+        let checks = checks(change);
+        let [files, registry] = &checks[..] else {
+            panic!("{checks:?}");
+        };
+        [files.state, registry.state]
     };
     let (ok, fault) = (CheckState::Ok, CheckState::Fault);
     assert_eq!(states(|_| {}), [ok, ok]);
@@ -521,6 +536,38 @@ fn what_is_not_as_planned_is_a_fault() {
         g.system.dword(&service("viostor"), "Start", 3);
     };
     assert_eq!(states(start), [ok, fault]);
+    // How much was compared, and the first difference.
+    let actions = &prepared.plan.actions;
+    let count = |part: fn(&Action) -> usize| actions.iter().map(part).sum::<usize>();
+    let files = count(|action| match action {
+        Action::CopyFiles(copy) => copy.files.len(),
+        Action::CopyInGuest(_) => 1,
+        _ => 0,
+    });
+    let edits = count(|action| match action {
+        Action::EditHive(edit) => edit.edits.ops.len(),
+        _ => 0,
+    });
+    assert!(files > 1 && edits > 1);
+    let said = |checks: Vec<Check>| -> Vec<_> {
+        let told = |c: Check| (c.id, c.severity, c.message);
+        checks.into_iter().map(told).collect()
+    };
+    let blocker = |id, text: String| (id, Severity::Blocker, text);
+    let files = blocker(
+        "files-as-planned",
+        format!("{files} files read back identical"),
+    );
+    let edits = blocker(
+        "registry-as-planned",
+        format!("{edits} registry edits read back"),
+    );
+    assert_eq!(said(checks(|_| {})), [files.clone(), edits]);
+    let told = said(checks(start));
+    assert_eq!(told[0], files);
+    assert!(told[1].2.ends_with("viostor is not as planned"), "{told:?}");
+    let told = said(checks(|g| g.file("viostor.sys")[9] ^= 1));
+    assert!(told[0].2.contains("viostor.sys differs from "), "{told:?}");
 }
 
 /// The states of the checks of a sound guest after a change of the survey.

@@ -254,13 +254,51 @@ fn a_disk_that_needs_its_source_is_named_to_those_who_copy_it() {
                 .any(|w| w.contains("hyper2kvm pull"))
         };
         assert!(!says(&m), "{emit:?}");
-        m.disks[0].backing.push(Backing {
-            path: "/src/a.vmdk".into(),
-            format: "vmdk".into(),
-            socket: false,
-        });
-        assert_eq!(says(&m), named, "{emit:?}");
+        // Whichever disk it is.
+        for n in [1, 0] {
+            m.disks[n].backing.push(Backing {
+                path: "/src/a.vmdk".into(),
+                format: "vmdk".into(),
+                socket: false,
+            });
+            assert_eq!(says(&m), named, "{emit:?} {n}");
+        }
     }
+}
+
+/// Two NICs on one bridge and two on one network: each is named as often as it needs to be.
+#[test]
+fn nics_that_share_a_network_are_told_as_one_network() {
+    let mut m = machine();
+    let bridge = || {
+        NicSource::Bridge(Bridge {
+            vlan: Some(7),
+            ..Bridge::named("br0")
+        })
+    };
+    let nic = |n, source| Nic::new(MacAddr::qemu([0, 0, n]), source);
+    let office = || NicSource::Network("office".into());
+    m.nics = vec![
+        nic(1, office()),
+        nic(2, bridge()),
+        nic(3, bridge()),
+        nic(4, office()),
+    ];
+    let documents = yaml(&texts(Emit::Kubevirt, &m)[1]);
+    let named = |d: &&Value| d["kind"] == "NetworkAttachmentDefinition";
+    let definitions: Vec<_> = documents.iter().filter(named).collect();
+    assert_eq!(definitions.len(), 1, "{definitions:?}");
+    let spec = &documents.last().unwrap()["spec"]["template"]["spec"];
+    let networks: Vec<_> = (spec["networks"].as_array().unwrap().iter())
+        .map(|n| n["multus"]["networkName"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(networks, ["office", "br0-vlan7", "br0-vlan7", "office"]);
+    let said = warnings(Emit::Qemu, &m);
+    let vlan = |w: &&String| w.contains("connects to br0 without VLAN 7");
+    assert_eq!(said.iter().filter(vlan).count(), 2, "{said:?}");
+    let map = ["a=net:x", "a=pve:vmbr0", "b=none"].map(|text| text.parse().unwrap());
+    let map = NetworkMap::new(map.to_vec()).unwrap();
+    assert_eq!(map.unused(&[]), ["a", "b"]);
 }
 
 #[test]

@@ -174,6 +174,8 @@ ServiceBinary=%12%\m.sys
 to.exe,from.ex_
 keep.exe
 ..\x.exe
+y.exe,..\y.exe
+..\z.exe,z.exe
 [sw]
 HKR,,Multi,0x00010000,a,b
 HKR,,Bin,1,01,ff
@@ -184,7 +186,7 @@ HKR,Only\Key
 HKR,,Gone,0x4
 HKR,,Qword,0x000b0001,1
 [Strings]
-M=Maker
+M=Maker,Other
 "#;
 
 #[test]
@@ -198,6 +200,7 @@ fn unusual_shapes() {
     assert_eq!(model.description.value, "new, quoted");
     assert_eq!(model.description.token(), None);
     assert_eq!(model.manufacturer.token(), Some("M"));
+    assert_eq!(model.manufacturer.value, "Maker");
     assert_eq!(model.install_section, "New.NTamd64.6.2");
     assert_eq!(model.hardware_ids, [r"PCI\VEN_1&CC_0100", r"PCI\VEN_1"]);
     let install = &inf.installs[0];

@@ -5,7 +5,11 @@ use crate::block::FileDisk;
 use crate::fix::journal::DiskRef;
 
 fn image(path: &Path, seed: u8) -> Vec<u8> {
-    let bytes: Vec<u8> = (0..3u32 << 20)
+    image_of(path, seed, 3)
+}
+
+fn image_of(path: &Path, seed: u8, mib: u32) -> Vec<u8> {
+    let bytes: Vec<u8> = (0..mib << 20)
         .map(|i| (i.wrapping_mul(31) >> 7) as u8 ^ seed)
         .collect();
     fs::write(path, &bytes).unwrap();
@@ -142,10 +146,9 @@ fn a_disk_changed_by_others_is_left_alone() {
     disk.write_at(6000, b"somebody else").unwrap();
     let now = fs::read(dir.path().join("disk")).unwrap();
     let error = rollback(&mut journal, &[&disk], false).unwrap_err();
-    assert!(
-        matches!(error, CommitError::DiskChanged { count: 1, .. }),
-        "{error}"
-    );
+    let changed = matches!(&error, CommitError::DiskChanged { disk, count: 1, total: 2, .. }
+        if *disk == dir.path().join("disk"));
+    assert!(changed, "{error}");
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
     rollback(&mut journal, &[&disk], true).unwrap();
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
@@ -187,12 +190,41 @@ fn a_damaged_undo_log_writes_nothing() {
     let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
     commit(&mut journal, &[&disk]).unwrap();
     let log = dir.path().join(BEFORE_FILE);
-    let mut bytes = fs::read(&log).unwrap();
-    bytes[100] ^= 1;
-    fs::write(&log, bytes).unwrap();
-    let error = rollback(&mut journal, &[&disk], false).unwrap_err();
+    let whole = fs::read(&log).unwrap();
+    let ranges = journal.doc.changed()[0].1.ranges.clone();
+    let first = ranges[0].len as usize;
+    for (at, range) in [(100, 0), (first, 1), (whole.len() - 1, 1)] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&log, bytes).unwrap();
+        let error = rollback(&mut journal, &[&disk], false).unwrap_err();
+        let of =
+            matches!(error, CommitError::UndoDamaged { offset } if offset == ranges[range].offset);
+        assert!(of, "{error}");
+        assert_eq!(fs::read(dir.path().join("disk")).unwrap(), new);
+    }
+    // A range that no run can have written.
+    fs::write(&log, &whole).unwrap();
+    let mut long = Journal::load(journal.path()).unwrap();
+    long.doc.undo.as_mut().unwrap().ranges[1].len = (1 << 20) + 1;
+    let error = rollback(&mut long, &[&disk], true).unwrap_err();
     assert!(matches!(error, CommitError::UndoDamaged { .. }), "{error}");
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), new);
+}
+
+#[test]
+fn new_bytes_that_were_damaged_meanwhile_are_not_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, old, _) = setup(dir.path());
+    let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
+    let log = dir.path().join(AFTER_FILE);
+    let mut bytes = fs::read(&log).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&log, bytes).unwrap();
+    let error = commit(&mut journal, &[&disk]).unwrap_err();
+    assert!(matches!(error, CommitError::UndoDamaged { .. }), "{error}");
+    assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
 }
 
 /// Two disks as one unit.
@@ -209,7 +241,7 @@ fn pair() -> Pair {
     let dir = tempfile::tempdir().unwrap();
     let old = [
         image(&dir.path().join("windows"), 0),
-        image(&dir.path().join("boot"), 9),
+        image_of(&dir.path().join("boot"), 9, 4),
     ];
     let mut new = old.clone();
     new[0][5000..9000].fill(0xee);
@@ -219,12 +251,13 @@ fn pair() -> Pair {
     for (name, bytes) in NAMES.iter().zip(&new) {
         fs::write(dir.path().join(format!("{name}.new")), bytes).unwrap();
     }
-    let [windows, boot] = NAMES.map(|name| DiskRef {
-        path: dir.path().join(name),
+    let disk = |i: usize| DiskRef {
+        path: dir.path().join(NAMES[i]),
         format: "raw".into(),
-        size_bytes: 3 << 20,
+        size_bytes: old[i].len() as u64,
         in_place: true,
-    });
+    };
+    let (windows, boot) = (disk(0), disk(1));
     let mut journal = Journal::create(dir.path(), windows, vec![boot], vec![]).unwrap();
     assert_eq!(journal.doc.schema, crate::fix::journal::SCHEMA_SEVERAL);
     let open = |name: String| FileDisk::open(&dir.path().join(name)).unwrap();
@@ -238,7 +271,8 @@ fn pair() -> Pair {
             ranges: &ranges,
         })
         .collect();
-    prepare(&mut journal, &changing).unwrap();
+    // One part of the first, two of the second.
+    assert_eq!(prepare(&mut journal, &changing).unwrap(), 3 << 20);
     Pair {
         dir,
         journal,
@@ -270,36 +304,152 @@ fn two_disks_are_committed_and_rolled_back_together() {
     let error = rollback(&mut read, &[&windows], true).unwrap_err();
     assert!(matches!(error, CommitError::NothingToUndo), "{error}");
     assert_eq!(pair.now(), pair.new);
-    rollback(&mut read, &[&windows, &boot], false).unwrap();
+    let restored = rollback(&mut read, &[&windows, &boot], false).unwrap();
+    assert_eq!((pair.now(), restored), (pair.old, 3 << 20));
+}
+
+#[test]
+fn each_of_two_disks_has_its_own_size() {
+    for grown in NAMES {
+        let mut pair = pair();
+        let [windows, boot] = pair.open();
+        commit(&mut pair.journal, &[&windows, &boot]).unwrap();
+        let (path, size) = (pair.dir.path().join(grown), 5 << 20);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(size).unwrap();
+        let [windows, boot] = pair.open();
+        let error = rollback(&mut pair.journal, &[&windows, &boot], true).unwrap_err();
+        let of = matches!(&error, CommitError::OtherDisk { disk, actual, .. }
+            if *disk == path && *actual == size);
+        assert!(of, "{error}");
+        assert_eq!(pair.now()[1][..3 << 20], pair.new[1][..3 << 20]);
+    }
+}
+
+/// The second disk is made durable and read back as the first is.
+#[test]
+fn a_write_to_the_second_disk_that_is_lost_is_noticed_and_undone() {
+    let mut pair = pair();
+    let [windows, boot] = pair.open();
+    // In the last of its parts.
+    let lost = Forgetful(boot, (2 << 20) + 5);
+    let error = commit(&mut pair.journal, &[&windows, &lost]).unwrap_err();
+    let of = matches!(error, CommitError::ReadBack { offset } if offset == 2 << 20);
+    assert!(of, "{error}");
+    assert!(pair.journal.needs_undo());
+    // A loss of power in the middle of a part of the second disk.
+    let [windows, boot] = pair.open();
+    boot.write_at(
+        70_000 / 512 * 512,
+        &pair.old[1][70_000 / 512 * 512..][..512],
+    )
+    .unwrap();
+    rollback(&mut pair.journal, &[&windows, &boot], false).unwrap();
+    assert_eq!(pair.now(), pair.old);
+}
+
+/// Counts what makes it durable.
+struct Flushed(FileDisk, std::sync::atomic::AtomicUsize);
+
+impl BlockRead for Flushed {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+}
+
+impl BlockWrite for Flushed {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+
+    fn zero_at(&self, _: u64, _: u64) -> io::Result<()> {
+        unreachable!()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.0.flush()
+    }
+}
+
+#[test]
+fn every_disk_is_made_durable() {
+    let mut pair = pair();
+    let disks = pair.open().map(|disk| Flushed(disk, 0.into()));
+    let disks: Vec<_> = disks.iter().collect();
+    let of = |disk: &&Flushed| disk.1.load(std::sync::atomic::Ordering::Relaxed);
+    commit(&mut pair.journal, &[disks[0], disks[1]]).unwrap();
+    assert_eq!(disks.iter().map(of).collect::<Vec<_>>(), [1, 1]);
+    rollback(&mut pair.journal, &[disks[0], disks[1]], false).unwrap();
+    assert_eq!(disks.iter().map(of).collect::<Vec<_>>(), [2, 2]);
+}
+
+/// A repair of the boot files alone changes the second disk alone.
+#[test]
+fn a_disk_without_differences_is_neither_saved_nor_asked_for() {
+    let mut pair = pair();
+    let open = |name: &str| FileDisk::open(&pair.dir.path().join(name)).unwrap();
+    let disks = [["windows", "windows"], ["boot", "boot.new"]].map(|pair| pair.map(open));
+    let changing = [0, 1].map(|i| Changing {
+        before: &disks[i][0],
+        after: &disks[i][1],
+        ranges: &[(0, 3 << 20)],
+    });
+    let total = prepare(&mut pair.journal, &changing).unwrap();
+    assert_eq!(total, 2 << 20);
+    let changed = pair.journal.doc.changed();
+    let [(disk, log)] = &changed[..] else {
+        panic!("{changed:?}");
+    };
+    assert_eq!(disk.path, pair.dir.path().join("boot"));
+    assert_eq!(
+        [log.before.as_str(), log.after.as_str()],
+        ["backup/blocks-2.before", "backup/blocks-2.after"]
+    );
+    let [_, boot] = pair.open();
+    commit(&mut pair.journal, &[&boot]).unwrap();
+    assert_eq!(pair.now(), [&pair.old[0], &pair.new[1]].map(Vec::clone));
+    rollback(&mut pair.journal, &[&boot], false).unwrap();
     assert_eq!(pair.now(), pair.old);
 }
 
 #[test]
 fn what_keeps_one_disk_from_being_written_keeps_both() {
     let stranger = b"somebody else".as_slice();
-    // Before the commit, the second disk has changed since it was read.
-    let mut before = pair();
-    let [windows, boot] = before.open();
-    boot.write_at(70_020, stranger).unwrap();
-    let now = before.now();
-    let error = commit(&mut before.journal, &[&windows, &boot]).unwrap_err();
-    assert!(error.to_string().contains("/boot "), "{error}");
-    assert_eq!(before.now(), now);
-    assert_ne!(before.journal.doc.state, State::Committing);
+    // Before the commit, one of them has changed since it was read.
+    for (n, name) in NAMES.into_iter().enumerate() {
+        let mut before = pair();
+        let disks = before.open();
+        disks[n].write_at([6_000, 70_020][n], stranger).unwrap();
+        let now = before.now();
+        let error = commit(&mut before.journal, &[&disks[0], &disks[1]]).unwrap_err();
+        assert!(error.to_string().contains(&format!("/{name} ")), "{error}");
+        assert!(before.now() == now, "{name}");
+        assert_ne!(before.journal.doc.state, State::Committing);
+    }
 
     // Afterwards, somebody wrote to the second disk, or its saved blocks are damaged.
-    for damaged in [false, true] {
+    for damaged in ["first", "", "short", "changed"] {
         let mut pair = pair();
         let [windows, boot] = pair.open();
         commit(&mut pair.journal, &[&windows, &boot]).unwrap();
-        if damaged {
-            fs::write(pair.dir.path().join("backup/blocks-2.before"), "rats").unwrap();
-        } else {
-            boot.write_at(70_020, stranger).unwrap();
+        let saved = pair.dir.path().join("backup/blocks-2.before");
+        let mut bytes = fs::read(&saved).unwrap();
+        match damaged {
+            "first" => windows.write_at(6_000, stranger).unwrap(),
+            "" => boot.write_at(70_020, stranger).unwrap(),
+            "short" => bytes.truncate(1 << 20),
+            _ => bytes[(1 << 20) + 7] ^= 1,
         }
+        fs::write(&saved, bytes).unwrap();
         let now = pair.now();
-        rollback(&mut pair.journal, &[&windows, &boot], damaged).unwrap_err();
-        assert_eq!(pair.now(), now, "damaged: {damaged}");
+        let force = matches!(damaged, "short" | "changed");
+        rollback(&mut pair.journal, &[&windows, &boot], force).unwrap_err();
+        assert!(pair.now() == now, "{damaged}");
     }
 }
 
