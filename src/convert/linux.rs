@@ -64,13 +64,13 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
 }
 
 /// Decides everything that `plan` and `convert` do with a Linux guest. `target` is the output
-/// directory.
+/// directory, `has` is whether this host has a program.
 pub(super) fn decide(
-    job: &Job,
-    ui: &Ui,
+    (job, ui): (&Job, &Ui),
     disks: &VmDisks,
     inspection: &mut Inspection,
     target: &Path,
+    has: &dyn Fn(&str) -> bool,
 ) -> Result<(Plan, Option<Outlook>)> {
     let images = images(disks);
     examine(&images, &job.source, inspection, ui)?;
@@ -88,7 +88,7 @@ pub(super) fn decide(
     let seen = Foreseen {
         inspection,
         preference: job.guest.linux,
-        installed: installed(job, &|program| tool::find(program).is_some()),
+        installed: installed(job, has),
         in_place: job.copy.is_in_place(),
         copy_later: job.copy.method == Copying::Later,
         notes: machine::other_macs(&inspection.network.adapters, &job.vm.machine),
@@ -173,23 +173,20 @@ struct ConvertedDisks {
     method: Method,
 }
 
-pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Report> {
+pub(super) fn convert(
+    mut run: Run<'_>,
+    mut inspection: Inspection,
+    has: &dyn Fn(&str) -> bool,
+) -> Result<Report> {
     let (job, ui) = (run.job, run.ui);
-    let (plan, outlook) = decide(job, ui, &run.disks, &mut inspection, run.folder.target())?;
+    let target = run.folder.target();
+    let (plan, outlook) = decide((job, ui), &run.disks, &mut inspection, target, has)?;
     let method = match &plan.linux {
         Some(handover) if plan.blockers.is_empty() => handover.method,
         _ => return Err(prepare::refused(&inspection, plan.blockers)),
     };
     let decided = report::plan_document(&plan, outlook.as_ref(), &inspection);
-    if let Some(before) = &run.resumed {
-        before.check_plan(&decided)?;
-        if before.has_overlays() {
-            tracing::warn!("starting over: what was made of the guest is not used again");
-            run.folder.start_over()?;
-            run.resumed = None;
-        }
-    }
-    run.save_plan(decided.clone())?;
+    begin(&mut run, &decided)?;
     point("inspected")?;
     run.clock.inspected();
 
@@ -253,6 +250,19 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
     };
     finish::save_report(&mut run, &mut report, &plan)?;
     Ok(report)
+}
+
+/// An error if the interrupted run decided otherwise. If it made something of the guest, this run starts over.
+fn begin(run: &mut Run<'_>, decided: &serde_json::Value) -> Result<()> {
+    if let Some(before) = &run.resumed {
+        before.check_plan(decided)?;
+        if before.has_overlays() {
+            tracing::warn!("starting over: what was made of the guest is not used again");
+            run.folder.start_over()?;
+            run.resumed = None;
+        }
+    }
+    run.save_plan(decided.clone())
 }
 
 /// The checks of the guest after the conversion, all passed.
