@@ -227,3 +227,5 @@ mod report_tests;
 mod testing;
 #[cfg(test)]
 mod whole_tests;
+#[cfg(test)]
+mod written_tests;
