@@ -180,6 +180,7 @@ pub(super) fn convert(
 ) -> Result<Report> {
     let (job, ui) = (run.job, run.ui);
     let target = run.folder.target();
+    let unexamined = inspection.clone();
     let (plan, outlook) = decide((job, ui), &run.disks, &mut inspection, target, has)?;
     let method = match &plan.linux {
         Some(handover) if plan.blockers.is_empty() => handover.method,
@@ -190,7 +191,7 @@ pub(super) fn convert(
     point("inspected")?;
     run.clock.inspected();
 
-    let converted = make(&run, &inspection, method)?;
+    let converted = make(&run, (&unexamined, &inspection), method)?;
     point("fixed")?;
     let storage = job.vm.machine.storage;
     let made_ready = made_ready(converted.method);
@@ -302,8 +303,13 @@ fn linux_facts(inspection: &Inspection) -> Result<&LinuxFacts> {
     facts.ok_or_else(|| Error::failed("the converted guest cannot be read any more"))
 }
 
-/// Carries out the plan on overlays and examines the result.
-fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<ConvertedDisks> {
+/// Carries out the plan on overlays and examines the result. The source is given as the survey found it, and as
+/// it was examined.
+fn make(
+    run: &Run<'_>,
+    (unexamined, before): (&Inspection, &Inspection),
+    method: Method,
+) -> Result<ConvertedDisks> {
     stopped()?;
     let Run {
         job, ui, folder, ..
@@ -323,6 +329,8 @@ fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<ConvertedD
             .actions
             .push(done(plan::linux::VIRT_V2V, "virt-v2v converted the guest"));
         ui.status("Verifying", "reading the result back");
+        // What is repaired is not found again.
+        converted.after = unexamined.clone();
         examine(&converted.images, &job.source, &mut converted.after, ui)?;
     }
     let facts = linux_facts(&converted.after)?;
@@ -336,6 +344,7 @@ fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<ConvertedD
         converted
             .actions
             .push(done(plan::linux::UEFI_FALLBACK, &describe(&copies)));
+        converted.after = unexamined.clone();
         examine(&converted.images, &job.source, &mut converted.after, ui)?;
     }
     Ok(converted)
@@ -583,6 +592,9 @@ fn copy_disks(
     }
 }
 
+#[cfg(test)]
+#[path = "linux_plain_tests.rs"]
+mod plain_tests;
 #[cfg(test)]
 #[path = "linux_tests.rs"]
 mod tests;
