@@ -11,6 +11,7 @@ use super::super::{convert_job, plan_job};
 use super::*;
 use crate::block::FileDisk;
 use crate::demo::Role;
+use crate::disk::stand_in;
 use crate::domain::model::Bridge;
 use crate::domain::{DiskFormat, NicSource};
 use crate::guest::{EmbeddedReader, GuestPath, VolumeId};
@@ -240,7 +241,9 @@ fn a_linux_that_virt_v2v_converts_is_read_back_and_told_so() {
     let mut job = lab.job();
     job.guest.linux = LinuxChoice::VirtV2v;
     job.copy.verify = true;
+    stand_in::asked();
     let report = convert_job(&job, &ui(), &|_| true).unwrap();
+    assert!(stand_in::asked().contains(&virt_v2v::IN_PLACE.to_owned()));
     assert_eq!(report.engine_why, "a Linux guest, converted by virt-v2v");
     let done: Vec<_> = (report.actions.iter())
         .map(|action| (action.id.as_str(), action.state))
@@ -266,6 +269,17 @@ fn a_linux_that_virt_v2v_converts_is_read_back_and_told_so() {
     assert_eq!(plan["way"], "virt-v2v-in-place");
     assert!(file(&lab.path("out/vm.raw"), FALLBACK).is_some());
     assert!(fs::read(lab.path("out/vm-1.raw")).unwrap() == data());
+    // With a loader there is nothing else to do, and nothing is found twice.
+    let ready = Linux::with(&[FALLBACK]);
+    let mut job = ready.job();
+    job.guest.linux = LinuxChoice::VirtV2v;
+    let report = convert_job(&job, &ui(), &|_| true).unwrap();
+    assert_eq!(
+        (report.actions.len(), report.warnings.len()),
+        (1, 2),
+        "{:?}",
+        report.warnings
+    );
     // An error names the other possibility.
     let mut job = lab.job();
     job.guest.linux = LinuxChoice::VirtV2v;
@@ -300,6 +314,43 @@ fn a_domain_that_cannot_be_written_stops_a_linux_before_its_copy() {
     assert_eq!(planned.plan.blockers[0].code, "virt-v2v-missing");
     assert!(planned.outlook.is_none());
     assert_eq!(names(&lab.path("")), there);
+}
+
+#[test]
+fn a_linux_can_stay_on_its_source() {
+    let lab = Linux::with(&[FALLBACK]);
+    let mut job = lab.job();
+    job.copy.method = Copying::Later;
+    job.copy.format = DiskFormat::Qcow2;
+    let report = convert_job(&job, &ui(), &none).unwrap();
+    let out = lab.path("out");
+    assert_eq!(
+        report.outputs.disks,
+        ["vm.qcow2", "vm-1.qcow2"].map(|name| out.join(name))
+    );
+    assert!(!report.outputs.complete && report.bytes.read == 0);
+    let later = |warning: &String| warning == crate::later::WARNING;
+    assert!(report.warnings.iter().any(later), "{:?}", report.warnings);
+    let record = crate::later::Record::load(&out).unwrap().unwrap();
+    let sources: Vec<_> = (record.disks.iter())
+        .map(|disk| disk.levels[0].files[0].path.clone())
+        .collect();
+    assert_eq!(sources, [lab.linux(), lab.data()]);
+}
+
+/// The plan would be one of two states.
+#[test]
+fn a_linux_whose_disk_changes_while_it_is_planned_has_no_plan() {
+    let lab = Linux::new();
+    let changing = |_: &str| {
+        let file = fs::File::options().write(true).open(lab.data()).unwrap();
+        file.set_len(5 << 20).unwrap();
+        false
+    };
+    let error = plan_job(&lab.job(), &ui(), &changing)
+        .map(drop)
+        .unwrap_err();
+    assert!(error.to_string().contains("data.raw"), "{error}");
 }
 
 /// A conversion whose disks were copied and that ended there.

@@ -21,6 +21,7 @@ use crate::demo::Role;
 use crate::disk::Image;
 use crate::disk::empty::create_qcow2;
 use crate::disk::export::Export;
+use crate::disk::{detect, stand_in};
 use crate::domain::DiskFormat;
 use crate::fix::journal::{FILE_NAME, Journal, State};
 use crate::later::Record;
@@ -120,8 +121,13 @@ fn with_copy_later_every_disk_is_an_overlay_on_its_source() {
                 .iter()
                 .all(|disk| disk.later && disk.copied_at_most == 0)
         );
+        stand_in::asked();
         let report = convert_job(&job, &ui(), &all).unwrap();
         assert!(report.ready);
+        if stand_in::is_needed() {
+            // The other disk has no hole.
+            assert_eq!(stand_in::asked(), ["holes of .overlay.qcow2"], "{trim}");
+        }
         assert_eq!(unchanged(&lab, &before), [true, true]);
         assert_eq!(report.outputs, outlook.outputs);
         assert!(!report.outputs.complete);
@@ -136,6 +142,10 @@ fn with_copy_later_every_disk_is_an_overlay_on_its_source() {
                 (disks[i], sizes[i])
             );
             assert_eq!(disk.levels.len(), 1);
+            let overlay = fs::File::open(out.join(disks[i])).unwrap();
+            let len = overlay.metadata().unwrap().len();
+            let below = detect::backing_name(&overlay, len).unwrap().unwrap();
+            assert_eq!(below, sources[i].as_os_str().as_encoded_bytes());
             let level = &disk.levels[0];
             assert_eq!(
                 (level.format.as_str(), &level.files[0].path),

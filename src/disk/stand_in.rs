@@ -1,12 +1,14 @@
 //! A stand-in for QEMU in tests on a host without it: it reads images that this program wrote, and writes raw files.
 //! On a host with QEMU the same tests run QEMU.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -22,12 +24,26 @@ use crate::block::{BlockRead, BlockWrite, FileDisk, file_data};
 use crate::files::Scratch;
 use crate::tool::{self, qemu_img, qsd, virt_v2v};
 
+thread_local! {
+    static ASKED: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+fn note(asked: String) {
+    ASKED.with_borrow_mut(|all| all.insert(asked));
+}
+
+/// The holes of overlays and the conversions by virt-v2v that this thread has asked for since the last time.
+pub(crate) fn asked() -> Vec<String> {
+    ASKED.take().into_iter().collect()
+}
+
 /// The output of `qemu-img` with these arguments; `None` where the program is installed, or another one is asked. Of a
 /// conversion by `virt-v2v-in-place` there is never more than its start and its success.
 pub(crate) fn answer(program: &OsStr, args: &[OsString]) -> Option<Vec<u8>> {
     if program == virt_v2v::IN_PLACE {
         let xml = args.last().map(std::fs::read_to_string);
         assert!(xml.unwrap().unwrap().starts_with("<domain"));
+        note(virt_v2v::IN_PLACE.to_owned());
         return Some(b"converted\n".to_vec());
     }
     if program != qemu_img::TOOL || tool::find(program).is_some() {
@@ -46,11 +62,25 @@ pub(crate) fn answer(program: &OsStr, args: &[OsString]) -> Option<Vec<u8>> {
             create_overlay(Path::new(file?), words.last()?.parse().ok()?).ok()?;
             String::new()
         }
-        // Nothing differs, and the name of a backing file is read by QEMU only.
-        "compare" | "rebase" => String::new(),
+        "rebase" => {
+            let below = words.iter().skip_while(|word| **word != "-b").nth(1)?;
+            name_below(words.last()?.strip_prefix("file:")?, below).ok()?;
+            String::new()
+        }
+        // Nothing differs.
+        "compare" => String::new(),
         _ => return None,
     };
     Some(said.into_bytes())
+}
+
+/// Writes the name of the backing file to the end of the first cluster.
+fn name_below(overlay: &str, below: &str) -> io::Result<()> {
+    const AT: u64 = 32 << 10;
+    let file = File::options().write(true).open(overlay)?;
+    file.write_all_at(below.as_bytes(), AT)?;
+    file.write_all_at(&AT.to_be_bytes(), 8)?;
+    file.write_all_at(&(below.len() as u32).to_be_bytes(), 16)
 }
 
 /// The file of a node, past the filters above it.
@@ -118,7 +148,7 @@ fn parts(
 }
 
 /// Whether the storage daemon is missing.
-fn is_needed() -> bool {
+pub(crate) fn is_needed() -> bool {
     tool::find(qsd::TOOL).is_none()
 }
 
@@ -155,7 +185,8 @@ pub(super) fn writable(image: &Image) -> Option<Arc<dyn BlockWrite>> {
         return None;
     }
     if image.scratch_over().is_some() {
-        return Some(Arc::new(Holes(image.virtual_size())));
+        let path = image.path().to_owned();
+        return Some(Arc::new(Holes(image.virtual_size(), path)));
     }
     let held = image.plain_file().filter(|held| held.remote().is_none())?;
     image.hold_for_writing().unwrap();
@@ -164,7 +195,7 @@ pub(super) fn writable(image: &Image) -> Option<Arc<dyn BlockWrite>> {
 }
 
 /// A disk whose holes are marked: they read as zeroes before and after.
-struct Holes(u64);
+struct Holes(u64, PathBuf);
 
 impl BlockRead for Holes {
     fn size(&self) -> u64 {
@@ -182,6 +213,8 @@ impl BlockWrite for Holes {
     }
 
     fn zero_at(&self, _: u64, _: u64) -> io::Result<()> {
+        let name = self.1.file_name().unwrap_or_default();
+        note(format!("holes of {}", name.display()));
         Ok(())
     }
 
