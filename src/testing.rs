@@ -1,6 +1,7 @@
 //! A whole Windows guest in memory, for tests of decisions. It is the output of `demo`, modified by
 //! the test, inspected, planned for, and after the plan. No tool and no file is needed.
 
+pub mod ext;
 pub mod ntfs;
 
 use std::collections::{BTreeMap, BTreeSet};

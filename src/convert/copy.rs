@@ -646,7 +646,19 @@ mod tests {
             let read = std::fs::read(dir.path().join(format!("{name}.out"))).unwrap();
             assert!(read == vec![name.as_bytes()[0]; 1 << 20], "{name}");
         }
-        // The next ones are not begun.
+        // A directory is in the way of the first two: the next ones are not begun.
+        for name in ["a", "b"] {
+            std::fs::create_dir(dir.path().join(format!("{name}.new"))).unwrap();
+        }
+        let copies = names.map(|name| to_copy(dir.path(), name, &format!("{name}.new")));
+        let failure = copy_all(&testing::ui(), &copies, &how)
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(failure.error.kind, ErrorKind::Failed);
+        for name in ["c", "d", "e"] {
+            assert!(!dir.path().join(format!("{name}.new")).exists(), "{name}");
+        }
+        // A directory that is not there has no room.
         let copies = names.map(|name| to_copy(dir.path(), name, &format!("nowhere/{name}.new")));
         let failure = copy_all(&testing::ui(), &copies, &how)
             .map(drop)

@@ -409,3 +409,16 @@ fn only_what_the_fix_uses_has_to_be_on_this_host() {
         assert!(missing(actions, appliance, &|_| true).is_none());
     }
 }
+
+#[test]
+fn a_program_is_there_where_a_file_of_it_can_be_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("program");
+    std::fs::write(&path, "#!").unwrap();
+    for (mode, there) in [(0o600, false), (0o700, true)] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&path, mode).unwrap();
+        assert_eq!(is_there(path.to_str().unwrap()), there);
+    }
+    assert!(!is_there("no-such-program-here"));
+}

@@ -64,13 +64,13 @@ pub fn complete(machine: &SourceMachine, inspection: &mut Inspection, ui: &Ui) -
 }
 
 /// Decides everything that `plan` and `convert` do with a Linux guest. `target` is the output
-/// directory.
+/// directory, `has` is whether this host has a program.
 pub(super) fn decide(
-    job: &Job,
-    ui: &Ui,
+    (job, ui): (&Job, &Ui),
     disks: &VmDisks,
     inspection: &mut Inspection,
     target: &Path,
+    has: &dyn Fn(&str) -> bool,
 ) -> Result<(Plan, Option<Outlook>)> {
     let images = images(disks);
     examine(&images, &job.source, inspection, ui)?;
@@ -88,7 +88,7 @@ pub(super) fn decide(
     let seen = Foreseen {
         inspection,
         preference: job.guest.linux,
-        installed: installed(job, &|program| tool::find(program).is_some()),
+        installed: installed(job, has),
         in_place: job.copy.is_in_place(),
         copy_later: job.copy.method == Copying::Later,
         notes: machine::other_macs(&inspection.network.adapters, &job.vm.machine),
@@ -173,27 +173,25 @@ struct ConvertedDisks {
     method: Method,
 }
 
-pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Report> {
+pub(super) fn convert(
+    mut run: Run<'_>,
+    mut inspection: Inspection,
+    has: &dyn Fn(&str) -> bool,
+) -> Result<Report> {
     let (job, ui) = (run.job, run.ui);
-    let (plan, outlook) = decide(job, ui, &run.disks, &mut inspection, run.folder.target())?;
+    let target = run.folder.target();
+    let unexamined = inspection.clone();
+    let (plan, outlook) = decide((job, ui), &run.disks, &mut inspection, target, has)?;
     let method = match &plan.linux {
         Some(handover) if plan.blockers.is_empty() => handover.method,
         _ => return Err(prepare::refused(&inspection, plan.blockers)),
     };
     let decided = report::plan_document(&plan, outlook.as_ref(), &inspection);
-    if let Some(before) = &run.resumed {
-        before.check_plan(&decided)?;
-        if before.has_overlays() {
-            tracing::warn!("starting over: what was made of the guest is not used again");
-            run.folder.start_over()?;
-            run.resumed = None;
-        }
-    }
-    run.save_plan(decided.clone())?;
+    begin(&mut run, &decided)?;
     point("inspected")?;
     run.clock.inspected();
 
-    let converted = make(&run, &inspection, method)?;
+    let converted = make(&run, (&unexamined, &inspection), method)?;
     point("fixed")?;
     let storage = job.vm.machine.storage;
     let made_ready = made_ready(converted.method);
@@ -255,6 +253,19 @@ pub(super) fn convert(mut run: Run<'_>, mut inspection: Inspection) -> Result<Re
     Ok(report)
 }
 
+/// An error if the interrupted run decided otherwise. If it made something of the guest, this run starts over.
+fn begin(run: &mut Run<'_>, decided: &serde_json::Value) -> Result<()> {
+    if let Some(before) = &run.resumed {
+        before.check_plan(decided)?;
+        if before.has_overlays() {
+            tracing::warn!("starting over: what was made of the guest is not used again");
+            run.folder.start_over()?;
+            run.resumed = None;
+        }
+    }
+    run.save_plan(decided.clone())
+}
+
 /// The checks of the guest after the conversion, all passed.
 fn verified(converted: &ConvertedDisks) -> Result<Vec<Check>> {
     let mut checks = readable(&converted.after);
@@ -292,8 +303,13 @@ fn linux_facts(inspection: &Inspection) -> Result<&LinuxFacts> {
     facts.ok_or_else(|| Error::failed("the converted guest cannot be read any more"))
 }
 
-/// Carries out the plan on overlays and examines the result.
-fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<ConvertedDisks> {
+/// Carries out the plan on overlays and examines the result. The source is given as the survey found it, and as
+/// it was examined.
+fn make(
+    run: &Run<'_>,
+    (unexamined, before): (&Inspection, &Inspection),
+    method: Method,
+) -> Result<ConvertedDisks> {
     stopped()?;
     let Run {
         job, ui, folder, ..
@@ -313,6 +329,8 @@ fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<ConvertedD
             .actions
             .push(done(plan::linux::VIRT_V2V, "virt-v2v converted the guest"));
         ui.status("Verifying", "reading the result back");
+        // What is repaired is not found again.
+        converted.after = unexamined.clone();
         examine(&converted.images, &job.source, &mut converted.after, ui)?;
     }
     let facts = linux_facts(&converted.after)?;
@@ -326,6 +344,7 @@ fn make(run: &Run<'_>, before: &Inspection, method: Method) -> Result<ConvertedD
         converted
             .actions
             .push(done(plan::linux::UEFI_FALLBACK, &describe(&copies)));
+        converted.after = unexamined.clone();
         examine(&converted.images, &job.source, &mut converted.after, ui)?;
     }
     Ok(converted)
@@ -573,6 +592,9 @@ fn copy_disks(
     }
 }
 
+#[cfg(test)]
+#[path = "linux_plain_tests.rs"]
+mod plain_tests;
 #[cfg(test)]
 #[path = "linux_tests.rs"]
 mod tests;

@@ -581,3 +581,40 @@ fn a_vm_is_as_its_guest_and_all_options_say() {
     });
     insta::assert_snapshot!("machine", format!("{vm:#?}"));
 }
+
+/// Windows takes it for a new adapter: the user has to know which.
+#[test]
+fn of_nics_with_one_address_each_but_the_first_gets_another_and_that_is_told() {
+    let one = "52:54:00:00:00:01";
+    let other = "52:54:00:00:00:02";
+    let found = [other, one, one, one].map(|mac| (mac, true));
+    let options = MachineOptions {
+        uuid: Some(Uuid::nil()),
+        ..options(&found)
+    };
+    let macs: Vec<_> = macs(&[], &options)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(macs[..2], [other, one]);
+    let new = &macs[2..];
+    assert!(
+        new[0] != new[1]
+            && new
+                .iter()
+                .all(|mac| mac.starts_with("52:54:00:") && mac != one)
+    );
+    let said = other_macs(&[], &options);
+    assert_eq!(said.len(), 2, "{said:?}");
+    for (said, (n, mac)) in said.iter().zip([(3, &new[0]), (4, &new[1])]) {
+        let wanted =
+            format!("NICs 2 and {n} both have the MAC address {one}: NIC {n} gets {mac} instead;");
+        assert!(said.starts_with(&wanted), "{said}");
+    }
+    // The same in every run.
+    let again: Vec<_> = super::macs(&[], &options)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(again, macs);
+}

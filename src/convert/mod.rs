@@ -90,7 +90,7 @@ fn plan_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Planned> {
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
         let mut inspection = survey.inspection;
-        let (plan, outlook) = linux::decide(job, ui, &disks, &mut inspection, &target)?;
+        let (plan, outlook) = linux::decide((job, ui), &disks, &mut inspection, &target, has)?;
         job.source.access.opened.check_unchanged()?;
         return Ok(Planned {
             inspection,
@@ -162,7 +162,7 @@ fn convert_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Report>
     let (mut session, survey) = run.inspect()?;
     if survey.inspection.os.family == OsFamily::Linux {
         session.close()?;
-        return linux::convert(run, survey.inspection);
+        return linux::convert(run, survey.inspection, has);
     }
 
     // Runs while the plan is made.
@@ -227,3 +227,5 @@ mod report_tests;
 mod testing;
 #[cfg(test)]
 mod whole_tests;
+#[cfg(test)]
+mod written_tests;

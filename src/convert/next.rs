@@ -9,7 +9,11 @@ use crate::tool;
 
 /// Commands to copy, with comments between them.
 pub(super) fn commands(name: &str, folder: &Path, outputs: &Outputs) -> Vec<String> {
-    let libvirt = tool::find("virsh").is_some();
+    on(name, folder, outputs, tool::find("virsh").is_some())
+}
+
+/// The commands on a host with libvirt, or on one without it.
+fn on(name: &str, folder: &Path, outputs: &Outputs, libvirt: bool) -> Vec<String> {
     let mut commands = Vec::new();
     if !outputs.complete {
         return later(name, folder, outputs, libvirt);
@@ -187,6 +191,68 @@ mod tests {
         assert!(
             left.iter().any(|line| line == "hyper2kvm pull /vm"),
             "{left:?}"
+        );
+    }
+    /// They are copied as they are, with what stands between them.
+    #[test]
+    fn every_command_after_a_conversion_is_as_written() {
+        let folder = Path::new("/my vm");
+        let outputs = |complete: bool, first_boot: bool| Outputs {
+            bootstrap_xml: first_boot.then(|| "/my vm/vm-bootstrap.xml".into()),
+            final_xml: Some("/my vm/vm-final.xml".into()),
+            emitted: vec!["/my vm/vm-qemu-final.sh".into()],
+            complete,
+            ..Outputs::default()
+        };
+        let boot = "hyper2kvm boot '/my vm'";
+        let qemu = ["# QEMU without libvirt:", "sh '/my vm/vm-qemu-final.sh'"];
+        let steps = "# or step by step:";
+        let last = ["virsh define '/my vm/vm-final.xml'", "virsh start vm"];
+        let first = [
+            "virsh define '/my vm/vm-bootstrap.xml'",
+            "virsh start vm",
+            "# let Windows start once, shut it down, then switch to VirtIO:",
+        ];
+        let elsewhere =
+            "# this host has no libvirt; on one that has it, with this directory at the same path:";
+        let pull = [
+            "# when the VM runs as it should, or before it is started: copy what is left",
+            "hyper2kvm pull '/my vm'",
+            "# or give the VM up; the source is as it was",
+            "hyper2kvm release '/my vm'",
+        ];
+        let cases: [(bool, bool, bool, Vec<&str>); 6] = [
+            (
+                true,
+                false,
+                true,
+                [&qemu[..], &[boot, steps], &last].concat(),
+            ),
+            (
+                true,
+                true,
+                true,
+                [&[boot, steps][..], &first, &last].concat(),
+            ),
+            (true, false, false, [&qemu[..], &[elsewhere, boot]].concat()),
+            (true, true, false, vec![elsewhere, boot]),
+            (
+                false,
+                true,
+                true,
+                [&[boot, steps][..], &first, &last, &pull].concat(),
+            ),
+            (false, false, false, [&[boot][..], &pull, &qemu].concat()),
+        ];
+        for (complete, first_boot, libvirt, wanted) in cases {
+            let said = on("vm", folder, &outputs(complete, first_boot), libvirt);
+            assert_eq!(said, wanted, "{complete} {first_boot} {libvirt}");
+        }
+        let here = tool::find("virsh").is_some();
+        let outputs = outputs(true, true);
+        assert_eq!(
+            commands("vm", folder, &outputs),
+            on("vm", folder, &outputs, here)
         );
     }
 }

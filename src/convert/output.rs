@@ -594,5 +594,8 @@ pub(super) fn remove_work_files(folder: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
+#[path = "output_more_tests.rs"]
+mod more_tests;
+#[cfg(test)]
 #[path = "output_tests.rs"]
 mod tests;

@@ -7,7 +7,7 @@ use super::super::testing::names;
 use super::*;
 use crate::error::ErrorKind;
 
-const FORCE: FolderOptions = FolderOptions {
+pub(super) const FORCE: FolderOptions = FolderOptions {
     force: true,
     undo: false,
     resume: false,
@@ -15,11 +15,11 @@ const FORCE: FolderOptions = FolderOptions {
     sources: None,
 };
 
-fn create(target: &Path, preference: &FolderOptions) -> Result<OutputFolder> {
+pub(super) fn create(target: &Path, preference: &FolderOptions) -> Result<OutputFolder> {
     OutputFolder::create(target, preference)
 }
 
-fn plain(target: &Path) -> Result<OutputFolder> {
+pub(super) fn plain(target: &Path) -> Result<OutputFolder> {
     create(target, &FolderOptions::default())
 }
 
@@ -28,7 +28,7 @@ fn refusal(target: &Path, preference: &FolderOptions) -> Error {
 }
 
 /// A result with one disk; the disk's contents identify it.
-fn fill(folder: &OutputFolder, contents: &str) {
+pub(super) fn fill(folder: &OutputFolder, contents: &str) {
     fs::write(folder.path().join("vm.qcow2"), contents).unwrap();
     fs::create_dir_all(folder.path().join("backup")).unwrap();
     fs::write(folder.path().join("backup/SYSTEM"), contents).unwrap();
@@ -49,7 +49,7 @@ fn result(target: &Path, contents: &str) {
     folder.complete().unwrap();
 }
 
-fn disk(target: &Path) -> String {
+pub(super) fn disk(target: &Path) -> String {
     fs::read_to_string(target.join("vm.qcow2")).unwrap()
 }
 

@@ -26,10 +26,10 @@ use crate::fix::journal::{ActionState, FILE_NAME, Journal, State};
 use crate::guest::{EmbeddedReader, GuestPath, VolumeId, embedded};
 use crate::types::DiskBus;
 
-const LOADER: &str = r"\EFI\Boot\bootx64.efi";
-const MANAGER: &str = r"\EFI\Microsoft\Boot\bootmgfw.efi";
+pub(super) const LOADER: &str = r"\EFI\Boot\bootx64.efi";
+pub(super) const MANAGER: &str = r"\EFI\Microsoft\Boot\bootmgfw.efi";
 
-fn all(_: &str) -> bool {
+pub(super) fn all(_: &str) -> bool {
     true
 }
 
@@ -76,21 +76,21 @@ pub(super) fn fixed<T>(
 }
 
 /// A Windows without its fall-back loader.
-fn without_loader() -> Plain {
+pub(super) fn without_loader() -> Plain {
     Plain::with(|guest| guest.without("bootx64.efi"))
 }
 
-fn open(disk: &Path) -> EmbeddedReader {
+pub(super) fn open(disk: &Path) -> EmbeddedReader {
     let disk = Arc::new(FileDisk::open(disk).unwrap());
     let layout = partition::read_layout(disk.as_ref()).unwrap();
     embedded::open(disk, &layout).unwrap()
 }
 
-fn volume(role: Role) -> VolumeId {
+pub(super) fn volume(role: Role) -> VolumeId {
     VolumeId::new(spec().partition(role).unwrap().index)
 }
 
-fn read(guest: &EmbeddedReader, role: Role, path: &str) -> Option<Vec<u8>> {
+pub(super) fn read(guest: &EmbeddedReader, role: Role, path: &str) -> Option<Vec<u8>> {
     let path = GuestPath::parse(path).unwrap();
     guest.stat(volume(role), &path).unwrap()?;
     Some(guest.read(volume(role), &path, 64 << 20).unwrap())
@@ -101,7 +101,7 @@ fn json(path: &Path) -> Value {
 }
 
 /// The blocks that are not zero of the disk with Windows and of the one with data.
-fn contents(lab: &Plain) -> [Vec<(u64, Vec<u8>)>; 2] {
+pub(super) fn contents(lab: &Plain) -> [Vec<(u64, Vec<u8>)>; 2] {
     [lab.windows(), lab.data()].map(|path| {
         // Past its lock: a run may hold the disk.
         let file = fs::File::open(path).unwrap();
@@ -120,13 +120,13 @@ fn contents(lab: &Plain) -> [Vec<(u64, Vec<u8>)>; 2] {
 }
 
 /// Whether the disk with Windows and the one with data are what they were.
-fn unchanged(lab: &Plain, before: &[Vec<(u64, Vec<u8>)>; 2]) -> [bool; 2] {
+pub(super) fn unchanged(lab: &Plain, before: &[Vec<(u64, Vec<u8>)>; 2]) -> [bool; 2] {
     let now = contents(lab);
     [0, 1].map(|i| now[i] == before[i])
 }
 
 /// Passes every file of the guest before and after, but for those that a trim empties.
-fn same_files(lab: &Plain, converted: &Path, more: &[&str]) {
+pub(super) fn same_files(lab: &Plain, converted: &Path, more: &[&str]) {
     let (was, is) = (open(&lab.windows()), open(converted));
     let mut compared = 0;
     for file in &lab.guest.files {
@@ -516,7 +516,7 @@ fn the_undo_log_has_the_old_and_the_new_blocks_of_all_that_the_overlay_changes()
 }
 
 /// A conversion whose disks were copied and that ended there.
-fn interrupted(job: &Job) {
+pub(super) fn interrupted(job: &Job) {
     fixed(
         job,
         |_| {},

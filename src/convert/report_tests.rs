@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::job::{Copying, Job};
 use super::plain_tests::fixed;
-use super::testing::{Plain, ui};
+use super::testing::{Lab, Plain, ui};
 use super::*;
 use crate::domain::model::Bridge;
 use crate::domain::{Emit, NicSource};
@@ -50,7 +50,7 @@ fn mask(value: &mut Value, folder: &str) {
     }
 }
 
-fn shown(lab: &Plain, mut value: Value) -> String {
+pub(super) fn shown(lab: &Lab, mut value: Value) -> String {
     mask(
         &mut value,
         lab.path("").to_str().unwrap().trim_end_matches('/'),
@@ -235,4 +235,29 @@ fn what_was_before_the_fix_is_told_apart_from_what_is_after_it() {
             );
         }
     }
+}
+
+/// The user finds there what is not of the new result.
+#[test]
+fn what_is_kept_of_a_replaced_result_is_a_warning_of_the_new_one() {
+    let lab = lab();
+    let mut job = lab.job();
+    let first = convert_job(&job, &ui(), &all).unwrap();
+    let out = lab.path("out");
+    fs::write(out.join("notes.txt"), "mine").unwrap();
+    job.output.force = true;
+    let second = convert_job(&job, &ui(), &all).unwrap();
+    let (same, more) = second.warnings.split_at(first.warnings.len());
+    assert_eq!(same, first.warnings);
+    assert_eq!(more.len(), 1, "{more:?}");
+    assert!(more[0].ends_with("did not write it: notes.txt"), "{more:?}");
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("notes.txt"));
+    assert_eq!(fs::read_to_string(out.join("notes.txt")).unwrap(), "mine");
+    assert!(
+        second
+            .files
+            .iter()
+            .all(|file| !file.path.ends_with("notes.txt"))
+    );
 }

@@ -6,12 +6,15 @@ use std::sync::OnceLock;
 
 use uuid::Uuid;
 
+use crate::block::{BlockWrite, FileDisk};
+use crate::demo::guest::GuestFile;
 use crate::demo::virtio_win::{self, Layout};
-use crate::demo::{GuestSpec, WinVersion, guest, pe};
+use crate::demo::{GuestSpec, Role, WinVersion, guest, pe};
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Graphics, NetworkMap, NicSource, Video, kubevirt,
 };
 use crate::drivers::media::Media;
+use crate::guest::GuestPath;
 use crate::ids::Accepted;
 use crate::plan::firstboot::Preferences;
 use crate::plan::linux::LinuxChoice;
@@ -20,7 +23,7 @@ use crate::session::engine::Engine;
 use crate::session::{Access, SourceMachine};
 use crate::skip::have;
 use crate::source;
-use crate::testing::{MemoryGuest, media};
+use crate::testing::{MemoryGuest, ext, media};
 use crate::types::DiskBus;
 use crate::ui::{ProgressMode, Ui};
 
@@ -250,6 +253,85 @@ impl Plain {
         // Whatever firmware this host has.
         job.vm.machine.portable = true;
         // QEMU checks a qcow2 after the copy.
+        job.copy.format = DiskFormat::Raw;
+        job
+    }
+}
+
+/// A Debian on one disk, which starts from UEFI and lacks the fall-back loader, and data on another.
+pub(super) struct Linux {
+    lab: Lab,
+}
+
+impl Deref for Linux {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}
+
+/// The loaders of Debian: shim, and what it loads.
+pub(super) const LOADERS: [&str; 3] = ["shimx64.efi", "grubx64.efi", "mmx64.efi"];
+
+impl Linux {
+    pub(super) fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// `more` are files of its EFI system partition.
+    pub(super) fn with(more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let lab = Self { lab: Lab { dir } };
+        let mut guest = MemoryGuest::of(spec());
+        let own = LOADERS.map(|name| format!(r"\EFI\debian\{name}"));
+        let paths = own.iter().map(String::as_str).chain(more.iter().copied());
+        let file = |path: &str| GuestFile {
+            role: Role::Esp,
+            path: GuestPath::parse(path).unwrap(),
+            contents: format!("contents of {path}").into_bytes(),
+        };
+        guest.files = paths.map(file).collect();
+        guest.write(&lab.linux());
+        let root = format!(
+            "UUID={} / ext4 defaults 0 1\n/dev/sda3 none swap sw 0 0\n",
+            ext::UUID
+        );
+        let volume = ext::volume(&[
+            (
+                "/etc/os-release",
+                "ID=debian\nPRETTY_NAME=\"Debian 12\"\nVERSION_ID=\"12\"\n",
+            ),
+            ("/etc/fstab", &root),
+            ("/etc/hostname", "box\n"),
+            (
+                "/etc/network/interfaces",
+                "auto ens33\niface ens33 inet dhcp\n",
+            ),
+            ("/sbin/init", "init"),
+            (
+                "/usr/bin/env",
+                "\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0",
+            ),
+        ]);
+        let at = spec().partition(Role::Windows).unwrap().start;
+        let disk = FileDisk::open_rw(&lab.linux()).unwrap();
+        disk.write_at(at, &volume).unwrap();
+        drop(disk);
+        std::fs::write(lab.data(), data()).unwrap();
+        lab
+    }
+
+    pub(super) fn linux(&self) -> PathBuf {
+        self.path("linux.raw")
+    }
+
+    /// Copied as it is, on the word of the user.
+    pub(super) fn job(&self) -> Job {
+        let mut job = job(&[self.linux(), self.data()], &self.path("out"));
+        job.guest.linux = LinuxChoice::AsIs;
+        // As of the jobs for Windows.
+        job.vm.machine.portable = true;
         job.copy.format = DiskFormat::Raw;
         job
     }

@@ -137,6 +137,10 @@ impl Export<dyn BlockRead> {
         let (disk, behind, folder): (Arc<dyn BlockRead>, _, _) = match direct(image)? {
             Some(disk) if access == DaemonAccess::Private => (disk, Behind::Nothing, None),
             _ => {
+                #[cfg(test)]
+                if let Some((disk, folder)) = super::stand_in::readable(image, access) {
+                    return Ok(Self::stand_in(disk, image, folder));
+                }
                 let (daemon, folder) = start(image, false, access)?;
                 (daemon.connection.clone(), Behind::Daemon(daemon), folder)
             }
@@ -155,6 +159,10 @@ impl Export<dyn BlockRead> {
         let (disk, behind): (Arc<dyn BlockRead>, _) = match direct_for(image, Use::Copy)? {
             Some(disk) => (disk, Behind::Nothing),
             None => {
+                #[cfg(test)]
+                if let Some(disk) = super::stand_in::below(image) {
+                    return Ok(Self::stand_in(disk, image, None));
+                }
                 let (mut daemon, more) = start_several(image, false)?;
                 (daemon.pool(more), Behind::Daemon(daemon))
             }
@@ -183,16 +191,18 @@ impl Export<dyn BlockWrite> {
             });
         }
         let below = match access {
-            DaemonAccess::Private => direct_file(image)?,
+            DaemonAccess::Private => direct_file(image)?.map(|disk| Arc::new(disk) as _),
             DaemonAccess::User => None,
         };
+        #[cfg(test)]
+        let below = below.or_else(|| super::stand_in::below(image));
         let image = image.with_overlay(overlay)?;
         let size = image.virtual_size();
         let failed = |e| ImageError::from_io(overlay, e);
         create_overlay(image.path(), size).map_err(failed)?;
         match below.filter(|_| size.is_multiple_of(SECTOR)) {
             Some(below) => {
-                let writer = OverlayWriter::open(image.path(), Arc::new(below));
+                let writer = OverlayWriter::open(image.path(), below);
                 let writer = Arc::new(writer.map_err(failed)?);
                 Ok(Self {
                     disk: writer.clone(),
@@ -226,6 +236,14 @@ impl Export<dyn BlockWrite> {
     }
 
     fn open_writable_for(image: &Image, access: DaemonAccess) -> Result<Self> {
+        #[cfg(test)]
+        if let Some(disk) = super::stand_in::writable(image) {
+            let export = Self::stand_in(disk, image, None);
+            return Ok(Self {
+                writable: true,
+                ..export
+            });
+        }
         let (daemon, folder) = start(image, true, access)?;
         Ok(Self {
             disk: daemon.connection.clone(),
@@ -238,6 +256,18 @@ impl Export<dyn BlockWrite> {
 }
 
 impl<D: ?Sized> Export<D> {
+    /// A disk without a storage daemon, in tests on a host that lacks it.
+    #[cfg(test)]
+    fn stand_in(disk: Arc<D>, image: &Image, folder: Option<Scratch>) -> Self {
+        Self {
+            disk,
+            behind: Behind::Nothing,
+            image: image.clone(),
+            writable: false,
+            folder,
+        }
+    }
+
     /// The disk. All clones share one connection and one cache; none works after `close`.
     pub fn disk(&self) -> Arc<D> {
         self.disk.clone()

@@ -51,6 +51,8 @@ pub(crate) mod remote;
 mod sector;
 #[cfg(test)]
 mod short_tests;
+#[cfg(test)]
+pub(crate) mod stand_in;
 mod tables;
 #[cfg(test)]
 pub(crate) mod testing;

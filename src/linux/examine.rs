@@ -26,7 +26,7 @@ const GPT_BIOS_BOOT: &str = "21686148-6449-6e6f-744e-656564454649";
 const RAID: [&str; 2] = ["0xfd", "a19d880f-05fc-4d3b-a006-743f0f84911e"];
 const MAX_CONFIGS: usize = 64;
 
-/// A disk behind a read-only storage daemon.
+/// A disk that is open to read.
 pub struct OpenDisk {
     export: Export<dyn BlockRead>,
     layout: DiskLayout,
@@ -34,9 +34,8 @@ pub struct OpenDisk {
 }
 
 impl OpenDisk {
-    pub fn open(image: &Image) -> Result<Self> {
-        // The appliance may have to connect too.
-        let export = Export::open_readonly_for(image, DaemonAccess::User)?;
+    pub fn open(image: &Image, access: DaemonAccess) -> Result<Self> {
+        let export = Export::open_readonly_for(image, access)?;
         let disk = export.disk();
         let shown = image.path().display();
         let layout = partition::read_layout(disk.as_ref()).map_err(|e| e.of(&shown))?;
@@ -63,9 +62,13 @@ pub fn examine(
     source: Option<Firmware>,
     starting: Option<&dyn Fn(&str)>,
 ) -> Result<()> {
-    let disks = images
-        .iter()
-        .map(OpenDisk::open)
+    // The appliance may have to connect too.
+    let access = match starting {
+        Some(_) => DaemonAccess::User,
+        None => DaemonAccess::Private,
+    };
+    let disks = (images.iter())
+        .map(|image| OpenDisk::open(image, access))
         .collect::<Result<Vec<_>>>()?;
     // The finding that this is no Windows is replaced.
     inspection.findings.retain(|f| f.id != "linux");

@@ -224,4 +224,18 @@ mod tests {
             assert_eq!(since(&before, &now), changed, "{before:?} {now:?}");
         }
     }
+    /// A later pass reads what an earlier one wrote.
+    #[test]
+    fn ranges_of_a_link_are_kept_as_starts_and_lengths() {
+        let set: Extents = [2..5, 10..11].into_iter().collect();
+        assert_eq!(pairs(&set), [[2, 3], [10, 1]]);
+        let link = link("a", &pairs(&set));
+        assert_eq!(ranges(&link).collect::<Vec<_>>(), [2..5, 10..11]);
+        // One that ends nowhere holds nothing.
+        let damaged = Link {
+            ranges: vec![[u64::MAX, 2], [1, 1]],
+            ..link
+        };
+        assert_eq!(ranges(&damaged).collect::<Vec<_>>(), [1..2]);
+    }
 }

@@ -207,3 +207,79 @@ fn a_pass_takes_over_the_changes_of_those_that_were_killed() {
     assert_eq!((second.changed, second.change_rate), (400, 8.0));
     assert_eq!(state.passes[0], first);
 }
+
+/// A full file system would stop the pass in its middle.
+#[test]
+fn a_pass_that_the_target_has_no_room_for_is_refused_before_it_copies() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = copy::free_space(dir.path()).unwrap();
+    let mut state = State::new("vm", Path::new("/vm.vmx"));
+    for i in 0..2 {
+        let file = state::copy_name("vm", i);
+        Refill::create(&dir.path().join(&file), 1 << 40).unwrap();
+        state.disks.push(SyncedDisk {
+            size: 1 << 40,
+            file,
+            links: Vec::new(),
+        });
+    }
+    let work = |bytes: u64| Work {
+        recorded: Extents::whole(bytes),
+        ..Work::default()
+    };
+    let fits = |first: u64, second: u64| {
+        check_room(&state, dir.path(), &[work(first), work(second)]).is_ok()
+    };
+    assert!(fits(0, 0) && fits(free / 4, free / 4));
+    assert!(!fits(free * 2, 0) && !fits(0, free * 2));
+    assert!(!fits(free / 3 * 2, free / 3 * 2), "both together");
+}
+
+/// The second pass adds nothing where nothing has changed.
+#[test]
+fn the_copies_are_created_once_and_followed_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let frozen: Vec<_> = (1..3u64)
+        .map(|mib| {
+            let path = dir.path().join(format!("{mib}.raw"));
+            std::fs::write(&path, vec![1; (mib << 20) as usize]).unwrap();
+            let image = Image::open_info(&path, Some("raw"), &[]).unwrap();
+            Frozen {
+                now: Now::of(&image).unwrap(),
+                image,
+                growing: Some(0),
+            }
+        })
+        .collect();
+    let mut state = State::new("vm", Path::new("/vm.vmx"));
+    let changed = begin(&mut state, &frozen, dir.path()).unwrap();
+    assert_eq!(changed, [Extents::default(), Extents::default()]);
+    let read = State::load(dir.path()).unwrap().unwrap();
+    assert_eq!(serde_json::json!(read), serde_json::json!(state));
+    let told: Vec<_> = (state.disks.iter())
+        .map(|disk| (disk.file.as_str(), disk.size, disk.links.len()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("vm.sync.qcow2", 1 << 20, 1),
+            ("vm-1.sync.qcow2", 2 << 20, 1)
+        ]
+    );
+    for disk in &state.disks {
+        assert_eq!(disk.done(dir.path()).unwrap(), Extents::default());
+        assert!(disk.journal(dir.path()).unwrap().is_some());
+    }
+    state.disks[0]
+        .restart(dir.path(), Extents::whole(1 << 20))
+        .unwrap();
+    let changed = begin(&mut state, &frozen, dir.path()).unwrap();
+    assert_eq!(changed, [Extents::default(), Extents::default()]);
+    assert_eq!(
+        state.disks[0].done(dir.path()).unwrap(),
+        Extents::whole(1 << 20)
+    );
+    // Another disk of the same name.
+    let error = begin(&mut state, &frozen[..1], dir.path()).unwrap_err();
+    assert_eq!(error.blockers[0].code, "sync-disks-changed");
+}

@@ -109,4 +109,51 @@ mod tests {
             assert_eq!(found[1], ((turn + 2) * GRAIN, WHOLE));
         }
     }
+    /// A server's word is taken only where the copy says the same.
+    #[test]
+    fn places_that_differ_from_the_copy_are_found_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source.raw");
+        let copy = dir.path().join("copy.qcow2");
+        let mut bytes = vec![7; 4 * GRAIN as usize + 512];
+        std::fs::write(&source, &bytes).unwrap();
+        let image = Image::open_info(&source, Some("raw"), &[]).unwrap();
+        let all = Extents::whole(bytes.len() as u64);
+        crate::disk::refill::Refill::create(&copy, bytes.len() as u64).unwrap();
+        let fill = |from: &Image| {
+            let refill = crate::disk::refill::Refill {
+                source: from,
+                target: &copy,
+                pace: None,
+                cancel: None,
+            };
+            let work = crate::disk::refill::Work {
+                unrecorded: all.clone(),
+                ..Default::default()
+            };
+            let journal = dir.path().join("journal");
+            let mut journal = crate::transfer::ExtentJournal::restart(
+                &journal,
+                &serde_json::Value::Null,
+                Extents::default(),
+            )
+            .unwrap();
+            refill.run(&work, &mut journal, &mut |_| {}).unwrap();
+        };
+        fill(&image);
+        let found = |unchanged: &Extents| differences(&image, &copy, unchanged, 0).unwrap();
+        assert_eq!(found(&all), Extents::default());
+        // One byte of the second grain, and the last one of all.
+        bytes[GRAIN as usize + 9] = 1;
+        *bytes.last_mut().unwrap() = 1;
+        std::fs::write(&source, &bytes).unwrap();
+        let differ: Extents = [GRAIN..2 * GRAIN, 4 * GRAIN..4 * GRAIN + 512]
+            .into_iter()
+            .collect();
+        assert_eq!(found(&all), differ);
+        let first: Extents = std::iter::once(0..GRAIN).collect();
+        assert_eq!(found(&first), Extents::default());
+        assert_eq!(found(&all.minus(&first)), differ);
+        assert_eq!(found(&Extents::default()), Extents::default());
+    }
 }

@@ -676,4 +676,47 @@ mod tests {
         state.disks.clear();
         assert!(state.files().contains(&"vm.sync.qcow2".into()));
     }
+    /// A bitmap that began later hides what was written before.
+    #[test]
+    fn a_bitmap_that_hides_a_change_is_refused_and_a_chain_is_not_compared() {
+        const SIZE: usize = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("source.raw");
+        std::fs::write(&path, vec![7; SIZE]).unwrap();
+        let image = Image::open_info(&path, Some("raw"), &[]).unwrap();
+        let mut state = state();
+        state.disks[0].size = SIZE as u64;
+        // A copy of zeroes, which is recorded as the same.
+        let copy = dir.path().join(&state.disks[0].file);
+        crate::disk::refill::Refill::create(&copy, SIZE as u64).unwrap();
+        state.disks[0]
+            .restart(dir.path(), set(&[0..SIZE as u64]))
+            .unwrap();
+        let all = set(&[0..SIZE as u64]);
+        for (dirty, changed, refused) in [
+            (true, set(&[]), true),
+            (true, set(&[0..512 << 10]), true),
+            (true, all, false),
+            (false, set(&[]), false),
+        ] {
+            let now = Now {
+                links: Vec::new(),
+                dirty: dirty.then(Extents::default),
+            };
+            let checked = state.check_sample(
+                dir.path(),
+                &[&image],
+                &[now],
+                std::slice::from_ref(&changed),
+            );
+            assert_eq!(checked.is_err(), refused, "{dirty} {changed:?}");
+            if let Err(error) = checked {
+                let blocker = &error.blockers[0];
+                assert_eq!(blocker.code, "sync-bitmap-late");
+                let at = changed.iter().next().map_or(0, |range| range.end);
+                let says = format!("byte {at} of vm.sync.qcow2 has changed");
+                assert!(blocker.reason.starts_with(&says), "{}", blocker.reason);
+            }
+        }
+    }
 }
