@@ -20,6 +20,7 @@ use super::empty::create_overlay;
 use super::export::{self, DaemonAccess};
 use super::overlay::{Content, Overlay};
 use super::qcow2::Header;
+use super::writer::Qcow2Writer;
 use crate::block::{BlockRead, BlockWrite, FileDisk, file_data};
 use crate::files::Scratch;
 use crate::tool::{self, qemu_img, qsd, virt_v2v};
@@ -136,8 +137,14 @@ fn parts(
         return file_data(&disk, all, &mut |range| put(range, depth, false)).ok();
     }
     let size = size(&disk)?;
+    let within = within.unwrap_or(0..size);
     let overlay = Overlay::open(Path::new(file(node)), Arc::new(Nothing(size)));
-    for (range, content) in overlay.ok()??.parts(within.unwrap_or(0..size)) {
+    let Some(overlay) = overlay.ok()? else {
+        // A copy, with clusters of one byte.
+        put(within, depth, false);
+        return Some(());
+    };
+    for (range, content) in overlay.parts(within) {
         match content {
             Some(content) => put(range, depth, content == Content::Zeroes),
             None if node["backing"].is_null() => {}
@@ -170,7 +177,12 @@ fn disk(image: &Image) -> Option<Arc<dyn BlockRead>> {
         Some((_, below)) => disk(&below)?,
         None => Arc::new(Nothing(image.virtual_size())),
     };
-    Some(Arc::new(Overlay::open(image.path(), below).ok()??))
+    if let Some(overlay) = Overlay::open(image.path(), below).ok()? {
+        return Some(Arc::new(overlay));
+    }
+    let file = File::options().read(true).write(true).open(image.path());
+    let copy = Qcow2Writer::open(file.ok()?, image.virtual_size()).ok()??;
+    Some(Arc::new(copy))
 }
 
 /// The disk below a new overlay; `None` where the storage daemon is installed.
