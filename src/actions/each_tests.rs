@@ -178,6 +178,15 @@ fn a_hive_is_as_planned_only_with_every_value_of_the_plan() {
     action.edits.ops.extend(["one", "two"].map(type_of));
     let said = verified(&action, hive(0)).unwrap_err();
     assert!(said.contains("one is not as planned"), "{said}");
+    // Nothing is as planned in a hive that is not there any more.
+    for hive in [HiveName::Drivers, HiveName::Bcd] {
+        let action = EditHive {
+            hive,
+            ..action.clone()
+        };
+        let said = verified(&action, super::tests::hive(0)).unwrap_err();
+        assert_eq!(said, "the hive was not read");
+    }
 }
 
 /// In place the originals are all there is of the old guest; for a copy they become durable with the rest of the directory.

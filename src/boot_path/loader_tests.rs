@@ -652,6 +652,12 @@ fn a_driver_that_could_be_bound_is_named() {
         guest.files.insert(file.into(), unusable);
         assert_eq!(spare(&guest, IDE), Some(None), "{nt:?}");
         remove(&mut guest, file);
+        assert_eq!(spare(&guest, IDE), Some(None), "{nt:?}");
+        // The driver of controllers without one of their own.
+        let pciide = "system32\\drivers\\pciide.sys";
+        guest.file(pciide, &["ntoskrnl.exe"]);
+        assert_eq!(spare(&guest, IDE), Some(Some("pciide")), "{nt:?}");
+        remove(&mut guest, pciide);
         remove(&mut guest, "system32\\drivers\\atapi.sys");
         assert_eq!(spare(&guest, IDE), Some(None), "{nt:?}");
         assert_eq!(missing(&guest), Some(("atapi".into(), false)), "{nt:?}");

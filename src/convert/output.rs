@@ -105,6 +105,11 @@ fn refuse_unless_text(target: &Path) -> Result<()> {
     .hint("name another directory with --output-dir"))
 }
 
+/// The nearest existing directory in which `target` is, or will be.
+fn nearest(target: &Path) -> Option<&Path> {
+    target.ancestors().skip(1).find(|parent| parent.exists())
+}
+
 impl OutputFolder {
     /// Checks, as far as possible without writing, that [`OutputFolder::create`] would accept this
     /// directory. Returns its absolute path.
@@ -130,8 +135,7 @@ impl OutputFolder {
 
     /// Checks that the directory can be created with the permissions of its parents.
     pub fn check_writable(target: &Path) -> Result<()> {
-        let mut parents = target.ancestors().skip(1);
-        let Some(there) = parents.find(|parent| parent.exists()) else {
+        let Some(there) = nearest(target) else {
             return Ok(());
         };
         access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| cannot_write(there, e.into()))

@@ -118,6 +118,17 @@ fn only_a_run_that_writes_makes_the_directories_above_its_target() {
     assert!(error.to_string().contains("file"), "{error}");
 }
 
+#[test]
+fn a_result_is_put_into_the_nearest_directory_that_exists() {
+    let dir = tempfile::tempdir().unwrap();
+    let there = dir.path().join("a");
+    fs::create_dir_all(there.join("old-kvm")).unwrap();
+    for target in ["a/old-kvm", "a/new-kvm", "a/b/c/new-kvm"] {
+        let target = dir.path().join(target);
+        assert_eq!(nearest(&target), Some(&*there), "{}", target.display());
+    }
+}
+
 /// A file of the user in a directory of the old result, where the new one has a file of that name.
 fn unmovable(target: &Path, folder: &OutputFolder) {
     fs::write(target.join("backup/mine"), "mine").unwrap();

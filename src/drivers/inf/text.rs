@@ -397,6 +397,10 @@ mod tests {
                 &["HKR", "", "E", "1", r"%SystemRoot%\x"],
             ),
             ("v = a=b", Some("v"), &["a=b"]),
+            // A key stands before the first comma, and an equals sign in quotes is none.
+            ("HKR,,Name,,a=b", None, &["HKR", "", "Name", "", "a=b"]),
+            ("a, k = v", None, &["a", "k = v"]),
+            (r#""k=1" = v"#, Some("k=1"), &["v"]),
             (r#"w = "a "" , b",c"#, Some("w"), &["a \" , b", "c"]),
             (r#"b = a "b"c "d" "#, Some("b"), &["a bc d"]),
             ("m = %no%a%,%12%a%", Some("m"), &["%noa, b", "%12%a%"]),
