@@ -16,9 +16,15 @@ pub(crate) struct Fault {
 
 impl From<Error> for Fault {
     fn from(e: Error) -> Self {
+        let (line, column) = e.location().map_or((1, 1), |at| (at.line(), at.column()));
+        let message = e.without_snippet().to_string();
         Self {
-            line: e.location().map_or(1, |at| at.line() as usize),
-            message: e.without_snippet().to_string(),
+            line: line as usize,
+            // As the messages of JSON have it.
+            message: message.replace(
+                &format!("line {line}, column {column}"),
+                &format!("line {line} column {column}"),
+            ),
         }
     }
 }
@@ -86,7 +92,7 @@ mod tests {
         let fault = parse::<Value>("a: 1\nb: [1,\n2\nc: }\n").unwrap_err();
         assert_eq!(fault.line, 4, "{}", fault.message);
         assert!(
-            fault.message.contains("line 4, column "),
+            fault.message.contains("line 4 column "),
             "{}",
             fault.message
         );

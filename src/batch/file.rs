@@ -355,7 +355,7 @@ mod tests {
         ] {
             let error = parse(text, &Some3).unwrap_err();
             assert!(error.contains(says), "{text}\n{error}");
-            assert!(error.contains(&format!("line {line}, ")), "{text}\n{error}");
+            assert!(error.contains(&format!("line {line} ")), "{text}\n{error}");
         }
         for text in ["", "machines: []", "- source: a", "7", "\u{0}"] {
             assert!(parse(text, &Some3).is_err(), "{text}");
