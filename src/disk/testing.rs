@@ -90,10 +90,14 @@ impl Pair {
         Self { folder, raw, size }
     }
 
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     pub(super) fn file(&self) -> File {
         let mut options = File::options();
-        let path = self.folder.path().join("x.qcow2");
-        options.read(true).write(true).open(path).unwrap()
+        let options = options.read(true).write(true);
+        options.open(self.path("x.qcow2")).unwrap()
     }
 
     pub(super) fn write(&self, to: &dyn BlockWrite, at: u64, bytes: &[u8]) {
@@ -103,7 +107,7 @@ impl Pair {
 
     /// Fails unless QEMU finds neither errors nor leaks, and the same bytes.
     pub(super) fn verify(&self) {
-        let [image, raw] = ["x.qcow2", "x.raw"].map(|name| self.folder.path().join(name));
+        let [image, raw] = ["x.qcow2", "x.raw"].map(|name| self.path(name));
         run(qemu_img::TOOL, &["check", "-q", text(&image)]);
         let compare = ["compare", "-q", "-f", "qcow2", "-F", "raw"];
         run(

@@ -238,6 +238,37 @@ fn clusters_of_one_byte_share_a_few_bytes() {
     }
 }
 
+/// A guest writes over all but one of the clusters that share their data, and then over that one.
+#[test]
+fn qemu_gives_a_cluster_of_one_byte_its_own_place_when_it_is_written() {
+    if !have(&[qemu_img::TOOL, "qemu-io"]) {
+        return;
+    }
+    let pair = Pair::new(16 << 20, false);
+    let writer = open(&pair);
+    pair.write(&writer, 0, &[0xff; 10 << 16]);
+    writer.flush().unwrap();
+    drop(writer);
+    let image = pair.path("x.qcow2");
+    for clusters in [0..9, 9..10] {
+        let starts = clusters.map(|cluster| cluster * CLUSTER + 4096);
+        let commands = starts.clone().map(|at| format!("write -P 7 {at} 512"));
+        let commands: Vec<_> = commands.collect();
+        let mut args = vec!["-f", "qcow2"];
+        for command in &commands {
+            args.extend(["-c", command]);
+        }
+        run(
+            "qemu-io",
+            &[&args[..], &[of_path(&image).as_ref()]].concat(),
+        );
+        for at in starts {
+            pair.raw.write_at(at, &[7; 512]).unwrap();
+        }
+        pair.verify();
+    }
+}
+
 /// A count has 16 bits.
 #[test]
 fn a_cluster_has_as_many_references_as_can_be_counted() {
