@@ -17,16 +17,26 @@ pub(crate) struct Fault {
 impl From<Error> for Fault {
     fn from(e: Error) -> Self {
         let (line, column) = e.location().map_or((1, 1), |at| (at.line(), at.column()));
-        let message = e.without_snippet().to_string();
+        // As the messages of JSON have it.
+        let message = plain(&e.without_snippet().to_string()).replace(
+            &format!("line {line}, column {column}"),
+            &format!("line {line} column {column}"),
+        );
         Self {
             line: line as usize,
-            // As the messages of JSON have it.
-            message: message.replace(
-                &format!("line {line}, column {column}"),
-                &format!("line {line} column {column}"),
-            ),
+            message,
         }
     }
+}
+
+/// The message with the code points of characters as people write them: U+0000.
+fn plain(message: &str) -> String {
+    let mut parts = message.split("\\u{");
+    let first = parts.next().unwrap_or_default();
+    parts.fold(first.to_owned(), |text, part| {
+        let (code, rest) = part.split_once('}').unwrap_or((part, ""));
+        format!("{text}U+{code:0>4}{rest}")
+    })
 }
 
 fn options() -> Options {
@@ -97,6 +107,11 @@ mod tests {
             fault.message
         );
         assert_eq!(fault.message.lines().count(), 1);
+        let fault = parse::<Value>("\0").unwrap_err();
+        assert_eq!(
+            fault.message,
+            "unexpected character: `U+0000' at line 1 column 1"
+        );
         // More levels, and more nodes by references, than anybody writes.
         assert!(parse::<Value>(&"[".repeat(5000)).is_err());
         let bomb = (1..12).fold(String::from("- &a0 [x, x]\n"), |text, i| {
