@@ -542,6 +542,8 @@ fn a_preview_shows_what_the_plan_writes_and_else_what_is_there() {
             let path = path(&format!("\\windows\\{name}.SYS"));
             assert_eq!(preview.read(WINDOWS, &path, 10).unwrap(), b"new", "{name}");
             assert_eq!(preview.read_at(WINDOWS, &path, 1, 9).unwrap(), b"ew");
+            assert_eq!(preview.read_at(WINDOWS, &path, 1, 1).unwrap(), b"e");
+            assert_eq!(preview.read_at(WINDOWS, &path, 2, 1).unwrap(), b"w");
             assert_eq!(preview.read_at(WINDOWS, &path, 3, 9).unwrap(), b"");
             let info = preview.stat(WINDOWS, &path).unwrap().unwrap();
             let plain = !info.compressed && !info.encrypted && info.reparse_tag.is_none();

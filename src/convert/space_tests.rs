@@ -139,7 +139,11 @@ fn every_part_of_a_plan_counts() {
         let elsewhere = VolumeId::new(99);
         let needs = Needs::of(&[copy(&[], &[(r"\a.sys", 1)])], &hives, elsewhere, guest).unwrap();
         assert_eq!(needs.volumes, BTreeMap::new());
-        assert_eq!(added(&[copy(&[r"\a"], &[(r"\a\b.sys", 1)])]), 4 << 16);
+        let one = copy(&[r"\a"], &[(r"\a\b.sys", 1)]);
+        let two = copy(&[r"\c"], &[(r"\c\d.sys", 1), (r"\c\e.sys", 1)]);
+        assert_eq!(added(std::slice::from_ref(&one)), 4 << 16);
+        assert_eq!(added(std::slice::from_ref(&two)), 7 << 16);
+        assert_eq!(added(&[one, two]), 11 << 16);
     });
 }
 

@@ -297,6 +297,30 @@ fn every_fault_that_an_edit_repairs_is_repaired_in_both_control_sets() {
     }
 }
 
+/// There is nothing that its service could load.
+#[test]
+fn a_driver_of_windows_gets_its_service_back_only_with_its_file() {
+    for there in [true, false] {
+        let mut guest = guest(Xp, |set| {
+            set.remove("Services\\atapi").unwrap();
+        });
+        if !there {
+            guest.without("atapi.sys");
+        }
+        let prepared = guest.prepare(&media(), Some(bootstrap(Xp)));
+        let refused: Vec<_> = prepared.plan.blockers.iter().map(|b| &b.code).collect();
+        assert_eq!(refused.is_empty(), there, "{refused:?}");
+        guest.apply(&prepared, &media());
+        for set in SETS {
+            let start = guest
+                .system
+                .value(&format!("{set}\\Services\\atapi"), "Start");
+            let wanted = there.then(|| RegData::Dword(0).to_value());
+            assert_eq!(start, wanted.as_ref(), "{set}");
+        }
+    }
+}
+
 /// Windows replaces a driver by moving the old file away and the new one to its place.
 #[test]
 fn a_file_that_windows_replaces_stays_in_the_list_of_moves() {
