@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::os::unix::fs::FileExt;
 
 use super::clusters::{Clusters, read_table, write_table};
@@ -47,6 +47,26 @@ pub(super) enum Place {
     Nothing,
     At(u64),
     Filled(Packed),
+}
+
+/// A part of the data of a request, and its offset in the file.
+pub(super) struct Run {
+    pub(super) range: Range<usize>,
+    pub(super) host: u64,
+}
+
+impl Run {
+    /// Adds a part, which may continue the last run.
+    pub(super) fn add(runs: &mut Vec<Self>, range: Range<usize>, host: u64) {
+        match runs.last_mut() {
+            Some(last)
+                if last.range.end == range.start && last.host + last.range.len() as u64 == host =>
+            {
+                last.range.end = range.end;
+            }
+            _ => runs.push(Self { range, host }),
+        }
+    }
 }
 
 /// The compressed data of an entry as it is written here.
@@ -109,17 +129,18 @@ impl Mapping {
         {
             let before = read_table(file, at & OFFSET, ENTRIES)?;
             let mut entries = before.clone();
-            let understood = match kept {
+            match kept {
                 Some(kept) => keep(&mut entries, i as u64 * ENTRIES, kept),
-                None => drop_lost(file, &mut entries)?,
-            };
+                None if drop_lost(file, &mut entries)? => {}
+                None => return Ok(None),
+            }
             let packed = |entry: &u64| packed(*entry);
             let shared = entries
                 .iter()
                 .filter_map(packed)
                 .all(|data| used.share(data));
             let whole = entries.iter_mut().filter(|entry| packed(entry).is_none());
-            if !understood || !shared || !used.take(whole, COPIED, length) {
+            if !shared || !used.take(whole, COPIED, length) {
                 return Ok(None);
             }
             if entries != before {
@@ -335,9 +356,8 @@ fn drop_lost(file: &File, entries: &mut [u64]) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Removes the entries of clusters that are not wholly in `kept`. `first` is the first of them. The
-/// others are understood.
-fn keep(entries: &mut [u64], first: u64, kept: &Extents) -> bool {
+/// Removes the entries of clusters that are not wholly in `kept`. `first` is the first of them.
+fn keep(entries: &mut [u64], first: u64, kept: &Extents) {
     for (i, entry) in entries.iter_mut().enumerate().filter(|(_, e)| **e != 0) {
         let start = (first + i as u64) * CLUSTER;
         let there: u64 = kept
@@ -348,7 +368,6 @@ fn keep(entries: &mut [u64], first: u64, kept: &Extents) -> bool {
             *entry = 0;
         }
     }
-    true
 }
 
 /// The references to each cluster of the file.

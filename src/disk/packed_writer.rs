@@ -9,14 +9,13 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use zstd::bulk::{Compressor, Decompressor};
 
 use super::direct::DirectFile;
 use super::empty::{CLUSTER, CLUSTER_BITS};
-use super::mapping::{Mapping, invalid, packed};
+use super::mapping::{Mapping, Run, invalid, packed};
 use super::qcow2::{COPIED, OFFSET, Packed};
 use super::writer;
 use crate::block::{BlockRead, BlockWrite, check_range};
@@ -82,8 +81,8 @@ impl Packer {
 struct Places {
     /// The beginning of the compressed data.
     packed: Option<u64>,
-    /// Ranges of the data that are written as they are, with their offsets in the file.
-    whole: Vec<(Range<usize>, u64)>,
+    /// What is written as it is.
+    whole: Vec<Run>,
 }
 
 impl PackedWriter {
@@ -133,14 +132,7 @@ impl PackedWriter {
             let at = tables.clusters.take()?;
             entries.push(at | COPIED);
             let range = i * CLUSTER_LEN..(i + 1) * CLUSTER_LEN;
-            match places.whole.last_mut() {
-                Some((last, host))
-                    if last.end == range.start && *host + last.len() as u64 == at =>
-                {
-                    last.end = range.end;
-                }
-                _ => places.whole.push((range, at)),
-            }
+            Run::add(&mut places.whole, range, at);
         }
         for (cluster, entry) in (first..).zip(entries) {
             tables.set(self.file.file(), cluster, entry)?;
@@ -206,10 +198,10 @@ impl BlockWrite for PackedWriter {
             self.file.start_writeback(at, bytes.len() as u64);
         }
         self.packers().push(packer);
-        for (range, at) in places.whole {
+        for Run { range, host } in places.whole {
             let bytes = &data[range.start..range.end.min(data.len())];
-            self.file.write_all_at(bytes, at)?;
-            self.file.start_writeback(at, bytes.len() as u64);
+            self.file.write_all_at(bytes, host)?;
+            self.file.start_writeback(host, bytes.len() as u64);
         }
         Ok(())
     }

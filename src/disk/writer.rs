@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::direct::DirectFile;
 use super::empty::{CLUSTER, PER_ENTRY, can_create, first_free, header};
 use super::fill::byte_of;
-use super::mapping::{Mapping, Place, filled_with};
+use super::mapping::{Mapping, Place, Run, filled_with};
 use super::qcow2::Packed;
 use crate::block::{BlockRead, BlockWrite, check_range};
 use crate::transfer::Extents;
@@ -42,6 +42,10 @@ struct Part {
 }
 
 impl Part {
+    fn add_to(&self, runs: &mut Vec<Run>, host: u64) {
+        Run::add(runs, self.range.clone(), host + self.inside);
+    }
+
     fn is_whole(&self) -> bool {
         self.range.len() as u64 == CLUSTER
     }
@@ -60,25 +64,6 @@ fn parts(offset: u64, len: usize) -> impl Iterator<Item = Part> {
             range: (start - offset) as usize..(stop - offset) as usize,
         }
     })
-}
-
-/// Parts of a request that are contiguous in the file.
-struct Run {
-    host: u64,
-    range: Range<usize>,
-}
-
-/// Adds a part, which may continue the last run.
-fn add(runs: &mut Vec<Run>, part: &Part, host: u64) {
-    let (host, range) = (host + part.inside, part.range.clone());
-    match runs.last_mut() {
-        Some(last)
-            if last.range.end == range.start && last.host + last.range.len() as u64 == host =>
-        {
-            last.range.end = range.end;
-        }
-        _ => runs.push(Run { host, range }),
-    }
 }
 
 /// Reads the tables of an image that a copy continues to fill. One with `kept` is compressed.
@@ -127,7 +112,7 @@ impl Qcow2Writer {
         let mut runs = Vec::new();
         for part in parts(offset, len) {
             match tables.place(self.file.file(), part.cluster)? {
-                Place::At(host) => add(&mut runs, &part, host),
+                Place::At(host) => part.add_to(&mut runs, host),
                 Place::Filled(data) => other(&part, Some(data))?,
                 Place::Nothing => other(&part, None)?,
             }
@@ -149,7 +134,7 @@ impl Qcow2Writer {
                 continue;
             }
             let host = tables.allocate(file, part.cluster, part.is_whole())?;
-            add(&mut runs, &part, host);
+            part.add_to(&mut runs, host);
         }
         Ok(runs)
     }
@@ -197,7 +182,7 @@ impl BlockWrite for Qcow2Writer {
                     true => self.lock().empty(file, part.cluster, data)?,
                     false => {
                         let host = self.lock().allocate(file, part.cluster, false)?;
-                        add(&mut runs, &part, host);
+                        part.add_to(&mut runs, host);
                     }
                 }
             }
