@@ -6,7 +6,7 @@ pub mod ntfs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::actions::{self, Action, CopyFiles, EditHive, EditedHives, PreviewHives};
 use crate::block::{BlockWrite, FileDisk};
@@ -347,6 +347,11 @@ pub fn options(bootstrap: Option<DiskBus>) -> Options {
 
 /// A virtio-win driver source with drivers for every Windows.
 pub fn media() -> Memory {
+    static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(media_files);
+    Memory::new(FILES.iter().cloned())
+}
+
+fn media_files() -> Vec<(String, Vec<u8>)> {
     let image = |port: &'static str| {
         move |arch| pe::importing(arch, Subsystem::Native, &[port, "ntoskrnl.exe"])
     };
@@ -372,7 +377,7 @@ pub fn media() -> Memory {
         files.push((format!("viostor/xp/x86/{name}"), bytes.clone()));
         files.push((format!("viostor/2k3/x86/{name}"), bytes));
     }
-    Memory::new(files)
+    files
 }
 
 /// The controller of the first boot that `convert` chooses.

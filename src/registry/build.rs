@@ -103,7 +103,8 @@ impl KeyTree {
 
     pub fn value(&self, path: &str, name: &str) -> Option<&Value> {
         let values = &self.get(path)?.values;
-        let found = values.iter().find(|(n, _)| fold(n) == fold(name))?;
+        let name = fold(name);
+        let found = values.iter().find(|(n, _)| fold(n) == name)?;
         Some(&found.1)
     }
 
@@ -113,7 +114,8 @@ impl KeyTree {
 
     pub fn set_value(&mut self, path: &str, name: &str, value: Value) -> &mut Self {
         let values = &mut self.key_mut(path).values;
-        match values.iter_mut().find(|(n, _)| fold(n) == fold(name)) {
+        let folded = fold(name);
+        match values.iter_mut().find(|(n, _)| fold(n) == folded) {
             Some(slot) => slot.1 = value,
             None => values.push((name.to_string(), value)),
         }

@@ -2,6 +2,9 @@
 
 /// Folds a name to upper case, one character for each, as Windows does for comparison.
 pub fn fold(name: &str) -> String {
+    if name.is_ascii() {
+        return name.to_ascii_uppercase();
+    }
     name.chars()
         .map(|c| {
             let mut upper = c.to_uppercase();
