@@ -1,6 +1,6 @@
 //! Large buffers in huge pages of memory. Touching 40 MB for the first time costs 10,000 page
-//! faults in pages of 4 KiB, and 20 in pages of 2 MiB. If the kernel has no huge pages to give,
-//! small ones are used.
+//! faults in pages of 4 KiB. In pages of 2 MiB it costs 20. If the kernel has no huge pages to
+//! give, small ones are used.
 
 use std::fmt;
 use std::io;

@@ -189,7 +189,8 @@ fn a_hive_is_as_planned_only_with_every_value_of_the_plan() {
     }
 }
 
-/// In place the originals are all there is of the old guest; for a copy they become durable with the rest of the directory.
+/// In place the originals are all there is of the old guest. For a copy they become durable with
+/// the rest of the directory.
 #[test]
 fn what_is_kept_is_durable_where_the_disk_itself_is_written() {
     use crate::files::order;

@@ -24,8 +24,9 @@ const USUAL_MEMORY_MIB: u64 = 4096;
 
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {
-    /// Rehearse every VM of a list (YAML, as for convert), as many at a time as memory allows; other
-    /// options are for all of them. The exit code is 100 + how many did not come up, at most 120
+    /// Rehearse every VM of a list (YAML, as for convert), as many at a time as memory allows.
+    /// Other options are for all of them. The exit code is 100 + how many did not come up, at most
+    /// 120
     #[arg(long, value_name = "FILE", conflicts_with_all = [SOURCE, "name", "mac", "root"])]
     pub batch: Option<PathBuf>,
     /// With --batch: no more VMs than this at a time

@@ -63,9 +63,9 @@ pub struct SourceArgs {
     /// later writes are not in the result
     #[arg(long, help_heading = "Source")]
     pub older_link: bool,
-    /// Which of several Windows to convert: its directory, with the numbers of disk and partition
-    /// before it if the directory alone is ambiguous, e.g. '\Windows', '2:\Windows',
-    /// '1/2:\Windows'. Disks count from 1
+    /// Which of several Windows to convert: its directory, e.g. '\Windows', '2:\Windows' or
+    /// '1/2:\Windows'. The numbers are those of disk and partition, from 1, where the directory
+    /// alone is ambiguous
     #[arg(long, help_heading = "Source")]
     pub root: Option<String>,
     /// How the guest's file systems are accessed

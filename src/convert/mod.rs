@@ -1,9 +1,9 @@
 //! The main job: from a source VM to an output directory.
 //!
-//! [`convert`] is the story: open -> inspect -> plan -> fix on an overlay -> verify -> copy ->
-//! domain XML -> report. Nothing is copied before the fix has been read back and verified. The
-//! source is only read. `--in-place` commits the overlay's blocks to it at the end, after an undo
-//! log is on disk.
+//! [`convert`] is the story: open -> inspect -> plan -> fix an overlay -> verify -> copy -> domain
+//! XML -> report. Nothing is copied before the fix has been read back and verified. The source is
+//! only read. `--in-place` commits the overlay's blocks to it at the end, after an undo log is on
+//! disk.
 
 pub mod copy;
 pub mod devices;

@@ -1,13 +1,13 @@
 //! `--resume`: the files of an interrupted copy, and what a later run needs to continue it.
 //!
 //! Before the first byte of a copy, [`RESUME`] is written with the options, the files of the source
-//! and the decisions. Before the first range is recorded, the partial directory is made durable,
-//! with the fixed and verified overlays in it, and then [`RESUME`]. Until then it counts only as
+//! and the decisions. Before the first range is recorded, the partial directory is made durable
+//! with the fixed and verified overlays in it. Then comes [`RESUME`]. Until then it counts only as
 //! long as the host runs: a short copy waits for no overlay to reach the disk. A run with
-//! `--resume` takes the directory over, compares all of that with its
-//! own findings and verifies the overlays again. Then it copies the ranges that the journals of the
-//! disks lack. It fixes nothing again. If the Windows disk has changed, nothing can be continued;
-//! any other disk that has changed is copied from its start.
+//! `--resume` takes the directory over, compares all of that with its own findings and verifies the
+//! overlays again. Then it copies the ranges that the journals of the disks lack. It fixes nothing
+//! again. If the Windows disk has changed, nothing can be continued; any other disk that has
+//! changed is copied from its start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

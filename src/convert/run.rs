@@ -97,7 +97,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Starts to open the overlays for the fix, and to mount the volume of Windows in them; a
+    /// Starts to open the overlays for the fix and to mount the volume of Windows in them. A
     /// resumed run already has them.
     pub(super) fn open_overlays(
         &self,

@@ -1,5 +1,5 @@
-//! Whole conversions that QEMU takes part in: what is fixed in place, what stays on its source, what passes of a sync
-//! have copied. Where QEMU is missing, its stand-in of the tests takes part.
+//! Whole conversions that QEMU takes part in. What is fixed in place, what stays on its source,
+//! what passes of a sync have copied. Where QEMU is missing, its stand-in of the tests takes part.
 
 use std::fs;
 use std::os::unix::fs::FileExt;

@@ -2,8 +2,8 @@
 //!
 //! The type determines the permitted operations: `Export<dyn BlockRead>` cannot write, and QEMU
 //! opened the image read-only. The daemon gets the listening socket, in which this process's
-//! connection is already waiting. The socket's directory is removed before the daemon starts, so
-//! nobody else can connect and nothing is left behind, however the process ends. It stays only for
+//! connection is already waiting. The socket's directory is removed before the daemon starts. So
+//! nobody else can connect, and nothing is left behind however the process ends. It stays only for
 //! the guestfish engine ([`DaemonAccess::User`]).
 //!
 //! A raw image used only by this process needs no daemon: it is read directly as a file, on another

@@ -5,7 +5,7 @@
 //! Clusters Descriptor" in `docs/interop/qcow2.rst` of QEMU.
 //!
 //! After a kill the clusters that were recorded stay, and the others are dropped
-//! ([`super::mapping`]): their data may be missing, and they are copied again.
+//! ([`super::mapping`]). Their data may be missing, and they are copied again.
 
 use std::fs::File;
 use std::io;

@@ -269,8 +269,8 @@ pub fn register_root(root: &Path, url: &str) {
     known.get_or_insert_default().roots.push(root.to_owned());
 }
 
-/// Sets the `url` shown for a file of a mirror: complete, encoded and with its query, so that it
-/// can be used again.
+/// Sets the `url` shown for a file of a mirror: complete, encoded and with its query, ready to be
+/// used again.
 pub fn show_as(path: &Path, url: &str) {
     if text::called(&path.to_string_lossy()) != url {
         text::call(path, url);

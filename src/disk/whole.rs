@@ -1,8 +1,7 @@
 //! Checks whether a disk is as long as its partition table and file systems require.
 //!
-//! A truncated copy reads well up to its end, and often Windows even starts from it. So the ends of
-//! all partitions, the GPT's backup and the sizes of the file systems are compared with the size of
-//! the disk.
+//! A truncated copy reads well up to its end, and often Windows even starts from it. So the size of
+//! the disk is compared with the ends of all partitions, the GPT's backup and the file systems.
 //!
 //! Three deviations are accepted. A table may be written for a smaller disk that was enlarged; the
 //! backup is then where the primary header records it. File systems may be smaller than their

@@ -1,7 +1,7 @@
 //! The model of a converted VM.
 //!
-//! One [`Machine`] describes both stages: the first boot on an emulated controller with a virtio
-//! probe beside it ([`Stage::Bootstrap`]) and production on virtio ([`Stage::Final`]). Everything
+//! One [`Machine`] describes both stages. [`Stage::Bootstrap`] is the first boot on an emulated
+//! controller with a virtio probe beside it; [`Stage::Final`] is production on virtio. Everything
 //! that Windows could notice between the two (identity, slots, firmware, CPU) is the same by
 //! construction, because it is stored once.
 
@@ -66,7 +66,7 @@ pub struct Machine {
 
 impl Machine {
     /// The chipset of both stages. Unless the user has chosen one, NT 5 (no AHCI driver, no PCIe)
-    /// and a bootstrap disk on IDE get i440fx, and all others q35.
+    /// and a bootstrap disk on IDE get i440fx. All others get q35.
     pub fn chipset(&self) -> Chipset {
         match &self.machine_type {
             Some(asked) if asked.contains("q35") => Chipset::Q35,

@@ -1,8 +1,8 @@
 //! `--network-map`: the target network for each network of the source.
 //!
 //! A source network may be mapped once for each kind of target. `convert` always writes libvirt's
-//! domains, and may write other formats beside them. `net:` and `br:` are for libvirt and QEMU
-//! (`br:` also for KubeVirt, as a bridge of the node), `nad:` for KubeVirt, `pve:` for Proxmox VE.
+//! domains, and may write other formats beside them. `net:` and `br:` are for libvirt and QEMU,
+//! `nad:` for KubeVirt, `pve:` for Proxmox VE. `br:` is also for KubeVirt, as a bridge of the node.
 
 use std::str::FromStr;
 

@@ -6,8 +6,8 @@
 //! stage. The first-boot probe has the address of the later boot disk.
 //!
 //! On q35 each device has its own PCIe root port (bus 1 upwards), and a few spare ports are left
-//! for hot-plug. On i440fx devices are in slots 3 upwards of bus 0, after the host bridge (0), the
-//! PIIX3 (1) and the display adapter (2).
+//! for hot-plug. On i440fx devices are in slots 3 upwards of bus 0. Before them come the host
+//! bridge (0), the PIIX3 (1) and the display adapter (2).
 
 use super::element::Element;
 use super::model::Chipset;

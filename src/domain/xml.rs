@@ -15,8 +15,8 @@
 //! - No Hyper-V enlightenments on NT 5, under software emulation, or on UEFI before Windows 8
 //!   (which hangs with them). The panic device needs them: Windows reports a crash through Hyper-V
 //!   registers. It has no driver for the ISA panic device, which is used under emulation only.
-//! - Data disks that do not fit on the bus of the first boot are on VirtIO from the start, at their
-//!   final address: Windows finds them as soon as the probe has bound the driver.
+//! - Data disks that do not fit on the bus of the first boot are on VirtIO at once, at their final
+//!   address: Windows finds them as soon as the probe has bound the driver.
 //! - QEMU's SATA and IDE disks have 512-byte sectors: a data disk of 4096 is left out of the first
 //!   boot.
 //! - A domain has an element in [`HYPER2KVM_NS`], so that hyper2kvm never changes a domain it did
@@ -92,8 +92,8 @@ pub fn to_element(
     .domain()
 }
 
-/// Turns free text into a name valid for libvirt. It has no `/`, no control characters, is not
-/// empty, and is short enough for the file names that libvirt derives from it.
+/// Turns free text into a name valid for libvirt. It is not empty and has no `/` and no control
+/// characters. It is short enough for the file names that libvirt derives from it.
 pub fn domain_name(name: &str) -> String {
     let mut clean: String = name
         .chars()

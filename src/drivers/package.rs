@@ -3,13 +3,13 @@
 //! For boot storage drivers this is the complete package that Windows itself records. It has a
 //! service, event source, driver database with configuration and descriptors, driver store and
 //! lockdown entry. Up to Windows 7 it is the service and `CriticalDeviceDatabase`. For all other
-//! drivers it is the package as `pnputil /add-driver` leaves it: in the store, recorded in the
-//! database, not yet configured. All values are from the INF. [`stage`] and [`device_path_edit`]
-//! put plain copies in a directory that Windows searches for INFs.
+//! drivers it is the package as `pnputil /add-driver` leaves it: stored, recorded in the database,
+//! not yet configured. All values are from the INF. [`stage`] and [`device_path_edit`] put plain
+//! copies in a directory that Windows searches for INFs.
 //!
 //! Facts from real hives (a Windows 10 with `lsi_sas`, `pvscsi`, `vmci`):
-//! - The four bytes under `DeviceIds`: kind of id (1 hardware, 2 compatible, 3 both), FeatureScore
-//!   (ff by default), index among compatible ids, 0.
+//! - The four bytes under `DeviceIds` begin with the kind of id: 1 hardware, 2 compatible, 3 both.
+//!   Then follow the FeatureScore (ff by default), the index among compatible ids, and 0.
 //! - The first bytes of `Version` are 00ff for OEM packages, ffff for inbox ones. Then follows the
 //!   `PROCESSOR_ARCHITECTURE`, 9 on amd64 (`DriverDatabase\Architecture` is 9 there too).
 //! - Store directory names, string names and tokens in descriptors are lower case. The names of

@@ -1,8 +1,8 @@
 //! The script that runs inside Windows at the first boot, as pure text made from typed steps.
 //!
 //! One `.cmd`, no PowerShell. A service starts it as SYSTEM (the reasons for a service:
-//! `docs/first-boot.md`). It logs every command with its exit code, reports its progress on COM1
-//! (or COM2, if EMS owns COM1), and gives up after [`MAX_TRIES`] boots. It restores the settings
+//! `docs/first-boot.md`). It logs every command with its exit code and gives up after [`MAX_TRIES`]
+//! boots. It reports its progress on COM1, or on COM2 if EMS owns COM1. It restores the settings
 //! that were changed for the commissioning before it removes itself. No step is fatal.
 //!
 //! Text that is not a constant of the program gets into the script only through types whose

@@ -180,8 +180,8 @@ pub fn trim(
     Ok(done)
 }
 
-/// The ranges that a trim would zero after the VM is off, in whole grains: free space of its file
-/// systems, and page files. The disk is still in use. Only ranges with data are examined.
+/// The ranges that a trim would zero after the VM is off, in whole grains. They are free space of
+/// its file systems, and page files. The disk is still in use. Only ranges with data are examined.
 pub(crate) fn unneeded(guest: &EmbeddedReader, data: &Extents) -> Extents {
     let mut unneeded = Extents::default();
     for volume in guest.volumes() {

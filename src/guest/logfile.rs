@@ -4,7 +4,7 @@
 //! The rule is that of ntfs-3g (`ntfs_check_logfile`, `ntfs_is_logfile_clean`). The newer of the
 //! two restart pages counts. The log is dirty if it has a client in use and the "volume is clean"
 //! bit is not set. An all-`0xFF` log was emptied after a clean close. A page of version 2.0 means
-//! that Windows 8+ may keep metadata elsewhere (Fast Startup) until it closes the volume and writes
+//! that Windows 8+ may keep metadata elsewhere (Fast Startup). When it closes the volume it writes
 //! 1.1.
 
 use super::ntfs_layout::{RestartArea, RestartPage};

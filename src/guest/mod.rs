@@ -75,8 +75,8 @@ impl DiskId {
     }
 }
 
-/// The name of a volume of a VM: its disk, and its partition index there (0 for a disk without a
-/// partition table). A reader of one disk ignores the disk.
+/// The name of a volume of a VM: its disk and its partition index there (0 without a partition
+/// table). A reader of one disk ignores the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct VolumeId {
     #[serde(skip_serializing_if = "DiskId::is_only")]

@@ -62,8 +62,8 @@ impl NtfsVolume {
         Ok(logfile::state(&head))
     }
 
-    /// Whether `\hiberfil.sys` has a session. A file that is too short to determine it belongs to a
-    /// volume that was mounted when Windows hibernated (the rule of ntfs-3g).
+    /// Whether `\hiberfil.sys` has a session. A file too short to determine it belongs to a volume
+    /// that was mounted when Windows hibernated (the rule of ntfs-3g).
     pub fn hibernated(&self) -> Fallible<bool> {
         let path = GuestPath::parse("hiberfil.sys").unwrap_or_default();
         let Some(found) = self.find(&path)? else {

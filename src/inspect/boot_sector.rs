@@ -1,5 +1,5 @@
-//! Checks the values in a BIOS guest's partition table and NTFS boot sector with which its boot
-//! code finds the rest of itself.
+//! Checks the values in the partition table and NTFS boot sector with which a BIOS guest's boot
+//! code finds its other parts.
 //!
 //! The boot code of NTFS reads "hidden sectors", the start of its partition, from its own boot
 //! sector. Tools that move partitions forget to update it. That of Windows 2000, XP and 2003 also
@@ -98,7 +98,7 @@ fn heads_fix(
 }
 
 /// The number of heads that SeaBIOS presents for a disk of that size, on IDE and on virtio. `None`
-/// between the steps, where it depends on the controller and on the last sector, and for disks too
+/// between the steps, where it depends on the controller and on the last sector. Also for disks too
 /// small for Windows XP.
 fn heads_for(disk_size: u64) -> Option<u16> {
     match disk_size {

@@ -6,8 +6,8 @@
 //! means "not set". Microsoft does not document it. The evidence:
 //! - the records are those of the `Nsi*` calls, whose layout wine checks against Windows in its
 //!   tests (`include/wine/nsi.h`, `dlls/nsi/tests`);
-//! - in a real Windows 7 hive the IPv4 tables have exactly the addresses, prefix lengths and
-//!   gateways that `Services\Tcpip` names for the same adapters;
+//! - the IPv4 tables of a real Windows 7 have the addresses, prefix lengths and gateways that
+//!   `Services\Tcpip` names for the same adapters;
 //! - Citrix's and Xen's PV drivers carry IPv6 addresses from one adapter to another by renaming
 //!   such values; Microsoft's traces set IPv6 routes as object 16 of the IPv6 module.
 

@@ -258,8 +258,8 @@ fn changed(was: &Fingerprint) -> Result<Option<String>> {
     }
 }
 
-/// Further files that a disk at this path may name: those of the source, if its directory is one of
-/// `convert --copy later`. Otherwise the list is empty.
+/// Further files that a disk at this path may name. They are those of the source, if its directory
+/// is one of `convert --copy later`. Otherwise the list is empty.
 pub(crate) fn allowed_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let Some(record) = Record::left(folder)? else {
         return Ok(Vec::new());

@@ -1,5 +1,5 @@
-//! A level of a disk on another host: its facts, its access options, and the socket on which
-//! `serve` provides it to QEMU.
+//! A level of a disk on another host: its facts, its access options, and the socket that `serve`
+//! provides for QEMU.
 
 use std::io;
 use std::path::{Path, PathBuf};

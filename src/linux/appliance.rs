@@ -1,5 +1,5 @@
-//! The files of a Linux guest through libguestfs: for XFS, btrfs, LVM, software RAID and everything
-//! else that this process does not read.
+//! The files of a Linux guest through libguestfs, for everything that this process does not read:
+//! XFS, btrfs, LVM, software RAID and others.
 //!
 //! The disks are exported by hyper2kvm's storage daemons, read-only. libguestfs finds the
 //! installation and its mount points. Files are downloaded into a private directory when they are

@@ -1,8 +1,8 @@
 //! The files of a Linux guest, read-only, with its file systems mounted at the guest's mount
 //! points.
 //!
-//! [`ExtTree`] reads ext2, ext3 and ext4 inside this process (crate `ext4-view`: no `unsafe`, the
-//! journal is replayed in memory), and FAT below `/boot/efi`. Everything else is for the
+//! [`ExtTree`] reads ext2, ext3 and ext4 inside this process, and FAT below `/boot/efi`. Its crate
+//! `ext4-view` has no `unsafe` and replays the journal in memory. Everything else is for the
 //! [appliance](super::appliance).
 //!
 //! `ext4-view` allocates memory by numbers in the superblock, so those are checked first, and its

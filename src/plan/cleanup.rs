@@ -1,8 +1,8 @@
 //! Disables the remains of the old hypervisor, as listed in `drivers/tools.yaml`.
 //!
-//! An existing service gets Start=4. A class filter is first removed from the filter lists, because
-//! a disabled filter of the disk classes stops the boot with 0x7B. `Run` entries and scheduled
-//! tasks are identified by the program they start. A task is removed from the index of the task
+//! An existing service gets Start=4. A class filter is first removed from the filter lists: a
+//! disabled filter of the disk classes stops the boot with 0x7B. `Run` entries and scheduled tasks
+//! are identified by the program they start. A task is removed from the index of the task
 //! scheduler. Its file below `System32\Tasks` stays, so that `schtasks /create /xml` can restore
 //! it.
 

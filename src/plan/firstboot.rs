@@ -1,5 +1,5 @@
-//! Plans the first boot: the script and its files, the service that starts it, and settings that
-//! apply only until it is done.
+//! Plans the first boot. That is the script and its files, the service that starts it, and settings
+//! that apply only until it is done.
 //!
 //! The old values of those settings are kept below the service's key. The script finds them there.
 //! So does a second run over the same disk, which must not take hyper2kvm's values for the guest's.

@@ -58,7 +58,8 @@ fn of(version: WinVersion, wishes: &Preferences) -> Planned {
     planned(&guest, &media(), options, wishes)
 }
 
-/// A setting that is lost must be said; a script that is not run too, but not to the one who wanted none.
+/// A setting that is lost must be said. A script that is not run too, but not to the one who wanted
+/// none.
 #[test]
 fn what_a_conversion_without_a_script_leaves_out_is_told() {
     let scripts = || vec![b"echo 1".to_vec()];
@@ -280,8 +281,8 @@ fn the_setting_to_put_back_is_the_guests_own() {
     }
 }
 
-/// A device whose driver is in place already needs no installation: told by the service and version of the
-/// INF that is staged.
+/// A device whose driver is in place already needs no installation. The service and version of the
+/// staged INF show that.
 #[test]
 fn each_staged_inf_stands_with_its_own_service_and_version() {
     let planned = of(Win10, &Preferences::default());

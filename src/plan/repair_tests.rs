@@ -492,8 +492,8 @@ fn no_value_is_written_twice_in_one_plan() {
     assert!(twice.is_empty(), "{twice:?}");
 }
 
-/// Text mode keeps the script's screen from people and always goes; where a disk or partition is named
-/// wrongly, the user has the word.
+/// Text mode keeps the script's screen from people and always goes. Where a disk or partition is
+/// named wrongly, the user has the word.
 #[test]
 fn the_boot_store_and_the_boot_sector_are_repaired_as_far_as_was_asked() {
     let mut guest = guest(Win7, |_| {});

@@ -1,7 +1,7 @@
 //! The pull of a running VM: QEMU copies, libvirt manages the domain, and this program observes.
 //!
 //! It may end at any time. A started job continues without it. One that was lost with the VM or its
-//! libvirt is started again, and QEMU copies the data that the image still lacks.
+//! libvirt is started again; QEMU copies what the image still lacks.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

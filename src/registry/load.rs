@@ -7,9 +7,9 @@
 //! # Logs after an edit
 //!
 //! The edited hive is marked clean, and Windows does not read the logs of a clean hive. They must
-//! be emptied nevertheless. If anything makes the hive look dirty before Windows has written its
-//! first log entry, the old pages would be replayed over the edit. The function [`log_reset`] makes
-//! them **empty files**, because
+//! be emptied nevertheless. If the hive looked dirty before Windows writes its first log
+//! entry, the old pages would be replayed over the edit. The function [`log_reset`]
+//! makes them **empty files**, because
 //!
 //! * Windows itself leaves an unused log empty: listings of real systems show `BCD.LOG1` and
 //!   `BCD.LOG2` with 0 bytes beside a live `BCD.LOG`. The second log of the corpus's Windows 7

@@ -3,9 +3,9 @@
 //! Parses and checks them; [`super::recover`] decides which log applies to which hive. Follows the
 //! "Windows registry file format specification" (msuhanov/regf). Two formats:
 //!
-//! * **entries** (Windows 8.1 and later, base block type 6): a chain of `HvLE` entries, each with
-//!   its own sequence number and two hashes;
-//! * **pages** (up to Windows 8, type 1, or 2 on Windows 2000): a `DIRT` bitmap and the dirty
+//! * **entries** (Windows 8.1 and later, base block type 6). A chain of `HvLE` entries, each with
+//!   its own sequence number and two hashes.
+//! * **pages** (up to Windows 8, type 1, or 2 on Windows 2000). A `DIRT` bitmap and the dirty
 //!   512-byte pages, without any hash.
 //!
 //! Entries of earlier cycles follow the live entries in the same file, with valid hashes. Only the

@@ -1,5 +1,5 @@
 //! Turns the domain XML of a conversion into that of a rehearsal. It gets a name and a UUID of its
-//! own, no network, and no writable files or devices of the host or the user.
+//! own. It gets no network, and no writable files or devices of the host or the user.
 
 use std::path::Path;
 

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The source is only read. The domain has a name of its own and no network ([`domain`]).
-//! Everything that will be removed is recorded before it is made ([`record`]), so that the next run
+//! Everything that will be removed is recorded before it is made ([`record`]). So the next run
 //! removes what a killed one left.
 
 pub(crate) mod batch;

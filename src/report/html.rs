@@ -311,7 +311,7 @@ fn steps(h: &mut String, steps: &[Step]) {
     h.push_str("</ol>\n");
 }
 
-/// Whether a step checks a second id of the controller, as an alternative to the first; it does not
+/// Whether a step checks a second id of the controller, as an alternative to the first. It does not
 /// follow from the steps before.
 fn is_alternative(before: &[Step], step: &Step) -> bool {
     let id = |step: &Step| step.text.starts_with("PCI\\") || step.text.contains(" PCI\\");

@@ -3,8 +3,9 @@
 //! [`open`] takes the SOURCE of the command line and distinguishes VMs from disks. VMs are `.vmx`,
 //! `.ovf`, `.ova`, libvirt domain XML, and the directory of one of these or of a Hyper-V export.
 //! Anything else is a plain disk image. It is quick, because it reads descriptions and never disk
-//! contents. Disks that are not usable in place (members of an OVA, gzip'd disks) and the checksums
-//! of a manifest are left to [`SourceVm::prepare`]. It works in a directory of the caller.
+//! contents. Disks that are not usable in place and the checksums of a manifest are left to
+//! [`SourceVm::prepare`]. Such disks are members of an OVA and gzip'd ones. It works in a directory
+//! of the caller.
 //!
 //! These files are untrusted. The parsers ([`vmx`], [`ovf`], [`libvirt`], [`tar`], [`vmdk`]) are
 //! pure functions with limits. A reference that leads out of the directory of the description is

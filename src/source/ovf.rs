@@ -37,8 +37,8 @@ const MAX_ITEMS: usize = 4096;
 pub struct OvfDisk {
     /// The relative, percent-decoded name for people.
     pub href: String,
-    /// The possible names of the file. It may be percent-decoded or as written (not every producer
-    /// encodes a `%`), each as text and in the encoding of the descriptor.
+    /// The possible names of the file. It may be percent-decoded or as written, because not every
+    /// producer encodes a `%`. Each is tried as text and in the encoding of the descriptor.
     pub names: Vec<OsString>,
     pub gzip: bool,
     /// The size of the disk, in bytes.

@@ -1,8 +1,8 @@
 //! The member table of a tar archive, as far as an OVA needs it.
 //!
 //! The crate `tar` reads the headers and seeks over contents, so a large archive costs a few reads.
-//! This module adds the limits. A sparse member is an error, and anything other than a regular file
-//! is skipped (a link must not stand for a disk).
+//! This module adds the limits. A sparse member is an error. Anything other than a regular file is
+//! skipped: a link must not stand for a disk.
 
 use std::cell::Cell;
 use std::io::{self, Read, Seek, SeekFrom};

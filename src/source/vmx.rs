@@ -6,9 +6,9 @@
 //!
 //! A device exists only with `present = "TRUE"`, but old files omit that for disks. A disk path may
 //! be absolute on the ESXi host (`/vmfs/volumes/...`). Then it means the file of that name beside
-//! the `.vmx`, or below directories with the names at the end of that path. After a snapshot,
-//! `fileName` is the newest `-00000N.vmdk`, which itself names its parent. The two numbers of the
-//! generation id are its bytes in little-endian order.
+//! the `.vmx`, or below directories named as at the end of that path. After a snapshot, `fileName`
+//! is the newest `-00000N.vmdk`, which itself names its parent. The two numbers of the generation
+//! id are its bytes in little-endian order.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -188,8 +188,8 @@ impl Maker {
         }
     }
 
-    /// The attributes of a directory. Where its entries do not fit into one node, every part of them but the last is
-    /// followed by an entry of the root.
+    /// The attributes of a directory. Where its entries do not fit into one node, every part of
+    /// them but the last precedes an entry of the root.
     fn index(&mut self, entries: &[(u64, Vec<u8>)]) -> Vec<Vec<u8>> {
         let leaf = |list: &[(u64, Vec<u8>)]| -> Vec<u8> {
             let all = list

@@ -196,7 +196,7 @@ const DIAL: &[i64] = &[
     libc::SYS_recvmmsg,
 ];
 
-/// Restricts this process to the calls above except starting programs, and to sockets of the
+/// Restricts this process to the calls above except starting programs. Its sockets are those of the
 /// internet, of this host and of the kernel's routing table.
 pub(super) fn dials() -> io::Result<()> {
     let calls = COMMON.iter().chain(OLD).chain(DIAL);

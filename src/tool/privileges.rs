@@ -23,7 +23,7 @@ pub enum Privileges {
     /// No capabilities, and no means to gain any.
     #[default]
     None,
-    /// Only opening files of others, and no means to gain more: for a program that opens images
+    /// Only opening files of others, and no means to gain more. For a program that opens images
     /// which its arguments do not name.
     Files,
     /// Only files of others, their owners and labels, and no means to gain more: for `cp -p` and
@@ -86,8 +86,8 @@ fn drop_for(args: &[OsString]) -> io::Result<()> {
     drop_unless(&|| named(args).iter().any(|file| !file.in_reach()))
 }
 
-/// Gives up every capability except the one that connecting to the socket requires. libvirt gives
-/// the socket of a backup to QEMU's user.
+/// Gives up every capability except the one that connecting to the socket requires. The socket of a
+/// backup belongs to QEMU's user: libvirt gives it to that.
 pub(super) fn drop_for_socket(socket: &Path) -> io::Result<()> {
     let flags = AtFlags::EACCESS;
     let able = || rustix::fs::accessat(CWD, socket, Access::WRITE_OK, flags);

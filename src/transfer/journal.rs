@@ -5,8 +5,8 @@
 //! a batch. A line is written after the target was flushed, so no line is ever durable before its
 //! ranges. The lines are synced together ([`SYNC_EVERY`]): a killed process loses none, a host
 //! without power those of the last moment. Before the first line, what the record relies on is made
-//! durable ([`Foundation`]). However the process ends, the file has whole lines and
-//! at most torn ones at its end, which are cut off when it is opened.
+//! durable ([`Foundation`]). However the process ends, the file has whole lines and at most torn
+//! ones at its end. These are cut off when it is opened.
 
 use std::fmt;
 use std::fs::{File, Permissions};
@@ -363,7 +363,7 @@ mod tests {
         assert!(open(&path).journal.done().is_empty());
     }
 
-    /// Truncated anywhere, and with any byte changed: the result is never more than was recorded,
+    /// Truncated anywhere, and with any byte changed. The result is never more than was recorded,
     /// and never less than the lines before the damage. Everything recorded next is found.
     #[test]
     fn a_torn_or_damaged_line_loses_only_itself() {

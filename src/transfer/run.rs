@@ -4,7 +4,7 @@
 //! The calling thread keeps the journal: it collects the pieces written since, flushes the target
 //! and records them. Workers wait when too much is written and not recorded yet
 //! ([`Transfer::window`]), so a kill costs no more than that. Each piece is sent to the device
-//! immediately, by direct I/O or at the kernel's request: a flush then has little to do.
+//! immediately, by direct I/O or at the kernel's request. A flush then has little to do.
 
 use std::collections::VecDeque;
 use std::io;

@@ -324,8 +324,8 @@ fn a_bandwidth_is_kept() {
     assert!((0.3..1.5).contains(&seconds), "{seconds}");
 }
 
-/// The ranges in the journal were flushed before, at any time; and each piece has begun to be
-/// written before it is flushed.
+/// The ranges in the journal were flushed before, at any time. Each piece has begun to be written
+/// before it is flushed.
 #[test]
 fn a_line_names_only_what_was_flushed() {
     struct Noted {

@@ -1,5 +1,5 @@
-//! Text for a terminal: wrapped at its width between words, continued at the column that a row
-//! marks with [`Styled::hang`], coloured by [`Tone`] alone.
+//! Text for a terminal. It is wrapped at its width between words, and continues at the column that a
+//! row marks with [`Styled::hang`]. [`Tone`] alone colours it.
 
 use std::io::IsTerminal;
 use std::os::fd::AsFd;

@@ -87,7 +87,7 @@ pub(super) trait Dial: Send + Sync {
     }
 
     /// The size of one request when fetching ahead. It is larger if a connection has one request in
-    /// flight: otherwise most of the time with a distant server would be waiting.
+    /// flight. Otherwise most of the time with a distant server would be waiting.
     fn piece(&self) -> u64 {
         PIECE
     }

@@ -479,8 +479,8 @@ fn the_whole_of_an_inf_as_each_windows_takes_it() {
     };
     insta::assert_snapshot!("whole-x86", shown(&target(6, 1, 7601, Arch::X86)));
     insta::assert_snapshot!("whole-amd64", shown(&target(6, 1, 7601, Arch::Amd64)));
-    // Of the second manufacturer the models count from this build on, and an install section that
-    // names the architecture precedes one that names a version.
+    // Of the second manufacturer the models count from this build on. An install section that names
+    // the architecture precedes one that names a version.
     let of = |build| DriverInf::parse(WHOLE.as_bytes(), &target(10, 0, build, Arch::Amd64));
     let models = |inf: &DriverInf| {
         let models = inf.models.iter();

@@ -72,8 +72,8 @@ pub struct Protector {
 pub enum Start {
     /// Encrypted at another offset.
     Moved { offset: u64, size: u64 },
-    /// In clear at its own offset, with BitLocker's name and the offset of the metadata in the boot
-    /// sector and its copy at `copy`.
+    /// In clear at its own offset, with BitLocker's name. The offset of the metadata is in the boot
+    /// sector and in its copy at `copy`.
     Vista {
         mirror_cluster: u64,
         metadata_cluster: u64,

@@ -101,7 +101,7 @@ unsafe fn callback<T>(
     work: impl FnOnce(&mut Device, &Backing) -> Result<T, c_int>,
 ) -> T {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: the library passes its device and does not use it while the callback runs; its
+        // SAFETY: the library passes its device and does not use it while the callback runs. Its
         // private pointer is the Backing, which outlives the device.
         let (dev, backing) = unsafe { (&mut *dev, &*(*dev).private.cast::<Backing>()) };
         work(dev, backing)

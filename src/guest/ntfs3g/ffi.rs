@@ -119,10 +119,9 @@ macro_rules! api {
 
         impl Api {
             fn load(library: libloading::Library) -> Result<Self, libloading::Error> {
-                // SAFETY: each symbol is a function with this signature in every release of
-                // libntfs-3g with one of the names in SONAMES (see the module documentation). The
-                // library stays loaded as long as the pointers exist: it is kept in the same
-                // struct.
+                // SAFETY: each symbol has this signature in every release of libntfs-3g with one of
+                // the names in SONAMES (see the module documentation). The library stays loaded as
+                // long as the pointers exist: it is kept in the same struct.
                 unsafe {
                     Ok(Self {
                         $($name: *library.get(concat!(stringify!($name), "\0").as_bytes())?,)*

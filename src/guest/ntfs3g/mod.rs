@@ -71,8 +71,8 @@ unsafe extern "C" fn collect_sibling(
     reference: u64,
     kind: c_uint,
 ) -> c_int {
-    // SAFETY: the pointer is the Siblings given to ntfs_readdir, which is not used during the call,
-    // and the name is valid for its length.
+    // SAFETY: the pointer is the Siblings given to ntfs_readdir, which is not used during the call.
+    // The name is valid for its length.
     let (siblings, name) = unsafe {
         let len = usize::try_from(name_len).unwrap_or(0);
         let name = if name.is_null() {
@@ -588,8 +588,8 @@ impl Ntfs3g {
             .map_err(|errno| self.error(OP, path, errno))
     }
 
-    /// Makes a file or an empty directory a reparse point, such as a symbolic link or a junction:
-    /// for guests made by hyper2kvm.
+    /// Makes a file or an empty directory a reparse point, such as a symbolic link or a junction.
+    /// For guests made by hyper2kvm.
     pub fn make_reparse(&mut self, path: &GuestPath, reparse: &[u8]) -> Result<()> {
         const OP: &str = "linking";
         let set = || {

@@ -265,8 +265,8 @@ fn vmdks_that_point_at_objects_and_devices() {
     }
 }
 
-/// The parent of a clone with a path of the old host; its content id confirms that the local file
-/// is the right one.
+/// The parent of a clone has a path of the old host. Its content id confirms that the local file is
+/// the right one.
 #[test]
 fn a_parent_on_the_old_host() {
     let folder = Folder::new();
