@@ -118,6 +118,14 @@ macro_rules! layout {
                 Some(Self { $($field: $crate::bytes::Field::get(bytes.get($offset..)?)?,)* })
             }
 
+            /// Parses a structure whose end may be missing; its missing bytes count as 0.
+            pub fn padded(bytes: &[u8]) -> Option<Self> {
+                let mut whole = [0; Self::LEN];
+                let there = bytes.len().min(Self::LEN);
+                whole[..there].copy_from_slice(&bytes[..there]);
+                Self::read(&whole)
+            }
+
             /// Writes the fields at their offsets; bytes between them stay.
             pub fn write(&self, bytes: &mut [u8]) -> Option<()> {
                 let bytes = bytes.get_mut(..Self::LEN)?;

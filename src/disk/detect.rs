@@ -8,8 +8,13 @@
 
 use std::io;
 
+use super::headers::{
+    COWD_MAGIC, PARALLELS_BLOCKS_MAGIC, PARALLELS_MAGIC, QED_MAGIC, QedHeader, VDI_SIGNATURE,
+    VHD_COOKIE, VHDX_MAGIC, VMDK_MAGIC, VdiHeader, VhdFooter, VmdkHeader,
+};
+use super::qcow2;
 use super::remote::ReadAt;
-use crate::bytes::{be32, le64};
+use crate::bytes::be32;
 
 /// The QEMU driver of an image format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +79,11 @@ pub enum Detected {
 /// The most bytes of a vmdk descriptor that QEMU reads.
 const MAX_DESCRIPTOR: usize = 1 << 20;
 
-const VHD_COOKIE: &[u8] = b"conectix";
-const VHD_FOOTER: usize = 512;
+const VHD_FOOTER: usize = VhdFooter::LEN;
+/// [`VhdFooter::kind`] of a raw disk with a footer.
+pub const VHD_FIXED: u32 = 2;
+/// [`VhdFooter::kind`] of a VHD with a parent.
+pub const VHD_DIFFERENCING: u32 = 4;
 
 /// Examines the start and the end of the file.
 pub fn detect(file: &dyn ReadAt, size: u64) -> io::Result<Detected> {
@@ -108,23 +116,23 @@ pub fn detect_bytes(head: &[u8], tail: &[u8]) -> Detected {
         (b"BZh", "bzip2 file"),
     ];
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|h| h.starts_with(magic));
-    let format = if at(0, b"QFI\xfb") {
+    let format = if at(0, &qcow2::MAGIC) {
         if at(4, &[0, 0, 0, 1]) {
             Format("qcow")
         } else {
             Format::QCOW2
         }
-    } else if at(0, b"KDMV") || at(0, b"COWD") || is_descriptor(head) {
+    } else if at(0, &VMDK_MAGIC) || at(0, &COWD_MAGIC) || is_descriptor(head) {
         Format::VMDK
-    } else if at(0, VHD_COOKIE) || is_fixed_vhd(tail) {
+    } else if at(0, &VHD_COOKIE) || is_fixed_vhd(tail) {
         Format::VPC
-    } else if at(0, b"vhdxfile") {
+    } else if at(0, &VHDX_MAGIC) {
         Format::VHDX
-    } else if at(64, &[0x7f, 0x10, 0xda, 0xbe]) {
+    } else if is_vdi(head) {
         Format::VDI
-    } else if at(0, b"QED\0") {
+    } else if at(0, &QED_MAGIC) {
         Format("qed")
-    } else if at(0, b"WithoutFreeSpace") || at(0, b"WithouFreSpacExt") {
+    } else if at(0, &PARALLELS_MAGIC) || at(0, &PARALLELS_BLOCKS_MAGIC) {
         Format("parallels")
     } else if at(257, b"ustar") {
         return Detected::Packed("tar archive");
@@ -152,23 +160,33 @@ fn is_descriptor(head: &[u8]) -> bool {
             })
 }
 
+fn is_vdi(head: &[u8]) -> bool {
+    VdiHeader::padded(head).is_some_and(|header| header.signature == VDI_SIGNATURE)
+}
+
 /// Whether this is a fixed VHD: a raw disk with a footer. QEMU's own probe reads only the first
 /// bytes and detects a raw disk.
 fn is_fixed_vhd(tail: &[u8]) -> bool {
-    vhd_type(tail) == Some(2)
+    vhd_type(tail) == Some(VHD_FIXED)
 }
 
-/// The disk type of a VHD footer (2 fixed, 3 dynamic, 4 differencing) with a valid checksum.
+/// A VHD footer with a valid checksum.
+pub fn vhd_footer(bytes: &[u8]) -> Option<VhdFooter> {
+    let footer = VhdFooter::read(bytes)?;
+    let valid = footer.cookie == VHD_COOKIE && footer.checksum.0 == vhd_checksum(bytes);
+    valid.then_some(footer)
+}
+
+/// The [`VhdFooter::kind`] of a VHD footer with a valid checksum.
 pub fn vhd_type(footer: &[u8]) -> Option<u32> {
-    let footer = footer.get(..VHD_FOOTER)?;
-    let sum = footer
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| !(64..68).contains(i))
-        .fold(0u32, |sum, (_, &b)| sum.wrapping_add(u32::from(b)));
-    (footer.starts_with(VHD_COOKIE) && be32(footer, 64)? == !sum)
-        .then(|| be32(footer, 60))
-        .flatten()
+    vhd_footer(footer).map(|footer| footer.kind.0)
+}
+
+/// The checksum that a VHD footer must have.
+pub fn vhd_checksum(footer: &[u8]) -> u32 {
+    let bytes = footer.iter().take(VhdFooter::LEN).enumerate();
+    let others = bytes.filter(|(i, _)| !(64..68).contains(i));
+    !others.fold(0u32, |sum, (_, byte)| sum.wrapping_add(u32::from(*byte)))
 }
 
 /// Whether the footer at the end of a dynamic VHD is missing. A copy of it is at the start.
@@ -185,7 +203,7 @@ pub fn no_vhd(file: &dyn ReadAt, size: u64) -> io::Result<bool> {
     let head = read_up_to(file, 0, VHD_FOOTER, size)?;
     let end = size.saturating_sub(VHD_FOOTER as u64);
     let tail = read_up_to(file, end, VHD_FOOTER, size)?;
-    Ok(!head.starts_with(VHD_COOKIE) && !tail.starts_with(VHD_COOKIE))
+    Ok(!head.starts_with(&VHD_COOKIE) && !tail.starts_with(&VHD_COOKIE))
 }
 
 /// A file that QEMU would open besides the vmdk file itself.
@@ -206,13 +224,14 @@ pub struct VmdkExtent {
 /// if the sparse header has capacity 0. `None` for a self-contained vmdk.
 pub fn vmdk_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let head = head(file, size)?;
-    let start = le64(&head, 28).unwrap_or_default();
-    let text = if is_descriptor(&head) {
-        head
-    } else if head.starts_with(b"KDMV") && le64(&head, 12).unwrap_or_default() == 0 {
-        read_up_to(file, start.saturating_mul(512), MAX_DESCRIPTOR, size)?
-    } else {
-        return Ok(None);
+    let sparse = VmdkHeader::padded(&head).filter(|header| header.magic == VMDK_MAGIC);
+    let text = match sparse {
+        _ if is_descriptor(&head) => head,
+        Some(header) if header.capacity == 0 => {
+            let start = header.descriptor.saturating_mul(512);
+            read_up_to(file, start, MAX_DESCRIPTOR, size)?
+        }
+        _ => return Ok(None),
     };
     let end = text.iter().position(|&b| b == 0).unwrap_or(text.len());
     Ok(Some(text[..end].to_vec()))
@@ -221,7 +240,7 @@ pub fn vmdk_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8
 /// Whether a file is one of the kinds of vmdk that contain their data.
 pub fn is_sparse_vmdk(file: &dyn ReadAt, size: u64) -> io::Result<bool> {
     let magic = read_up_to(file, 0, 4, size)?;
-    Ok(magic == b"KDMV" || magic == b"COWD")
+    Ok(magic == VMDK_MAGIC || magic == COWD_MAGIC)
 }
 
 /// The descriptor for QEMU. It has the lines that QEMU reads, and the given extents under other
@@ -361,19 +380,12 @@ fn parse_extent(line: &[u8]) -> Option<VmdkExtent> {
 /// The bytes of the backing file's name in the header of a qcow2, qcow or qed.
 pub fn backing_name(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let head = read_up_to(file, 0, 64, size)?;
-    let field = |at: usize, len: usize| head.get(at..at + len).unwrap_or_default();
-    let be = |at, len| {
-        let bytes = field(at, len).iter();
-        bytes.fold(0u64, |n, b| n << 8 | u64::from(*b))
-    };
-    let le = |at, len| {
-        let bytes = field(at, len).iter().rev();
-        bytes.fold(0u64, |n, b| n << 8 | u64::from(*b))
-    };
-    let (at, len) = if head.starts_with(b"QFI\xfb") {
-        (be(8, 8), be(16, 4))
-    } else if head.starts_with(b"QED\0") {
-        (le(56, 4), le(60, 4))
+    let qed = QedHeader::padded(&head).filter(|header| header.magic == QED_MAGIC);
+    // In a qcow the fields are at the same offsets.
+    let (at, len) = if let Some(header) = qcow2::Header::of(&head) {
+        (header.backing.0, header.backing_len.0)
+    } else if let Some(header) = qed {
+        (header.backing.into(), header.backing_len)
     } else {
         (0, 0)
     };
@@ -394,24 +406,16 @@ pub fn qcow2_data_file(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8
     Ok(qcow2_data_file_name(&head))
 }
 
-/// Version 3 has feature bits, the third of which marks a data file.
 fn has_data_file(head: &[u8]) -> bool {
-    let u32_at = |at: usize| {
-        let bytes = head.get(at..at + 4).and_then(|b| b.try_into().ok());
-        bytes.map_or(0, u32::from_be_bytes)
-    };
-    u32_at(4) >= 3 && u32_at(76) & 4 != 0
+    let header = qcow2::Header::of(head);
+    header.is_some_and(|header| header.incompatible.0 & qcow2::EXTERNAL_DATA != 0)
 }
 
 fn qcow2_data_file_name(head: &[u8]) -> Option<Vec<u8>> {
     const DATA_FILE: u32 = 0x4441_5441;
-    let u32_at = |at: usize| {
-        let bytes = head.get(at..at.checked_add(4)?)?;
-        Some(u32::from_be_bytes(bytes.try_into().ok()?))
-    };
-    let mut at = u32_at(100)? as usize;
+    let mut at = qcow2::Header::read(head)?.len.0 as usize;
     loop {
-        let (kind, len) = (u32_at(at)?, u32_at(at.checked_add(4)?)? as usize);
+        let (kind, len) = (be32(head, at)?, be32(head, at.checked_add(4)?)? as usize);
         let start = at.checked_add(8)?;
         let data = head.get(start..start.checked_add(len)?)?;
         match kind {

@@ -13,10 +13,17 @@
 
 use std::io;
 
-use super::detect::{Format, VmdkExtent, read_up_to, vhd_type};
+use uuid::{Uuid, uuid};
+
+use super::detect::{Format, VHD_FIXED, VmdkExtent, read_up_to, vhd_footer};
+use super::headers::{
+    COWD_MAGIC, CowdHeader, PARALLELS_BLOCKS_MAGIC, ParallelsHeader, QcowHeader, QedHeader,
+    SE_SPARSE_MAGIC, SeSparseHeader, VHD_SPARSE_COOKIE, VHDX_ENTRIES, VHDX_MAGIC, VMDK_MAGIC,
+    VdiHeader, VhdDynamic, VhdFooter, VhdxMetadata, VhdxMetadataTable, VhdxRegion, VhdxRegionTable,
+    VmdkHeader, VmdkMarker,
+};
 use super::qcow2::{EXTENDED_L2, EXTERNAL_DATA, Header, OFFSET, Packed, SUBCLUSTERS, ZERO};
 use super::remote::ReadAt;
-use crate::bytes;
 
 /// Data that ends behind the end of its file or disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,20 +212,10 @@ impl Listed {
     }
 }
 
-fn le32(bytes: &[u8], at: usize) -> u64 {
-    bytes::le32(bytes, at).map_or(0, u64::from)
-}
-
-fn le64(bytes: &[u8], at: usize) -> u64 {
-    bytes::le64(bytes, at).unwrap_or_default()
-}
-
-fn be32(bytes: &[u8], at: usize) -> u64 {
-    bytes::be32(bytes, at).map_or(0, u64::from)
-}
-
-fn be64(bytes: &[u8], at: usize) -> u64 {
-    bytes::be64(bytes, at).unwrap_or_default()
+/// A number of up to eight bytes, the first of which is the least significant one.
+fn number(bytes: &[u8]) -> u64 {
+    let bytes = bytes.iter().take(8).rev();
+    bytes.fold(0, |n, byte| n << 8 | u64::from(*byte))
 }
 
 /// The part of the block at `index` within a disk of `disk` bytes.
@@ -263,8 +260,8 @@ fn qcow2(input: &Input) -> io::Result<Option<Ends>> {
         if features & EXTENDED_L2 != 0 {
             let per = cluster / 16;
             input.table(at, per, &mut |n, entry: [u8; 16]| {
-                let bitmap = be64(&entry, 8);
-                seen(i * per + n, be64(&entry, 0), Some(bitmap));
+                let both = u128::from_be_bytes(entry);
+                seen(i * per + n, (both >> 64) as u64, Some(both as u64));
             })?;
         } else {
             let per = cluster / 8;
@@ -304,12 +301,13 @@ fn cluster_end(index: u64, entry: u64, bitmap: Option<u64>, bits: u64, disk: u64
 }
 
 fn qcow(input: &Input) -> io::Result<Option<u64>> {
-    let head = input.read(0, 48)?;
-    let disk = be64(&head, 24);
-    let (bits, l2_bits) = match head.get(32..34) {
-        Some(&[bits, l2_bits]) if (9..=16).contains(&bits) && l2_bits <= 13 => (bits, l2_bits),
-        _ => return Ok(None),
+    let Some(header) = QcowHeader::padded(&input.read(0, QcowHeader::LEN)?) else {
+        return Ok(None);
     };
+    let (bits, l2_bits, disk) = (header.cluster_bits, header.l2_bits, header.size.0);
+    if !(9..=16).contains(&bits) || l2_bits > 13 {
+        return Ok(None);
+    }
     let entries = disk.div_ceil(1 << (bits + l2_bits));
     let shape = Tables {
         cluster: 1 << bits,
@@ -318,12 +316,14 @@ fn qcow(input: &Input) -> io::Result<Option<u64>> {
         entry: u64::from_be_bytes,
         compressed: Some(63 - u32::from(bits)),
     };
-    shape.end(input, be64(&head, 40), entries)
+    shape.end(input, header.l1.0, entries)
 }
 
 fn qed(input: &Input) -> io::Result<Option<u64>> {
-    let head = input.read(0, 64)?;
-    let (cluster, clusters) = (le32(&head, 4), le32(&head, 8));
+    let Some(header) = QedHeader::padded(&input.read(0, QedHeader::LEN)?) else {
+        return Ok(None);
+    };
+    let (cluster, clusters) = (u64::from(header.cluster), u64::from(header.table));
     if !cluster.is_power_of_two() || !(1..=16).contains(&clusters) {
         return Ok(None);
     }
@@ -331,11 +331,11 @@ fn qed(input: &Input) -> io::Result<Option<u64>> {
     let shape = Tables {
         cluster,
         per_table,
-        disk: le64(&head, 48),
+        disk: header.size,
         entry: u64::from_le_bytes,
         compressed: None,
     };
-    shape.end(input, le64(&head, 40), per_table)
+    shape.end(input, header.l1, per_table)
 }
 
 struct Tables {
@@ -379,40 +379,39 @@ impl Tables {
 // ---- one table of blocks ----
 
 fn vdi(input: &Input) -> io::Result<Option<u64>> {
-    let head = input.read(0, 512)?;
-    let (data, block, extra, allocated) = (
-        le32(&head, 344),
-        le32(&head, 376),
-        le32(&head, 380),
-        le32(&head, 388),
-    );
-    let end = (block + extra).saturating_mul(allocated);
-    Ok(Some(end.saturating_add(data).max(512)))
+    let Some(header) = VdiHeader::padded(&input.read(0, VdiHeader::LEN)?) else {
+        return Ok(None);
+    };
+    let block = u64::from(header.block) + u64::from(header.block_extra);
+    let end = block.saturating_mul(header.allocated.into());
+    let end = end.saturating_add(header.data.into());
+    Ok(Some(end.max(VdiHeader::LEN as u64)))
 }
 
 fn vhd(input: &Input) -> io::Result<Option<u64>> {
-    const FIXED: u32 = 2;
-    const FOOTER: u64 = 512;
-    let tail = input.read(input.size.saturating_sub(FOOTER), FOOTER as usize)?;
-    if vhd_type(&tail) == Some(FIXED) {
-        return Ok(Some(be64(&tail, 48).saturating_add(FOOTER)));
+    const FOOTER: u64 = VhdFooter::LEN as u64;
+    let tail = input.read(input.size.saturating_sub(FOOTER), VhdFooter::LEN)?;
+    if let Some(footer) = vhd_footer(&tail)
+        && footer.kind.0 == VHD_FIXED
+    {
+        return Ok(Some(footer.size.0.saturating_add(FOOTER)));
     }
-    let head = input.read(0, 512)?;
-    if vhd_type(&head).is_none() {
+    let Some(head) = vhd_footer(&input.read(0, VhdFooter::LEN)?) else {
         return Ok(None);
-    }
-    let header_at = be64(&head, 16);
-    let header = input.read(header_at, 1024)?;
-    if !header.starts_with(b"cxsparse") {
-        return Ok(Some(header_at.saturating_add(1024 + FOOTER)));
-    }
-    let (table, entries, block) = (be64(&header, 16), be32(&header, 28), be32(&header, 32));
+    };
+    let header_at = head.dynamic.0;
+    let header = VhdDynamic::padded(&input.read(header_at, VhdDynamic::LEN)?);
+    let Some(header) = header.filter(|header| header.cookie == VHD_SPARSE_COOKIE) else {
+        let header_end = header_at.saturating_add(VhdDynamic::LEN as u64);
+        return Ok(Some(header_end.saturating_add(FOOTER)));
+    };
+    let (entries, block) = (u64::from(header.entries.0), u64::from(header.block.0));
     if !block.is_power_of_two() || block < 512 {
         return Ok(None);
     }
     let bitmap = (block / 512).div_ceil(8).next_multiple_of(512);
     let mut end = 0u64;
-    let table_end = input.table(table, entries, &mut |_, entry| {
+    let table_end = input.table(header.table.0, entries, &mut |_, entry| {
         let sector = u64::from(u32::from_be_bytes(entry));
         if sector != u64::from(u32::MAX) {
             end = end.max(sector * 512 + bitmap + block);
@@ -424,14 +423,17 @@ fn vhd(input: &Input) -> io::Result<Option<u64>> {
 }
 
 fn parallels(input: &Input) -> io::Result<Option<u64>> {
-    let head = input.read(0, 64)?;
-    let (sectors, entries) = (le32(&head, 28), le32(&head, 32));
-    let unit = match head.starts_with(b"WithouFreSpacExt") {
+    let Some(header) = ParallelsHeader::padded(&input.read(0, ParallelsHeader::LEN)?) else {
+        return Ok(None);
+    };
+    let (sectors, entries) = (u64::from(header.block), u64::from(header.entries));
+    let unit = match header.magic == PARALLELS_BLOCKS_MAGIC {
         true => sectors.saturating_mul(512),
         false => 512,
     };
     let mut end = 0u64;
-    let table_end = input.table(64, entries, &mut |_, entry| {
+    let table_at = ParallelsHeader::LEN as u64;
+    let table_end = input.table(table_at, entries, &mut |_, entry| {
         let at = u64::from(u32::from_le_bytes(entry));
         if at != 0 {
             end = end.max(at.saturating_mul(unit).saturating_add(sectors * 512));
@@ -442,53 +444,48 @@ fn parallels(input: &Input) -> io::Result<Option<u64>> {
 
 // ---- VHDX ----
 
-const BAT_REGION: &str = "2dc27766-f623-4200-9d64-115e9bfd4a08";
-const METADATA_REGION: &str = "8b7ca206-4790-4b9a-b8fe-575f050f886e";
-const FILE_PARAMETERS: &str = "caa16737-fa36-4d43-b3b6-33f0aa44e76b";
-const VIRTUAL_SIZE: &str = "2fa54224-cd1b-4876-b211-5dbed83bf4b8";
-const SECTOR_SIZE: &str = "8141bf1d-a96f-4709-ba47-f233a8faab5f";
-
-fn guid(bytes: &[u8], at: usize) -> String {
-    let field = bytes.get(at..).and_then(|b| b.first_chunk());
-    field.map_or_else(String::new, |b| uuid::Uuid::from_bytes_le(*b).to_string())
-}
+const BAT_REGION: Uuid = uuid!("2dc27766-f623-4200-9d64-115e9bfd4a08");
+const METADATA_REGION: Uuid = uuid!("8b7ca206-4790-4b9a-b8fe-575f050f886e");
+const FILE_PARAMETERS: Uuid = uuid!("caa16737-fa36-4d43-b3b6-33f0aa44e76b");
+const VIRTUAL_SIZE: Uuid = uuid!("2fa54224-cd1b-4876-b211-5dbed83bf4b8");
+const SECTOR_SIZE: Uuid = uuid!("8141bf1d-a96f-4709-ba47-f233a8faab5f");
 
 /// The items of the metadata region of a VHDX, by their ids: offset in the file and length.
-pub(super) fn vhdx_metadata(file: &dyn ReadAt, size: u64) -> io::Result<Vec<(String, u64, u64)>> {
+pub(super) fn vhdx_metadata(file: &dyn ReadAt, size: u64) -> io::Result<Vec<(Uuid, u64, u64)>> {
     let input = Input { file, size };
-    let Some((at, _)) = vhdx_region(&input, METADATA_REGION)? else {
+    let Some(VhdxRegion { offset: at, .. }) = vhdx_region(&input, METADATA_REGION)? else {
         return Ok(Vec::new());
     };
     let table = input.read(at, 64 << 10)?;
-    if !table.starts_with(b"metadata") {
+    let header = VhdxMetadataTable::read(&table);
+    let Some(header) = header.filter(|header| header.signature == *b"metadata") else {
         return Ok(Vec::new());
-    }
-    let count = table.get(10..).and_then(|b| b.first_chunk());
-    let count = count.map_or(0, |b| usize::from(u16::from_le_bytes(*b)).min(2047));
-    let items = (1..=count).map(|n| {
-        let entry = table.get(32 * n..32 * n + 32).unwrap_or_default();
-        let offset = at.saturating_add(le32(entry, 16));
-        (guid(entry, 0), offset, le32(entry, 20))
-    });
-    Ok(items.collect())
+    };
+    let count = usize::from(header.entries).min(VHDX_ENTRIES);
+    let entries = table.chunks_exact(VhdxMetadata::LEN);
+    let entries = entries.skip(1).take(count).filter_map(VhdxMetadata::read);
+    let place = |item: VhdxMetadata| {
+        let offset = at.saturating_add(item.offset.into());
+        (item.id, offset, item.len.into())
+    };
+    Ok(entries.map(place).collect())
 }
 
 /// The range of a region.
-fn vhdx_region(input: &Input, wanted: &str) -> io::Result<Option<(u64, u64)>> {
+fn vhdx_region(input: &Input, wanted: Uuid) -> io::Result<Option<VhdxRegion>> {
     let regions = vhdx_regions(input)?;
-    let found = regions.into_iter().find(|(id, ..)| id == wanted);
-    Ok(found.map(|(_, at, length)| (at, length)))
+    Ok(regions.into_iter().find(|region| region.id == wanted))
 }
 
-/// The regions of the first valid region table: id, offset, length.
-fn vhdx_regions(input: &Input) -> io::Result<Vec<(String, u64, u64)>> {
+/// The regions of the first valid region table.
+fn vhdx_regions(input: &Input) -> io::Result<Vec<VhdxRegion>> {
     for table_at in [192 << 10, 256 << 10] {
         let table = input.read(table_at, 64 << 10)?;
-        if table.starts_with(b"regi") {
-            let entries = table.get(16..).unwrap_or_default().chunks_exact(32);
-            let count = le32(&table, 8).min(2047) as usize;
-            let entry = |e: &[u8]| (guid(e, 0), le64(e, 16), le32(e, 24));
-            return Ok(entries.take(count).map(entry).collect());
+        let header = VhdxRegionTable::read(&table);
+        if let Some(header) = header.filter(|header| header.signature == *b"regi") {
+            let entries = table[VhdxRegionTable::LEN..].chunks_exact(VhdxRegion::LEN);
+            let count = (header.entries as usize).min(VHDX_ENTRIES);
+            return Ok(entries.take(count).filter_map(VhdxRegion::read).collect());
         }
     }
     Ok(Vec::new())
@@ -497,23 +494,23 @@ fn vhdx_regions(input: &Input) -> io::Result<Vec<(String, u64, u64)>> {
 fn vhdx(input: &Input) -> io::Result<Option<u64>> {
     // [MS-VHDX] 2.5.1.1: present, and partly present over a parent.
     const PRESENT: [u64; 2] = [6, 7];
-    let Some((bat, _)) = vhdx_region(input, BAT_REGION)? else {
+    let Some(bat) = vhdx_region(input, BAT_REGION)? else {
         // The tables are in the first 320 KiB, the regions after them.
-        let headers = input.read(0, 8)?.starts_with(b"vhdxfile") && input.size < 1 << 20;
+        let headers = input.read(0, VHDX_MAGIC.len())? == VHDX_MAGIC && input.size < 1 << 20;
         return Ok(headers.then_some(1 << 20));
     };
     let metadata = vhdx_metadata(input.file, input.size)?;
-    let item = |id: &str, len: usize| -> io::Result<Vec<u8>> {
-        match metadata.iter().find(|(found, ..)| found == id) {
-            Some((_, at, _)) => input.read(*at, len),
-            None => Ok(Vec::new()),
+    let item = |id: Uuid, len: usize| -> io::Result<u64> {
+        match metadata.iter().find(|(found, ..)| *found == id) {
+            Some((_, at, _)) => Ok(number(&input.read(*at, len)?)),
+            None => Ok(0),
         }
     };
-    let block = le32(&item(FILE_PARAMETERS, 8)?, 0);
-    let disk = le64(&item(VIRTUAL_SIZE, 8)?, 0);
-    let sector = le32(&item(SECTOR_SIZE, 4)?, 0);
+    let block = item(FILE_PARAMETERS, 4)?;
+    let disk = item(VIRTUAL_SIZE, 8)?;
+    let sector = item(SECTOR_SIZE, 4)?;
     let regions = vhdx_regions(input)?.into_iter();
-    let ends = regions.map(|(_, at, length)| at.saturating_add(length));
+    let ends = regions.map(|region| region.offset.saturating_add(region.len.into()));
     let end_of_regions = ends.max().unwrap_or(0);
     if !block.is_power_of_two() || block < 1 << 20 || disk == 0 || sector == 0 {
         return Ok(Some(end_of_regions));
@@ -523,7 +520,7 @@ fn vhdx(input: &Input) -> io::Result<Option<u64>> {
     let blocks = disk.div_ceil(block);
     let entries = blocks + (blocks - 1) / ratio.max(1);
     let mut end = end_of_regions;
-    input.table(bat, entries, &mut |i, entry| {
+    input.table(bat.offset, entries, &mut |i, entry| {
         let entry = u64::from_le_bytes(entry);
         let payload = (i + 1) % (ratio + 1) != 0;
         if payload && PRESENT.contains(&(entry & 7)) {
@@ -536,42 +533,45 @@ fn vhdx(input: &Input) -> io::Result<Option<u64>> {
 
 // ---- VMDK ----
 
+/// The part of a [`VmdkMarker`] that precedes the data of a compressed grain.
+const BEFORE_DATA: u64 = 12;
+
 /// A hosted sparse image (`KDMV`) or one of ESX (`COWD`).
 fn sparse_vmdk(input: &Input) -> io::Result<Option<u64>> {
-    const COMPRESSED: u64 = 1 << 16;
+    const COMPRESSED: u32 = 1 << 16;
     const AT_END: u64 = u64::MAX;
-    let mut head = input.read(0, 512)?;
-    if head.starts_with(b"COWD") {
-        let (disk, grain) = (le32(&head, 12), le32(&head, 16));
+    let head = input.read(0, VmdkHeader::LEN)?;
+    if let Some(header) = CowdHeader::padded(&head).filter(|h| h.magic == COWD_MAGIC) {
         let grains = Grains {
-            directory: le32(&head, 20),
-            tables: le32(&head, 24),
+            directory: header.directory.into(),
+            tables: header.tables.into(),
             per_table: 4096,
-            grain,
-            disk,
+            grain: header.grain.into(),
+            disk: header.capacity.into(),
             packed: false,
         };
         return grains.end(input);
     }
-    if !head.starts_with(b"KDMV") {
+    let hosted = |head: &[u8]| VmdkHeader::padded(head).filter(|h| h.magic == VMDK_MAGIC);
+    let Some(mut header) = hosted(&head) else {
         return Ok(None);
-    }
-    if le64(&head, 56) == AT_END {
+    };
+    if header.directory == AT_END {
         // The footer has the same header with the offset of the directory.
-        let footer = input.read(input.size.saturating_sub(1024), 512)?;
-        if !footer.starts_with(b"KDMV") {
-            return stream_end(input, le64(&head, 64)).map(Some);
+        let footer = input.read(input.size.saturating_sub(1024), VmdkHeader::LEN)?;
+        match hosted(&footer) {
+            Some(footer) => header = footer,
+            None => return stream_end(input, header.overhead).map(Some),
         }
-        head = footer;
     }
-    let (disk, grain, per_table) = (le64(&head, 12), le64(&head, 20), le32(&head, 44));
-    let tables = match per_table.checked_mul(grain) {
+    let (disk, grain, per_table) = (header.capacity, header.grain, header.per_table.into());
+    let tables = match grain.checked_mul(per_table) {
         Some(sectors) if sectors > 0 => disk.div_ceil(sectors),
         _ => return Ok(None),
     };
-    let packed = le32(&head, 8) & COMPRESSED != 0;
+    let packed = header.flags & COMPRESSED != 0;
     let grains = Grains {
-        directory: le64(&head, 56),
+        directory: header.directory,
         tables,
         per_table,
         grain,
@@ -634,9 +634,9 @@ impl Grains {
             })?;
         }
         if packed && last_grain > 0 {
-            // Compressed data is preceded by its sector (8 bytes) and its length (4).
-            let marker = input.read(last_grain * 512, 12)?;
-            end = end.max(last_grain * 512 + 12 + le32(&marker, 8));
+            let marker = VmdkMarker::padded(&input.read(last_grain * 512, VmdkMarker::LEN)?);
+            let len = marker.map_or(0, |marker| u64::from(marker.len));
+            end = end.max(last_grain * 512 + BEFORE_DATA + len);
         }
         Ok(Some(end))
     }
@@ -648,15 +648,14 @@ fn stream_end(input: &Input, overhead: u64) -> io::Result<u64> {
     const FOOTER: u64 = 3 * 512;
     let mut at = overhead.saturating_mul(512).max(512);
     while at < input.size {
-        let marker = input.read(at, 16)?;
-        let (value, length) = (le64(&marker, 0), le32(&marker, 8));
-        if (value, length) == (0, 0) {
-            // The end of the stream, or nothing: a hole is not traversed sector by sector.
+        let marker = VmdkMarker::padded(&input.read(at, VmdkMarker::LEN)?);
+        // The end of the stream, or nothing: a hole is not traversed sector by sector.
+        let Some(marker) = marker.filter(|marker| (marker.value, marker.len) != (0, 0)) else {
             break;
-        }
-        let piece = match length {
-            0 => value.saturating_mul(512).saturating_add(512),
-            length => (12 + length).next_multiple_of(512),
+        };
+        let piece = match marker.len {
+            0 => marker.value.saturating_mul(512).saturating_add(512),
+            len => (BEFORE_DATA + u64::from(len)).next_multiple_of(512),
         };
         at = at.saturating_add(piece);
     }
@@ -664,16 +663,17 @@ fn stream_end(input: &Input, overhead: u64) -> io::Result<u64> {
 }
 
 fn se_sparse(input: &Input) -> io::Result<Option<u64>> {
-    const MAGIC: u64 = 0xcafe_babe;
-    let head = input.read(0, 208)?;
-    let field = |n: usize| le64(&head, 8 * n);
-    let (disk, grain, table) = (field(2), field(3), field(4));
-    if field(0) != MAGIC || !(1..=1 << 12).contains(&grain) || !(1..=1 << 12).contains(&table) {
+    let sane = 1..=1 << 12;
+    let header = SeSparseHeader::padded(&input.read(0, SeSparseHeader::LEN)?);
+    let Some(header) = header.filter(|h| {
+        h.magic == SE_SPARSE_MAGIC && sane.contains(&h.grain) && sane.contains(&h.table)
+    }) else {
         return Ok(None);
-    }
+    };
+    let (disk, grain, table) = (header.capacity, header.grain, header.table);
     let bytes = |sectors: u64| sectors.saturating_mul(512);
-    let (directory, length) = (bytes(field(16)), bytes(field(17)));
-    let (tables, data) = (bytes(field(18)), bytes(field(24)));
+    let (directory, length) = (bytes(header.directory), bytes(header.directory_len));
+    let (tables, data) = (bytes(header.tables), bytes(header.data));
     let per_table = bytes(table) / 8;
     let needed = disk.div_ceil(per_table * grain);
     let place = |entry| {

@@ -19,11 +19,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::charset::Name;
-use super::detect::{self, read_up_to, vhd_type};
+use uuid::{Uuid, uuid};
+
+use super::detect::{self, VHD_DIFFERENCING, read_up_to, vhd_footer};
+use super::headers::{
+    VDI_SIGNATURE, VHD_SPARSE_COOKIE, VHDX_MAGIC, VdiHeader, VhdDynamic, VhdFooter, VhdxHeader,
+    VhdxLocator, VhdxLocatorEntry,
+};
 use super::length;
 use super::remote::{self, ReadAt};
 use super::vmdk;
-use crate::bytes::le16;
 
 /// The most files examined in a directory.
 const MAX_FILES: usize = 4096;
@@ -153,31 +158,26 @@ fn candidate(path: &Path, meta: &Metadata) -> Option<Candidate> {
 
 fn read_links(file: &dyn ReadAt, size: u64, path: &Path, found: &mut Candidate) -> io::Result<()> {
     let head = read_up_to(file, 0, 4096, size)?;
-    let at = |offset: usize, len: usize| head.get(offset..offset + len).unwrap_or_default();
-    let be = |offset: usize, len: usize| {
-        at(offset, len)
-            .iter()
-            .fold(0, |n, b| n << 8 | u64::from(*b))
-    };
-    let id = |offset: usize| at(offset, 16).try_into().ok().filter(|id| *id != [0; 16]);
+    let some = |id: [u8; 16]| Some(id).filter(|id| *id != [0; 16]);
+    let vdi = VdiHeader::padded(&head).filter(|header| header.signature == VDI_SIGNATURE);
     if let Some(bytes) = detect::backing_name(file, size)? {
         found.parents = backing_names(&bytes);
-    } else if head.starts_with(b"vhdxfile") {
+    } else if head.starts_with(&VHDX_MAGIC) {
         vhdx_links(file, size, found)?;
-    } else if at(64, 4) == [0x7f, 0x10, 0xda, 0xbe] {
-        found.id = id(392);
-        found.parent_ids.extend(id(424));
-    } else if let Some(kind) = vhd_type(&head) {
-        found.id = id(68);
-        let header = read_up_to(file, be(16, 8), 1024, size)?;
-        if kind == 4 && header.starts_with(b"cxsparse") {
-            let field = header.get(40..56).and_then(|id| id.first_chunk::<16>());
-            found.parent_ids.extend(field.copied());
-            let units = header.get(64..576).unwrap_or_default().chunks_exact(2);
+    } else if let Some(header) = vdi {
+        found.id = some(header.id);
+        found.parent_ids.extend(some(header.parent_id));
+    } else if let Some(footer) = vhd_footer(&head) {
+        found.id = some(footer.id);
+        let header = read_up_to(file, footer.dynamic.0, VhdDynamic::LEN, size)?;
+        let header = VhdDynamic::padded(&header).filter(|h| h.cookie == VHD_SPARSE_COOKIE);
+        if let Some(header) = header.filter(|_| footer.kind.0 == VHD_DIFFERENCING) {
+            found.parent_ids.push(header.parent_id);
+            let units = header.parent_name.chunks_exact(2);
             found.parents = vec![utf16(units.map(|c| u16::from_be_bytes([c[0], c[1]]))).into()];
         }
     } else if let Some(footer) = fixed_vhd(file, size)? {
-        found.id = footer.get(68..84).and_then(|id| id.try_into().ok());
+        found.id = Some(footer.id);
     } else if vmdk::may_be(&head)
         && let Ok(Some(descriptor)) = vmdk::read(path)
     {
@@ -192,9 +192,10 @@ fn read_links(file: &dyn ReadAt, size: u64, path: &Path, found: &mut Candidate) 
     Ok(())
 }
 
-fn fixed_vhd(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
-    let tail = read_up_to(file, size.saturating_sub(512), 512, size)?;
-    Ok(vhd_type(&tail).map(|_| tail))
+fn fixed_vhd(file: &dyn ReadAt, size: u64) -> io::Result<Option<VhdFooter>> {
+    const LEN: usize = VhdFooter::LEN;
+    let tail = read_up_to(file, size.saturating_sub(LEN as u64), LEN, size)?;
+    Ok(vhd_footer(&tail))
 }
 
 /// The files to which a backing file name of QEMU refers: a path, or a `json:` description of
@@ -226,18 +227,17 @@ fn utf16(units: impl Iterator<Item = u16>) -> String {
     String::from_utf16_lossy(&units)
 }
 
-const PARENT_LOCATOR: &str = "a8d35f2d-b30b-454d-abf7-d3d84834ab0c";
+const PARENT_LOCATOR: Uuid = uuid!("a8d35f2d-b30b-454d-abf7-d3d84834ab0c");
 
 fn vhdx_links(file: &dyn ReadAt, size: u64, found: &mut Candidate) -> io::Result<()> {
     // Of the two headers, the one with the higher sequence number counts.
     let mut current = 0;
     for offset in [64 << 10, 128 << 10] {
-        let header = read_up_to(file, offset, 80, size)?;
-        let sequence = header.get(8..16).and_then(|b| b.try_into().ok());
-        let sequence = sequence.map_or(0, u64::from_le_bytes);
-        if header.starts_with(b"head") && sequence >= current {
-            current = sequence;
-            found.id = header.get(32..48).and_then(|id| id.try_into().ok());
+        let header = VhdxHeader::read(&read_up_to(file, offset, VhdxHeader::LEN, size)?);
+        let header = header.filter(|header| header.signature == *b"head");
+        if let Some(header) = header.filter(|header| header.sequence >= current) {
+            current = header.sequence;
+            found.id = Some(header.data_write_id);
         }
     }
     for (key, value) in vhdx_parent(file, size)? {
@@ -254,28 +254,29 @@ fn vhdx_links(file: &dyn ReadAt, size: u64, found: &mut Candidate) -> io::Result
 /// The parent locator of a differencing VHDX, by key; empty for any other.
 pub(super) fn vhdx_parent(file: &dyn ReadAt, size: u64) -> io::Result<Vec<(String, String)>> {
     let items = length::vhdx_metadata(file, size)?;
-    let Some((_, start, length)) = items.iter().find(|(id, ..)| id == PARENT_LOCATOR) else {
+    let Some((_, start, length)) = items.iter().find(|(id, ..)| *id == PARENT_LOCATOR) else {
         return Ok(Vec::new());
     };
     let mut item = vec![0; (*length).min(1 << 20).min(size.saturating_sub(*start)) as usize];
     file.read_exact_at(&mut item, *start)?;
-    let u16_at = |at: usize| le16(&item, at).map_or(0, usize::from);
-    let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;
-    let text = |at: usize, len: usize| {
-        let bytes = item.get(at..at.saturating_add(len)).unwrap_or_default();
+    let Some(header) = VhdxLocator::read(&item) else {
+        return Ok(Vec::new());
+    };
+    let text = |at: u32, len: u16| {
+        let at = at as usize;
+        let bytes = item.get(at..at.saturating_add(len.into()));
+        let bytes = bytes.unwrap_or_default();
         utf16(
             bytes
                 .chunks_exact(2)
                 .map(|c| u16::from_le_bytes([c[0], c[1]])),
         )
     };
-    let entries = (0..u16_at(18).min(64)).map(|n| 20 + 12 * n);
-    Ok(entries
-        .map(|at| {
-            let key = text(u32_at(at), u16_at(at + 8));
-            (key, text(u32_at(at + 4), u16_at(at + 10)))
-        })
-        .collect())
+    let entries = item[VhdxLocator::LEN..].chunks_exact(VhdxLocatorEntry::LEN);
+    let entries = entries.take(usize::from(header.entries).min(64));
+    let pair = |e: VhdxLocatorEntry| (text(e.key, e.key_len), text(e.value, e.value_len));
+    let entries = entries.filter_map(VhdxLocatorEntry::read);
+    Ok(entries.map(pair).collect())
 }
 
 #[cfg(test)]
@@ -439,7 +440,7 @@ mod tests {
         let table = 1 << 20;
         file[table..table + 8].copy_from_slice(b"metadata");
         file[table + 10] = 1;
-        file[table + 32..table + 48].copy_from_slice(&guid(PARENT_LOCATOR));
+        file[table + 32..table + 48].copy_from_slice(&PARENT_LOCATOR.to_bytes_le());
         file[table + 48..table + 52].copy_from_slice(&(64u32 << 10).to_le_bytes());
         file[table + 52..table + 56].copy_from_slice(&4096u32.to_le_bytes());
         let item = table + (64 << 10);

@@ -26,6 +26,7 @@ pub(crate) mod export;
 mod fill;
 pub(crate) mod gather;
 mod gpt;
+mod headers;
 pub(crate) mod hold;
 pub(crate) mod kernel;
 pub mod layout;

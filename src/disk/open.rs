@@ -492,7 +492,7 @@ fn refuse_differencing(file: &dyn ReadAt, size: u64, path: &Path, format: Format
         Format::VPC => {
             for offset in [0, size.saturating_sub(512)] {
                 let footer = detect::read_up_to(file, offset, 512, size).map_err(io_error)?;
-                if detect::vhd_type(&footer) == Some(4) {
+                if detect::vhd_type(&footer) == Some(detect::VHD_DIFFERENCING) {
                     return refused(
                         "VHD",
                         None,

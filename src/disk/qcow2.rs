@@ -113,10 +113,7 @@ impl Header {
     /// Parses the header of a qcow2 that may be truncated; `None` for another file. Fields that
     /// version 2 lacks are 0.
     pub fn of(head: &[u8]) -> Option<Self> {
-        let mut whole = [0; Self::LEN];
-        let there = head.len().min(Self::LEN);
-        whole[..there].copy_from_slice(&head[..there]);
-        let mut header = Self::read(&whole).filter(|header| header.magic == MAGIC)?;
+        let mut header = Self::padded(head).filter(|header| header.magic == MAGIC)?;
         if header.version.0 < 3 {
             (header.incompatible, header.count_order) = (Be(0), Be(4));
         }

@@ -460,8 +460,11 @@ fn references_stay_in_the_folder() {
         "../{}/secret.img",
         outside.path().file_name().unwrap().display()
     );
-    for backing in [text(&secret), "link.img", &up, "/etc/no-such-file"] {
-        let path = f.path("evil.qcow2");
+    // Each file is a new one: a program that another test starts may still hold the lock of the last.
+    let evil = |n: usize| f.path(&format!("evil-{n}.qcow2"));
+    let backings = [text(&secret), "link.img", &up, "/etc/no-such-file"];
+    for (n, backing) in backings.into_iter().enumerate() {
+        let path = evil(n);
         run(
             "qemu-img",
             &[
@@ -481,11 +484,12 @@ fn references_stay_in_the_folder() {
         let e = open(&path, &[]).unwrap_err();
         assert!(matches!(e, ImageError::Outside { .. }), "{backing}: {e}");
     }
-    let path = f.path("evil.qcow2");
-    for backing in [
+    let backings = [
         "nbd://127.0.0.1:1/x",
         "json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}",
-    ] {
+    ];
+    for (n, backing) in backings.into_iter().enumerate() {
+        let path = evil(10 + n);
         let args = [
             "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw",
         ];
@@ -497,6 +501,7 @@ fn references_stay_in_the_folder() {
         );
     }
     // Allowed: the directory, or the file.
+    let path = evil(20);
     let args = [
         "create",
         "-q",

@@ -8,12 +8,14 @@
 
 use std::io;
 
-use super::detect::{read_up_to, vhd_type};
+use super::detect::{VHD_FIXED, read_up_to, vhd_checksum, vhd_footer};
+use super::headers::VhdFooter;
 use super::remote::ReadAt;
+use crate::bytes::Be;
 
 const SECTOR: u64 = 512;
 /// Creators for which QEMU has long used the size.
-const KNOWN: [&[u8]; 5] = [b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS"];
+const KNOWN: [&[u8; 4]; 5] = [b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS"];
 /// The size of the largest geometry, which is never the real size.
 const LARGEST: u64 = 65_535 * 16 * 255;
 
@@ -28,38 +30,33 @@ pub enum Shown {
 
 /// The form for QEMU; `None` is the unchanged file.
 pub fn shown(file: &dyn ReadAt, size: u64) -> io::Result<Option<Shown>> {
-    const FIXED: u32 = 2;
     let head = read_up_to(file, 0, SECTOR as usize, size)?;
     let tail = read_up_to(file, size.saturating_sub(SECTOR), SECTOR as usize, size)?;
-    Ok(if vhd_type(&head).is_some() {
-        by_geometry(&head).map(|_| Shown::Head(with_known_creator(head)))
-    } else if vhd_type(&tail) == Some(FIXED) {
-        by_geometry(&tail).map(Shown::Raw)
-    } else {
-        None
-    })
+    if let Some(footer) = vhd_footer(&head) {
+        let other = by_geometry(&footer);
+        return Ok(other.map(|_| Shown::Head(with_known_creator(footer, head))));
+    }
+    let fixed = vhd_footer(&tail).filter(|footer| footer.kind.0 == VHD_FIXED);
+    Ok(fixed
+        .and_then(|footer| by_geometry(&footer))
+        .map(Shown::Raw))
 }
 
 /// The size in a footer, if QEMU would use the geometry and that differs.
-fn by_geometry(footer: &[u8]) -> Option<u64> {
-    let creator = footer.get(28..32)?;
-    let size = u64::from_be_bytes(footer.get(48..56)?.try_into().ok()?);
-    let &[c1, c0, heads, sectors] = footer.get(56..60)? else {
-        return None;
-    };
-    let cylinders = u64::from(u16::from_be_bytes([c1, c0]));
-    let geometry = cylinders * u64::from(heads) * u64::from(sectors);
-    let sectors = size / SECTOR;
-    let other = geometry != sectors && geometry != LARGEST && !KNOWN.contains(&creator);
+fn by_geometry(footer: &VhdFooter) -> Option<u64> {
+    let tracks = u64::from(footer.cylinders.0) * u64::from(footer.heads);
+    let geometry = tracks * u64::from(footer.sectors_per_track);
+    let sectors = footer.size.0 / SECTOR;
+    let other = geometry != sectors && geometry != LARGEST && !KNOWN.contains(&&footer.creator);
     other.then_some(sectors * SECTOR)
 }
 
-fn with_known_creator(mut footer: Vec<u8>) -> Vec<u8> {
-    footer[28..32].copy_from_slice(KNOWN[0]);
-    footer[64..68].fill(0);
-    let sum: u32 = footer.iter().map(|b| u32::from(*b)).sum();
-    footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
-    footer
+fn with_known_creator(mut footer: VhdFooter, mut bytes: Vec<u8>) -> Vec<u8> {
+    footer.creator = *KNOWN[0];
+    footer.write(&mut bytes);
+    footer.checksum = Be(vhd_checksum(&bytes));
+    footer.write(&mut bytes);
+    bytes
 }
 
 /// The descriptor of a VMDK that is the file with another first sector.
@@ -88,13 +85,12 @@ mod tests {
         let size = file.metadata().unwrap().len();
         for at in [0, size - SECTOR] {
             let footer = read_up_to(&file, at, 512, size).unwrap();
-            if vhd_type(&footer).is_some() {
-                let mut footer = with_known_creator(footer);
+            if vhd_footer(&footer).is_some() {
+                let mut footer = footer;
                 footer[28..32].copy_from_slice(creator);
                 footer[56..60].copy_from_slice(&BELOW);
-                footer[64..68].fill(0);
-                let sum: u32 = footer.iter().map(|b| u32::from(*b)).sum();
-                footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
+                let sum = vhd_checksum(&footer);
+                footer[64..68].copy_from_slice(&sum.to_be_bytes());
                 file.write_all_at(&footer, at).unwrap();
             }
         }

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use super::charset::{Charset, Name};
 use super::detect::read_up_to;
+use super::headers::{VMDK_MAGIC, VmdkHeader};
 use super::remote::{self, ReadAt};
-use crate::bytes::le64;
 use crate::files::{folder_of, open_file};
 
 /// QEMU's own limit for a descriptor file.
@@ -187,18 +187,17 @@ struct Embedded {
 /// Whether a file with this beginning may have a descriptor.
 pub fn may_be(head: &[u8]) -> bool {
     let named = |wanted: &[u8]| head.windows(wanted.len()).any(|w| w == wanted);
-    head.starts_with(b"KDMV") || head.starts_with(b"#") || named(b"createType")
+    head.starts_with(&VMDK_MAGIC) || head.starts_with(b"#") || named(b"createType")
 }
 
 fn embedded(file: &dyn ReadAt, size: u64) -> io::Result<Option<Embedded>> {
     let head = read_up_to(file, 0, 512, size)?;
-    let sparse = head.starts_with(b"KDMV");
-    let field = |at: usize| le64(&head, at);
-    let offset = match field(28).and_then(|sector| sector.checked_mul(512)) {
-        Some(offset) if sparse => offset,
-        _ => 0,
+    let sparse = VmdkHeader::padded(&head).filter(|header| header.magic == VMDK_MAGIC);
+    let offset = match &sparse {
+        Some(header) => header.descriptor.checked_mul(512).unwrap_or(0),
+        None => 0,
     };
-    if sparse && offset == 0 {
+    if sparse.is_some() && offset == 0 {
         return Ok(None);
     }
     // Only as much of a disk without a descriptor is read as is needed to see that.
@@ -210,11 +209,11 @@ fn embedded(file: &dyn ReadAt, size: u64) -> io::Result<Option<Embedded>> {
     text.truncate(text.iter().position(|b| *b == 0).unwrap_or(text.len()));
     // If QEMU is given the VMDK driver, the signature line is not needed either.
     let named = |wanted: &[u8]| text.windows(wanted.len()).any(|w| w == wanted);
-    if !sparse && !named(b"# Disk DescriptorFile") && !named(b"createType") {
+    if sparse.is_none() && !named(b"# Disk DescriptorFile") && !named(b"createType") {
         return Ok(None);
     }
     Ok(Some(Embedded {
         text,
-        holds_data: sparse && field(12) != Some(0),
+        holds_data: sparse.is_some_and(|header| header.capacity != 0),
     }))
 }
