@@ -13,13 +13,13 @@
 
 use std::io;
 
+use super::bpb::FatBoot;
 use super::layout::{DiskLayout, Partition, Scheme};
 use super::length::Short;
 use super::mbr::{self, Mbr, TYPE_PROTECTIVE};
 use super::sector::{is_boot_sector, read_up_to};
 use super::{gpt, whole};
 use crate::block::BlockRead;
-use crate::bytes::le16;
 
 const SECTOR_SIZES: [u32; 2] = [512, 4096];
 #[derive(Debug, thiserror::Error)]
@@ -162,7 +162,7 @@ fn is_file_system(disk: &dyn BlockRead, sector: &[u8]) -> io::Result<bool> {
 }
 
 fn bare_file_system(disk: &dyn BlockRead, sector: &[u8]) -> DiskLayout {
-    let sector_size = match le16(sector, 11) {
+    let sector_size = match FatBoot::read(sector).map(|boot| boot.bytes_per_sector) {
         Some(4096) if is_boot_sector(sector) => 4096,
         _ => 512,
     };

@@ -2,8 +2,8 @@
 
 use std::io;
 
+use super::bpb::FatBoot;
 use crate::block::BlockRead;
-use crate::bytes::le16;
 
 /// Reads up to `len` bytes, fewer at the end of the disk.
 pub(super) fn read_up_to(disk: &dyn BlockRead, offset: u64, len: usize) -> io::Result<Vec<u8>> {
@@ -26,8 +26,10 @@ pub fn is_boot_sector(sector: &[u8]) -> bool {
     {
         return true;
     }
-    let sane_bpb = le16(sector, 11).is_some_and(|n| matches!(n, 512 | 1024 | 2048 | 4096))
-        && sector.get(13).is_some_and(|n| n.is_power_of_two());
+    let sane_bpb = FatBoot::padded(sector).is_some_and(|boot| {
+        matches!(boot.bytes_per_sector, 512 | 1024 | 2048 | 4096)
+            && boot.sectors_per_cluster.is_power_of_two()
+    });
     (at(0, b"\xeb") || at(0, b"\xe9"))
         && sane_bpb
         && (at(54, b"FAT12   ") || at(54, b"FAT16   ") || at(82, b"FAT32   "))

@@ -14,9 +14,11 @@ use super::bpb::{FatBoot, NtfsBoot};
 use super::layout::{self, DiskLayout, Partition, Scheme};
 use super::length::Short;
 use super::sector::{is_boot_sector, read_up_to};
+use super::superblock::{
+    BitLockerBlock, BitLockerBoot, Btrfs, ExFatBoot, Ext, LvmLabel, LvmVolume, ReFsBoot, Xfs,
+};
 use super::{gpt, mbr};
 use crate::block::BlockRead;
-use crate::bytes::{le16, le32, le64};
 
 /// The largest possible cylinder: 255 heads and 63 sectors.
 const CYLINDER: u64 = 255 * 63 * 512;
@@ -135,12 +137,13 @@ fn windows_size(boot: &[u8]) -> Option<(&'static str, u64)> {
             Some(("NTFS", sectors.saturating_mul(sector)))
         }
         b"EXFAT   " => {
-            let shift = u32::from(*boot.get(108)?).min(12);
-            Some(("exFAT", le64(boot, 72)?.saturating_mul(1 << shift)))
+            let exfat = ExFatBoot::read(boot)?;
+            let sector = 1 << exfat.sector_shift.min(12);
+            Some(("exFAT", exfat.sectors.saturating_mul(sector)))
         }
         b"ReFS\0\0\0\0" => {
-            let sector = u64::from(le32(boot, 32)?);
-            Some(("ReFS", le64(boot, 24)?.saturating_mul(sector)))
+            let refs = ReFsBoot::read(boot)?;
+            Some(("ReFS", refs.sectors.saturating_mul(refs.sector_size.into())))
         }
         b"-FVE-FS-" => None,
         _ if is_boot_sector(boot) => Some(("FAT", u64::from(fat.sectors()).saturating_mul(sector))),
@@ -155,40 +158,34 @@ fn bitlocker_size(
     start: u64,
     boot: &[u8],
 ) -> io::Result<Option<(&'static str, u64)>> {
-    let at = le64(boot, 176).unwrap_or_default();
-    let block = read_up_to(disk, start.saturating_add(at), 64)?;
-    let version_2 = block.starts_with(b"-FVE-FS-") && le16(&block, 10) == Some(2);
-    let size = le64(&block, 16).filter(|_| version_2);
-    Ok(size.map(|size| ("BitLocker", size)))
+    let Some(boot) = BitLockerBoot::read(boot) else {
+        return Ok(None);
+    };
+    let bytes = read_up_to(disk, start.saturating_add(boot.block), BitLockerBlock::LEN)?;
+    let block = BitLockerBlock::read(&bytes);
+    let block = block.filter(|block| block.signature == *b"-FVE-FS-" && block.version == 2);
+    Ok(block.map(|block| ("BitLocker", block.size)))
 }
 
 /// The size of another file system. `after` follows the first sector, `far` is at 64 KiB.
 fn other_size(boot: &[u8], after: &[u8], far: &[u8]) -> Option<(&'static str, u64)> {
-    let be = |at: usize, len: usize| {
-        let bytes = boot.get(at..at + len)?;
-        Some(bytes.iter().fold(0u64, |n, b| n << 8 | u64::from(*b)))
+    if let Some(xfs) = Xfs::read(boot).filter(|xfs| xfs.magic == *b"XFSB") {
+        let block = u64::from(xfs.block.0);
+        return Some(("XFS", xfs.blocks.0.saturating_mul(block)));
+    }
+    if let Some(label) = LvmLabel::read(after).filter(|label| label.id == *b"LABELONE") {
+        let volume = LvmVolume::read(after.get(label.volume as usize..)?)?;
+        return Some(("LVM", volume.size));
+    }
+    if let Some(btrfs) = Btrfs::read(far).filter(|btrfs| btrfs.magic == *b"_BHRfS_M") {
+        return Some(("btrfs", btrfs.size));
+    }
+    const WIDE: u32 = 0x80;
+    let ext = Ext::read(after.get(512..)?).filter(|ext| ext.magic == 0xef53)?;
+    let high = match ext.incompatible & WIDE {
+        0 => 0,
+        _ => u64::from(ext.blocks_high) << 32,
     };
-    if boot.starts_with(b"XFSB") {
-        return Some(("XFS", be(8, 8)?.saturating_mul(be(4, 4)?)));
-    }
-    if after.starts_with(b"LABELONE") {
-        let header = le32(after, 20)? as usize;
-        return Some(("LVM", le64(after, header.checked_add(32)?)?));
-    }
-    if far.get(64..72) == Some(b"_BHRfS_M") {
-        // The size of this device; the whole array may have several.
-        return Some(("btrfs", le64(far, 209)?));
-    }
-    let ext = after.get(512..)?;
-    if ext.get(56..58)? == [0x53, 0xef] {
-        const WIDE: u32 = 0x80;
-        let high = match le32(ext, 96)? & WIDE {
-            0 => 0,
-            _ => u64::from(le32(ext, 0x150)?) << 32,
-        };
-        let block = 1024u64.checked_shl(le32(ext, 24)?)?;
-        let blocks = u64::from(le32(ext, 4)?) | high;
-        return Some(("ext", blocks.saturating_mul(block)));
-    }
-    None
+    let block = 1024u64.checked_shl(ext.block_shift)?;
+    Some(("ext", (u64::from(ext.blocks) | high).saturating_mul(block)))
 }
