@@ -286,11 +286,12 @@ fn apply_all(
     };
     let changes = actions.iter().map(|action| action.apply(&mut work));
     let result = changes.collect::<Result<Vec<_>, _>>();
-    let walked = work.walking.into_iter().map(Walking::join).collect();
+    let (places, walked) = walked(work.walking);
     let log = log.lock().unwrap().clone();
     Applied {
         result: result.map(|changes| changes.into_iter().flatten().collect()),
         log,
+        places,
         walked,
     }
 }
@@ -401,6 +402,7 @@ fn a_hive_is_written_whole_on_its_volume_and_every_log_of_it_is_saved_and_emptie
         assert_eq!((*found, *volume, to.as_str()), (how, OTHER, SYSTEM), "{at}");
         assert!(*bytes == new, "{at}");
         assert!(applied.walked[0].walk.is_ok());
+        assert_eq!(applied.places, [(OTHER, path(SYSTEM))]);
         let kept = changes[0].backup.as_ref().unwrap();
         assert!(fs::read(dir.path().join(kept)).unwrap() == stored, "{at}");
         // An empty one stays.
@@ -430,6 +432,8 @@ fn emptied_in_the_preview(action: EditHive, before: &FakeGuest) {
     let preview = preview(&actions, seen, WINDOWS, before, &media).unwrap();
     for log in logs {
         assert_eq!(preview.read(OTHER, &log, 99).unwrap(), b"", "{log}");
+        let info = preview.stat(OTHER, &log).unwrap().unwrap();
+        assert_eq!(info.size, 0, "{log}");
     }
 }
 

@@ -8,7 +8,9 @@ use super::change::FileFacts;
 use super::edited::Edited;
 use super::*;
 use crate::drivers::media::Memory;
-use crate::guest::{Extent, GuestError, GuestPath, GuestWrite, Result as GuestResult, VolumeId};
+use crate::guest::{
+    Extent, FileKind, GuestError, GuestPath, GuestWrite, Result as GuestResult, VolumeId,
+};
 use crate::inspect::fake::FakeGuest;
 use crate::inspect::{Hives, LoadedBytes, SectorField};
 use crate::registry::confined::{HiveEditError, HiveFile};
@@ -152,7 +154,15 @@ fn given(bytes: &[u8]) -> Edited {
 struct Applied {
     result: Result<Vec<Change>, ActionError>,
     log: Vec<(&'static str, VolumeId, String, Vec<u8>)>,
+    /// Where the walked hives were written to.
+    places: Vec<(VolumeId, GuestPath)>,
     walked: Vec<Walked>,
+}
+
+fn walked(walking: Vec<Walking>) -> (Vec<(VolumeId, GuestPath)>, Vec<Walked>) {
+    let place = |one: &Walking| (one.file().volume, one.file().path.clone());
+    let places = walking.iter().map(place).collect();
+    (places, walking.into_iter().map(Walking::join).collect())
 }
 
 /// Prepares and carries out one action; what is saved goes to `folder`.
@@ -171,7 +181,7 @@ fn apply(
     let log = Log::default();
     let mut merging = Merging::new(before, hives);
     let prepared = action.prepare(&mut merging);
-    let mut walked = Vec::new();
+    let mut done = Default::default();
     let result = prepared.and_then(|()| {
         let mut merges = merging.back_up(&saver).merge(&edited);
         merges.backed_up()?;
@@ -185,13 +195,15 @@ fn apply(
             walking: Vec::new(),
         };
         let changes = action.apply(&mut work)?;
-        walked = work.walking.into_iter().map(Walking::join).collect();
+        done = walked(work.walking);
         Ok(changes)
     });
     let log = log.lock().unwrap().clone();
+    let (places, walked) = done;
     Applied {
         result,
         log,
+        places,
         walked,
     }
 }
@@ -342,16 +354,14 @@ fn edits_that_fail_are_told_with_their_hive() {
     assert!(edited.bytes(HiveName::Drivers).is_none());
     assert!(edited.bytes(HiveName::Software).is_none(), "not edited");
     let error = check_edits(&edited).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ActionError::Edit {
-                hive: "SOFTWARE",
-                ..
-            }
-        ),
-        "{error}"
+    let of_software = matches!(
+        error,
+        ActionError::Edit {
+            hive: "SOFTWARE",
+            ..
+        }
     );
+    assert!(of_software, "{error}");
 }
 
 #[test]
@@ -544,6 +554,10 @@ fn a_preview_shows_what_the_plan_writes_and_else_what_is_there() {
             let info = preview.stat(WINDOWS, &path).unwrap().unwrap();
             let plain = !info.compressed && !info.encrypted && info.reparse_tag.is_none();
             assert!(info.size == 3 && plain, "{name}: {info:?}");
+            assert_eq!(
+                (info.kind, info.name),
+                (FileKind::File, format!("{name}.sys"))
+            );
             let large = preview.read(WINDOWS, &path, 2).unwrap_err();
             assert!(matches!(large, GuestError::TooLarge { .. }), "{large}");
         }
@@ -622,6 +636,8 @@ fn a_preview_has_the_edited_hives_and_empty_logs() {
         let preview = preview(&actions, seen, WINDOWS, &guest, &media).unwrap();
         let bytes = preview.read(WINDOWS, &action.path, 1 << 20).unwrap();
         assert_eq!(start(&bytes), wanted, "{i}");
+        let info = preview.stat(WINDOWS, &action.path).unwrap().unwrap();
+        assert_eq!(info.size, bytes.len() as u64, "{i}");
         if action.hive == HiveName::System {
             assert_eq!(preview.read(WINDOWS, &path(LOG), 10).unwrap(), b"");
         }
