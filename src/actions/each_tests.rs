@@ -359,9 +359,10 @@ fn each_hive_is_saved_edited_and_walked_as_itself() {
     }
 }
 
-/// A hive of several blocks: the number before what an edit changes, and another one behind it.
+/// A hive of several blocks with a number in the first and in the last one.
 fn long_hive(start: u32, number: u32) -> Vec<u8> {
     let mut tree = tree(start);
+    tree.dword("ControlSet001\\Services\\viostor", "Tag", number);
     let old = RegData::Binary(vec![7; 12_000]);
     let last = RegData::Binary(number.to_le_bytes().repeat(3000));
     tree.set("ControlSet001", "Old", old)
