@@ -7,6 +7,7 @@ fn files_of_the_drivers_are_copied_after_their_directories_and_what_they_replace
     let dir = tempfile::tempdir().unwrap();
     let mut before = FakeGuest::default();
     before.file(2, "\\Windows\\old.sys", b"another".to_vec());
+    before.file(2, "\\a\\old.sys", b"older".to_vec());
     let file = |to: &str, replaces| FileCopy {
         to: path(to),
         from: "new.sys".into(),
@@ -20,6 +21,7 @@ fn files_of_the_drivers_are_copied_after_their_directories_and_what_they_replace
         files: vec![
             file("\\a\\b\\new.sys", false),
             file("\\Windows\\old.sys", true),
+            file("\\a\\old.sys", true),
         ],
     };
     let applied = apply(&copy, &before, hives(hive(3)), given(&hive(0)), dir.path());
@@ -33,6 +35,7 @@ fn files_of_the_drivers_are_copied_after_their_directories_and_what_they_replace
         ("dir", WINDOWS, "\\a\\b", b""),
         ("file", WINDOWS, "\\a\\b\\new.sys", b"new"),
         ("file", WINDOWS, "\\Windows\\old.sys", b"new"),
+        ("file", WINDOWS, "\\a\\old.sys", b"new"),
     ];
     assert_eq!(written, wanted);
     let changes = applied.result.unwrap();
@@ -40,9 +43,11 @@ fn files_of_the_drivers_are_copied_after_their_directories_and_what_they_replace
         .iter()
         .map(|change| change.backup.as_deref())
         .collect();
-    let kept = "backup/files/Windows/old.sys";
-    assert_eq!(backups, [None, None, None, Some(kept)]);
-    assert_eq!(fs::read(dir.path().join(kept)).unwrap(), b"another");
+    // Two files of one name are kept as two.
+    let kept = ["backup/files/Windows/old.sys", "backup/files/a/old.sys"];
+    assert_eq!(backups, [None, None, None, Some(kept[0]), Some(kept[1])]);
+    let originals = kept.map(|kept| fs::read(dir.path().join(kept)).unwrap());
+    assert_eq!(originals, [&b"another"[..], b"older"]);
     for change in &changes[2..] {
         assert_eq!(change.after.as_ref().unwrap().sha256, sha256_hex(b"new"));
     }
@@ -51,14 +56,23 @@ fn files_of_the_drivers_are_copied_after_their_directories_and_what_they_replace
     copy.files[1].size = 4 << 20;
     assert_eq!(
         copy.describe(),
-        "Install x: 2 files (4.0 MiB), 2 new directories"
+        "Install x: 3 files (4.0 MiB), 2 new directories"
     );
+    let all = hives(hive(3));
+    let writes = |copy: &CopyFiles| {
+        let writes = copy.writes(&all);
+        let sizes: Vec<_> = writes.files.iter().map(|(_, size)| *size).collect();
+        (writes.folders, sizes)
+    };
+    assert_eq!(writes(&copy), (Some(2), vec![3, 4 << 20, 3]));
     assert_eq!(
         (copy.volume(), copy.fail_point()),
         (None, Some("file-written"))
     );
     let with_folders = copy.overlay_bytes();
     copy.folders.clear();
+    // The directories that are there already take many files.
+    assert_eq!(writes(&copy).0, Some(0));
     assert_eq!(with_folders - copy.overlay_bytes(), 2 << 16);
     assert!(!copy.describe().contains("director"));
 
@@ -78,7 +92,8 @@ fn files_of_the_drivers_are_copied_after_their_directories_and_what_they_replace
     let said = verified(&before, &media).unwrap_err();
     assert!(said.contains("old.sys differs from new.sys"), "{said}");
     before.file(2, "\\Windows\\old.sys", b"new".to_vec());
-    assert_eq!(verified(&before, &media), Ok(2));
+    before.file(2, "\\a\\old.sys", b"new".to_vec());
+    assert_eq!(verified(&before, &media), Ok(3));
     assert!(verified(&before, &Memory::new([])).is_err());
 }
 
@@ -95,6 +110,15 @@ fn an_action_says_what_it_does_and_what_it_takes() {
     assert!(text > 40, "{text}");
     // Three clusters, and the text in UTF-16.
     assert_eq!(plain.overlay_bytes(), (3 << 16) + 2 * text);
+    // Each edit may be in a cluster of its own.
+    let mut three = plain.clone();
+    three
+        .edits
+        .ops
+        .extend([plain.edits.ops[0].clone(), plain.edits.ops[0].clone()]);
+    let text = three.edits.to_reg_text().len() as u64;
+    assert_eq!(three.overlay_bytes(), (5 << 16) + 2 * text);
+    let text = plain.edits.to_reg_text().len() as u64;
     let all = hives(hive(3));
     let size = all.system.bytes.len() as u64;
     let writes = plain.writes(&all);
@@ -104,7 +128,7 @@ fn an_action_says_what_it_does_and_what_it_takes() {
     );
     assert_eq!((writes.folders, writes.originals), (None, size));
 
-    let copy = CopyInGuest {
+    let mut copy = CopyInGuest {
         id: "uefi-fallback".into(),
         title: "Loader".into(),
         volume: OTHER,
@@ -130,9 +154,12 @@ fn an_action_says_what_it_does_and_what_it_takes() {
     // A cluster of data, and two of what names it.
     assert_eq!(copy.overlay_bytes(), 3 << 16);
     assert_eq!(copy.describe(), "Loader: \\a.efi to \\b.efi");
-    let writes = copy.writes(&all);
-    assert_eq!(writes.files, [(&path("\\b.efi"), 1)]);
-    assert_eq!((writes.folders, writes.originals), (None, 0));
+    for replaces in [true, false] {
+        copy.replaces = replaces;
+        let writes = copy.writes(&all);
+        assert_eq!(writes.files, [(&path("\\b.efi"), 1)]);
+        assert_eq!((writes.folders, writes.originals), (None, 0));
+    }
     let writes = sector.writes(&all);
     assert_eq!((writes.files, writes.originals), (vec![], 0));
     let actions = [
@@ -178,6 +205,24 @@ fn a_hive_is_as_planned_only_with_every_value_of_the_plan() {
     action.edits.ops.extend(["one", "two"].map(type_of));
     let said = verified(&action, hive(0)).unwrap_err();
     assert!(said.contains("one is not as planned"), "{said}");
+    // What is to go is looked for too.
+    let key = || "ControlSet001\\Services\\other".to_string();
+    let name = || "Start".to_string();
+    for gone in [
+        RegOp::DeleteValue {
+            key: key(),
+            name: name(),
+        },
+        RegOp::DeleteKey { key: key() },
+    ] {
+        let mut action = edit(&[]);
+        action.edits.ops.push(gone);
+        let said = verified(&action, super::tests::hive(0)).unwrap_err();
+        assert!(said.contains("other is not as planned"), "{said}");
+        let mut tree = tree(0);
+        tree.remove(&key());
+        assert_eq!(verified(&action, tree.to_bytes("SYSTEM")), Ok(2));
+    }
     // Nothing is as planned in a hive that is not there any more.
     for hive in [HiveName::Drivers, HiveName::Bcd] {
         let action = EditHive {
@@ -195,7 +240,8 @@ fn a_hive_is_as_planned_only_with_every_value_of_the_plan() {
 fn what_is_kept_is_durable_where_the_disk_itself_is_written() {
     use crate::files::order;
     let dir = tempfile::tempdir().unwrap();
-    for (durably, len) in [(true, 5), (true, 2 << 20), (false, 5), (false, 2 << 20)] {
+    // The shorter ones replace what an earlier run has left.
+    for (durably, len) in [(true, 2 << 20), (true, 5), (false, 2 << 20), (false, 5)] {
         let saver = Saver {
             folder: dir.path().join(format!("{durably}")),
             durably,
@@ -234,18 +280,19 @@ fn apply_all(
         volume: WINDOWS,
         media: &Memory::new([]),
         before,
-        writer: Box::new(Writer(log.clone())),
+        writer: Box::new(Writer(log.clone(), before.clone())),
         saver,
         hives: merges,
         walking: Vec::new(),
     };
     let changes = actions.iter().map(|action| action.apply(&mut work));
     let result = changes.collect::<Result<Vec<_>, _>>();
-    let walked = work.walking.into_iter().map(Walking::join).collect();
+    let (places, walked) = walked(work.walking);
     let log = log.lock().unwrap().clone();
     Applied {
         result: result.map(|changes| changes.into_iter().flatten().collect()),
         log,
+        places,
         walked,
     }
 }
@@ -313,45 +360,108 @@ fn each_hive_is_saved_edited_and_walked_as_itself() {
     }
 }
 
+/// A hive of several blocks with a number in the first and in the last one.
+fn long_hive(start: u32, number: u32) -> Vec<u8> {
+    let mut tree = tree(start);
+    tree.dword("ControlSet001\\Services\\viostor", "Tag", number);
+    let old = RegData::Binary(vec![7; 12_000]);
+    let last = RegData::Binary(number.to_le_bytes().repeat(3000));
+    tree.set("ControlSet001", "Old", old)
+        .set("Zz", "Last", last);
+    tree.to_bytes("SYSTEM")
+}
+
+/// Logs are emptied whether or not they applied: an old page must not be replayed over an edit.
 #[test]
-fn every_log_that_was_replayed_is_saved_and_emptied() {
+fn a_hive_is_written_whole_on_its_volume_and_every_log_of_it_is_saved_and_emptied() {
     const LOG2: &str = "\\Windows\\System32\\config\\SYSTEM.LOG2";
-    let dir = tempfile::tempdir().unwrap();
-    let mut before = FakeGuest::default();
-    before.file(2, SYSTEM, hive(4));
-    before.file(2, LOG, b"pages".to_vec());
-    before.file(2, LOG2, b"more pages".to_vec());
-    let mut all = hives(hive(3));
-    all.system.replayed = true;
-    let action = edit(&[LOG, LOG2]);
-    let applied = apply(&action, &before, all, given(&hive(0)), dir.path());
-    let changes = applied.result.unwrap();
-    for (i, (log, was)) in [(LOG, &b"pages"[..]), (LOG2, b"more pages")]
-        .into_iter()
-        .enumerate()
-    {
-        let (how, volume, to, bytes) = &applied.log[i + 1];
-        assert_eq!(
-            (*how, *volume, to.as_str(), bytes.len()),
-            ("file", WINDOWS, log, 0)
-        );
-        let change = &changes[i + 1];
-        let backup = change.backup.as_ref().unwrap();
-        assert_eq!(fs::read(dir.path().join(backup)).unwrap(), was);
-        assert_eq!(change.before.as_ref().unwrap().size, was.len() as u64);
-        assert_eq!(change.path, log);
+    for (replayed, compressed) in [(true, false), (false, false), (true, true)] {
+        let at = format!("replayed: {replayed}, compressed: {compressed}");
+        let dir = tempfile::tempdir().unwrap();
+        // What the log has is in another block than the edit.
+        let stored = long_hive(3, if replayed { 1 } else { 2 });
+        let new = long_hive(0, 2);
+        let mut before = FakeGuest::default();
+        before.file(1, SYSTEM, stored.clone()).compressed = compressed;
+        let logs = [
+            ("\\empty.LOG", &b""[..]),
+            (LOG, &b"pages"[..]),
+            (LOG2, b"more pages"),
+        ];
+        for (log, was) in logs {
+            before.file(1, log, was.to_vec());
+        }
+        let mut all = hives(long_hive(3, 2));
+        all.system.replayed = replayed;
+        let action = EditHive {
+            volume: OTHER,
+            ..edit(&logs.map(|(log, _)| log))
+        };
+        let applied = apply(&action, &before, all, given(&new), dir.path());
+        let changes = applied.result.unwrap();
+        let how = if compressed { "file" } else { "patch" };
+        let (found, volume, to, bytes) = &applied.log[0];
+        assert_eq!((*found, *volume, to.as_str()), (how, OTHER, SYSTEM), "{at}");
+        assert!(*bytes == new, "{at}");
+        assert!(applied.walked[0].walk.is_ok());
+        assert_eq!(applied.places, [(OTHER, path(SYSTEM))]);
+        let kept = changes[0].backup.as_ref().unwrap();
+        assert!(fs::read(dir.path().join(kept)).unwrap() == stored, "{at}");
+        // An empty one stays.
+        for (i, (log, was)) in logs.into_iter().enumerate().skip(1) {
+            let (how, volume, to, bytes) = &applied.log[i];
+            let found = (*how, *volume, to.as_str(), bytes.len());
+            assert_eq!(found, ("file", OTHER, log, 0), "{at}");
+            let change = &changes[i];
+            let backup = change.backup.as_ref().unwrap();
+            assert_eq!(fs::read(dir.path().join(backup)).unwrap(), was);
+            assert_eq!(change.before.as_ref().unwrap().size, was.len() as u64);
+            assert_eq!(change.path, log);
+        }
+        assert_eq!((applied.log.len(), changes.len()), (3, 3), "{at}");
+        emptied_in_the_preview(action, &before);
     }
-    assert_eq!((applied.log.len(), changes.len()), (3, 3));
-    // In the preview they are empty already.
+}
+
+fn emptied_in_the_preview(action: EditHive, before: &FakeGuest) {
     let (media, all) = (Memory::new([]), hives(hive(3)));
     let seen = PreviewHives {
         before: &all,
         edited: &|_| None,
     };
+    let logs = action.reset_logs.clone();
     let actions = [Action::EditHive(action)];
-    let preview = preview(&actions, seen, WINDOWS, &before, &media).unwrap();
-    for log in [LOG, LOG2] {
-        assert_eq!(preview.read(WINDOWS, &path(log), 99).unwrap(), b"", "{log}");
+    let preview = preview(&actions, seen, WINDOWS, before, &media).unwrap();
+    for log in logs {
+        assert_eq!(preview.read(OTHER, &log, 99).unwrap(), b"", "{log}");
+        let info = preview.stat(OTHER, &log).unwrap().unwrap();
+        assert_eq!(info.size, 0, "{log}");
+    }
+}
+
+/// The hives are saved side by side, and the first write waits for all of them.
+#[test]
+fn one_hive_that_cannot_be_saved_keeps_all_from_being_written() {
+    let names = [(HiveName::System, SYSTEM), (HiveName::Software, SOFTWARE)];
+    for (unsaved, _) in names {
+        let dir = tempfile::tempdir().unwrap();
+        // A directory is where the original would be.
+        let taken = format!("backup/{}", unsaved.file_name());
+        fs::create_dir_all(dir.path().join(taken)).unwrap();
+        let before = FakeGuest::default();
+        let mut merging = Merging::new(&before, hives(hive(3)));
+        for (name, at) in names {
+            edit_of(name, WINDOWS, at).prepare(&mut merging).unwrap();
+        }
+        let saver = Saver {
+            folder: dir.path().to_path_buf(),
+            durably: false,
+        };
+        let edited = names.map(|(name, _)| (name, given(&hive(0))));
+        let edited = EditedHives::done(edited);
+        let mut merges = merging.back_up(&saver).merge(&edited);
+        let error = merges.backed_up().unwrap_err();
+        assert!(matches!(error, ActionError::Io { .. }), "{error}");
     }
 }
 
@@ -418,23 +528,38 @@ fn a_preview_of_a_hive_has_the_version_of_its_readers() {
 /// The limit is for all that is in memory at once: the hives of the guest and the copy that is edited.
 #[test]
 fn a_very_large_hive_is_edited_later() {
-    let large = |mib: usize| loaded(SOFTWARE, vec![0; mib << 20]);
-    for (mib, early) in [(200, true), (230, false)] {
+    let of_size = |mib: usize| loaded(SOFTWARE, vec![0; mib << 20]);
+    // The sizes of SYSTEM, SOFTWARE and DRIVERS.
+    for (sizes, early) in [
+        ([0, 200, 0], true),
+        ([0, 230, 0], false),
+        ([120, 170, 0], false),
+        ([0, 170, 120], false),
+    ] {
+        let [system, software, drivers] = sizes.map(of_size);
         let all = Hives {
-            software: large(mib),
-            ..hives(hive(3))
+            system,
+            software,
+            drivers: Some(drivers).filter(|_| sizes[2] > 0),
+            bcd: None,
         };
         let edits = edit(&[]).edits;
-        let of_drivers = (HiveName::Drivers, &edits);
-        let wanted = [(HiveName::Software, &edits), of_drivers];
+        let of_bcd = (HiveName::Bcd, &edits);
+        let wanted = [(HiveName::Software, &edits), of_bcd];
         let edited = EditedHives::of(wanted.into_iter(), &all);
         let started = edited.take(HiveName::Software).map(|edit| edit.finished());
-        assert_eq!(started.is_some(), early, "{mib} MiB");
+        assert_eq!(started.is_some(), early, "{sizes:?}");
         // There is none to edit.
-        assert!(edited.take(HiveName::Drivers).is_none());
-        let edited = EditedHives::of([(HiveName::System, &edits)].into_iter(), &all);
-        assert!(edited.take(HiveName::System).is_some(), "{mib} MiB");
+        assert!(edited.take(HiveName::Bcd).is_none());
     }
+    // A small one is edited beside a large one.
+    let all = Hives {
+        software: of_size(230),
+        ..hives(hive(3))
+    };
+    let edits = edit(&[]).edits;
+    let edited = EditedHives::of([(HiveName::System, &edits)].into_iter(), &all);
+    assert!(edited.take(HiveName::System).is_some());
 }
 
 #[test]

@@ -8,7 +8,9 @@ use super::change::FileFacts;
 use super::edited::Edited;
 use super::*;
 use crate::drivers::media::Memory;
-use crate::guest::{Extent, GuestError, GuestPath, GuestWrite, Result as GuestResult, VolumeId};
+use crate::guest::{
+    Extent, FileKind, GuestError, GuestPath, GuestWrite, Result as GuestResult, VolumeId,
+};
 use crate::inspect::fake::FakeGuest;
 use crate::inspect::{Hives, LoadedBytes, SectorField};
 use crate::registry::confined::{HiveEditError, HiveFile};
@@ -25,8 +27,8 @@ fn path(path: &str) -> GuestPath {
 /// What was written, in order: how, to which volume, where, and with which contents.
 type Log = Arc<Mutex<Vec<(&'static str, VolumeId, String, Vec<u8>)>>>;
 
-/// Writes into a guest in memory.
-struct Writer(Log);
+/// Notes what is written to a guest; of a patched file, all it then holds.
+struct Writer(Log, FakeGuest);
 
 impl Writer {
     fn log(&self, how: &'static str, volume: VolumeId, path: &GuestPath, bytes: &[u8]) {
@@ -62,12 +64,13 @@ impl GuestWrite for Writer {
         size: u64,
         extents: &[Extent],
     ) -> GuestResult<()> {
-        assert!(
-            extents
-                .iter()
-                .all(|e| e.offset + e.data.len() as u64 <= size)
-        );
-        self.log("patch", volume, path, &joined(extents));
+        let mut bytes = self.1.read(volume, path, 1 << 20)?;
+        bytes.resize(size as usize, 0);
+        for extent in extents {
+            let start = extent.offset as usize;
+            bytes[start..start + extent.data.len()].copy_from_slice(&extent.data);
+        }
+        self.log("patch", volume, path, &bytes);
         Ok(())
     }
 
@@ -151,7 +154,15 @@ fn given(bytes: &[u8]) -> Edited {
 struct Applied {
     result: Result<Vec<Change>, ActionError>,
     log: Vec<(&'static str, VolumeId, String, Vec<u8>)>,
+    /// Where the walked hives were written to.
+    places: Vec<(VolumeId, GuestPath)>,
     walked: Vec<Walked>,
+}
+
+fn walked(walking: Vec<Walking>) -> (Vec<(VolumeId, GuestPath)>, Vec<Walked>) {
+    let place = |one: &Walking| (one.file().volume, one.file().path.clone());
+    let places = walking.iter().map(place).collect();
+    (places, walking.into_iter().map(Walking::join).collect())
 }
 
 /// Prepares and carries out one action; what is saved goes to `folder`.
@@ -170,7 +181,7 @@ fn apply(
     let log = Log::default();
     let mut merging = Merging::new(before, hives);
     let prepared = action.prepare(&mut merging);
-    let mut walked = Vec::new();
+    let mut done = Default::default();
     let result = prepared.and_then(|()| {
         let mut merges = merging.back_up(&saver).merge(&edited);
         merges.backed_up()?;
@@ -178,19 +189,21 @@ fn apply(
             volume: WINDOWS,
             media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
             before,
-            writer: Box::new(Writer(log.clone())),
+            writer: Box::new(Writer(log.clone(), before.clone())),
             saver,
             hives: merges,
             walking: Vec::new(),
         };
         let changes = action.apply(&mut work)?;
-        walked = work.walking.into_iter().map(Walking::join).collect();
+        done = walked(work.walking);
         Ok(changes)
     });
     let log = log.lock().unwrap().clone();
+    let (places, walked) = done;
     Applied {
         result,
         log,
+        places,
         walked,
     }
 }
@@ -223,11 +236,7 @@ fn an_edited_hive_is_saved_before_it_is_written_and_walked_as_it_was_written() {
         let (how, volume, to, bytes) = &applied.log[0];
         assert_eq!((*volume, to.as_str()), (WINDOWS, SYSTEM), "{at}");
         assert_eq!(*how, if compressed { "file" } else { "patch" }, "{at}");
-        assert_eq!(
-            bytes == &new,
-            compressed,
-            "{at}: only what differs is patched"
-        );
+        assert!(bytes == &new, "{at}");
         // What was on the disk, not what was in memory.
         let kept = fs::read(dir.path().join("backup/SYSTEM")).unwrap();
         assert!(kept == on_disk, "{at}");
@@ -345,16 +354,14 @@ fn edits_that_fail_are_told_with_their_hive() {
     assert!(edited.bytes(HiveName::Drivers).is_none());
     assert!(edited.bytes(HiveName::Software).is_none(), "not edited");
     let error = check_edits(&edited).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ActionError::Edit {
-                hive: "SOFTWARE",
-                ..
-            }
-        ),
-        "{error}"
+    let of_software = matches!(
+        error,
+        ActionError::Edit {
+            hive: "SOFTWARE",
+            ..
+        }
     );
+    assert!(of_software, "{error}");
 }
 
 #[test]
@@ -457,10 +464,9 @@ fn numbers_in_a_boot_sector_are_set_and_the_rest_of_it_is_kept() {
     );
     let kept = fs::read(dir.path().join("backup/boot-sector")).unwrap();
     assert!(kept == sector && changes[0].backup.as_deref() == Some("backup/boot-sector"));
-    assert_eq!(
-        changes[0].after.as_ref().unwrap().sha256,
-        sha256_hex(&wanted)
-    );
+    let digest = |facts: &Option<FileFacts>| facts.as_ref().unwrap().sha256.clone();
+    assert_eq!(digest(&changes[0].before), sha256_hex(&sector));
+    assert_eq!(digest(&changes[0].after), sha256_hex(&wanted));
 
     // Foreseen, and compared field by field.
     let (all, media) = (hives(hive(3)), Memory::new([]));
@@ -498,7 +504,7 @@ fn a_preview_shows_what_the_plan_writes_and_else_what_is_there() {
     guest
         .file(2, "\\Windows\\linked.sys", b"x".to_vec())
         .reparse_tag = Some(7);
-    guest.file(2, "\\Windows\\loader.efi", b"loader".to_vec());
+    guest.file(1, "\\EFI\\loader.efi", b"loader".to_vec());
     guest.file(2, SYSTEM, b"on the disk".to_vec());
     let copy = |to: &str, replaces| FileCopy {
         to: path(to),
@@ -520,10 +526,10 @@ fn a_preview_shows_what_the_plan_writes_and_else_what_is_there() {
         Action::CopyInGuest(CopyInGuest {
             id: "copy".into(),
             title: "copy".into(),
-            volume: WINDOWS,
+            volume: OTHER,
             folder: None,
-            from: path("\\Windows\\loader.efi"),
-            to: path("\\Windows\\boot.efi"),
+            from: path("\\EFI\\loader.efi"),
+            to: path("\\EFI\\boot.efi"),
             size: 6,
             replaces: false,
         }),
@@ -548,14 +554,21 @@ fn a_preview_shows_what_the_plan_writes_and_else_what_is_there() {
             let info = preview.stat(WINDOWS, &path).unwrap().unwrap();
             let plain = !info.compressed && !info.encrypted && info.reparse_tag.is_none();
             assert!(info.size == 3 && plain, "{name}: {info:?}");
+            assert_eq!(
+                (info.kind, info.name),
+                (FileKind::File, format!("{name}.sys"))
+            );
             let large = preview.read(WINDOWS, &path, 2).unwrap_err();
             assert!(matches!(large, GuestError::TooLarge { .. }), "{large}");
         }
-        let copied = path("\\Windows\\boot.efi");
-        assert_eq!(preview.read(WINDOWS, &copied, 10).unwrap(), b"loader");
-        // Of another volume nothing was written.
-        assert!(preview.read(OTHER, &copied, 10).is_err());
-        assert!(preview.stat(OTHER, &copied).unwrap().is_none());
+        let copied = path("\\EFI\\boot.efi");
+        assert_eq!(preview.read(OTHER, &copied, 10).unwrap(), b"loader");
+        assert_eq!(preview.stat(OTHER, &copied).unwrap().unwrap().size, 6);
+        // It is on no other volume, and neither are the drivers.
+        for (volume, path) in [(WINDOWS, copied), (OTHER, path("\\Windows\\fresh.sys"))] {
+            assert!(preview.read(volume, &path, 10).is_err(), "{path}");
+            assert!(preview.stat(volume, &path).unwrap().is_none(), "{path}");
+        }
         // A hive in memory is not read again, and is as large as the guest says.
         let system = path(SYSTEM);
         assert!(preview.read(WINDOWS, &system, 1 << 20).unwrap() == hive(3));
@@ -599,22 +612,20 @@ fn a_preview_has_the_edited_hives_and_empty_logs() {
         ..edit(&[])
     };
     // The hive, what it holds, whether an editor was done with it already (it set 7), what is shown.
-    let cases: [(&EditHive, Hives, bool, u32); 5] = [
+    let replayed = |mut all: Hives| {
+        all.system.replayed = true;
+        all.software.replayed = true;
+        all
+    };
+    let cases: [(&EditHive, Hives, bool, u32); 7] = [
         (&system, hives(hive(3)), false, 0),
         (&system, hives(hive(3)), true, 7),
+        (&system, replayed(hives(hive(3))), true, 7),
+        (&of_software, replayed(software(hive(3))), true, 7),
         // Nothing is looked up in SOFTWARE: it is taken unchanged, unless it has to be rebuilt.
         (&of_software, software(hive(3)), true, 3),
         (&of_software, software(stale), true, 7),
-        (
-            &of_software,
-            {
-                let mut all = software(hive(3));
-                all.software.replayed = true;
-                all
-            },
-            false,
-            0,
-        ),
+        (&of_software, replayed(software(hive(3))), false, 0),
     ];
     for (i, (action, all, already, wanted)) in cases.into_iter().enumerate() {
         let seen = PreviewHives {
@@ -625,6 +636,8 @@ fn a_preview_has_the_edited_hives_and_empty_logs() {
         let preview = preview(&actions, seen, WINDOWS, &guest, &media).unwrap();
         let bytes = preview.read(WINDOWS, &action.path, 1 << 20).unwrap();
         assert_eq!(start(&bytes), wanted, "{i}");
+        let info = preview.stat(WINDOWS, &action.path).unwrap().unwrap();
+        assert_eq!(info.size, bytes.len() as u64, "{i}");
         if action.hive == HiveName::System {
             assert_eq!(preview.read(WINDOWS, &path(LOG), 10).unwrap(), b"");
         }

@@ -564,6 +564,30 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_is_looked_for_in_the_current_directory_too() {
+        let error = Journal::load(Path::new("no-such-journal.json")).unwrap_err();
+        assert!(error.is_missing(), "{error}");
+        // A file of this package, and no journal.
+        let error = Journal::load(Path::new("Cargo.toml")).unwrap_err();
+        assert!(!error.is_missing(), "{error}");
+    }
+
+    /// Nothing is written into a directory that took the place of the journal's own.
+    #[test]
+    fn a_journal_whose_directory_was_exchanged_is_not_written() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("work");
+        fs::create_dir(&dir).unwrap();
+        let mut journal = Journal::create(&dir, disk("/x", true), vec![], vec![]).unwrap();
+        fs::rename(&dir, top.path().join("elsewhere")).unwrap();
+        fs::create_dir(&dir).unwrap();
+        let error = journal.set_state(State::Committing).unwrap_err();
+        assert!(matches!(error, JournalError::Moved { .. }), "{error}");
+        assert_eq!(journal.doc.state, State::Planned);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
     fn only_the_action_of_that_name_is_marked() {
         let dir = tempfile::tempdir().unwrap();
         let action = |id: &str| ActionRecord {

@@ -452,6 +452,19 @@ mod tests {
         assert_eq!(zeroed(2 * GRAIN + 1..4 * GRAIN - 1), (None, 0));
         // Ranges without data need no zeroing.
         assert_eq!(zeroed(0..2 * GRAIN), (at(1), 1));
+        // What is freed in several places counts in all of them.
+        let size = 40 * GRAIN;
+        std::fs::write(&path, vec![1; size as usize]).unwrap();
+        let disk = crate::block::FileDisk::open_rw(&path).unwrap();
+        let data = map(&[0..GRAIN, 30 * GRAIN..33 * GRAIN]);
+        assert_eq!(zero(&disk, &data, &(0..size)).unwrap(), 4 * GRAIN);
+        let bytes = std::fs::read(&path).unwrap();
+        let places = bytes.chunks(GRAIN as usize).map(|grain| grain[0]);
+        let zero: Vec<_> = (0u64..)
+            .zip(places)
+            .filter(|(_, byte)| *byte == 0)
+            .collect();
+        assert_eq!(zero, [(0, 0), (30, 0), (31, 0), (32, 0)]);
     }
 
     #[test]

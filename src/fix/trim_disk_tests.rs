@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::tests::{map, ntfs, open};
 use super::*;
-use crate::block::FileDisk;
+use crate::block::{BlockRead, FileDisk};
 use crate::demo::{GuestSpec, WinVersion};
 use crate::guest::VolumeState;
 use crate::testing::MemoryGuest;
@@ -138,4 +138,147 @@ fn a_small_volume_of_fat_is_kept_as_it_is() {
     assert_eq!(volume.kept.as_deref(), Some("it is too small"));
     assert_eq!(volume.freed_bytes, 0);
     assert!(std::fs::read(&path).unwrap() == before);
+}
+
+/// The place of a record of the MFT of an NTFS volume.
+fn record(disk: &FileDisk, volume: u64, number: u64) -> u64 {
+    let mut lcn = [0; 8];
+    disk.read_at(volume + 48, &mut lcn).unwrap();
+    volume + u64::from_le_bytes(lcn) * 4096 + number * 1024
+}
+
+/// Replaces bytes that occur once in a record.
+fn patch(disk: &FileDisk, record: u64, old: &[u8], new: &[u8]) {
+    let mut bytes = [0; 1024];
+    disk.read_at(record, &mut bytes).unwrap();
+    let found: Vec<_> = (0..bytes.len() - old.len())
+        .filter(|at| bytes[*at..at + old.len()] == *old)
+        .collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    disk.write_at(record + found[0] as u64, new).unwrap();
+}
+
+/// The clusters that are full of a byte.
+fn clusters_of(dir: &tempfile::TempDir, byte: u8) -> Vec<usize> {
+    let bytes = std::fs::read(dir.path().join("disk")).unwrap();
+    let full = |cluster: usize| bytes[4096 * cluster..][..4096] == [byte; 4096];
+    (0..bytes.len() / 4096).filter(|n| full(*n)).collect()
+}
+
+/// The record of the first file of a volume that `testing::ntfs` made.
+const FIRST_FILE: u64 = 24;
+
+#[test]
+#[expect(clippy::single_range_in_vec_init)]
+fn a_page_file_in_two_pieces_is_zeroed_in_both() {
+    let (dir, disk) = ntfs(&[("pagefile.sys", vec![5; PAGES])]);
+    let at = clusters_of(&dir, 5)[0];
+    // One run of 256 clusters; then its second half stands before the first.
+    let (lcn, half) = (at as u16, 128u16);
+    let old = [&[0x54, 0, 1, 0, 0][..], &u64::from(lcn).to_le_bytes()[..5]].concat();
+    let first = [half.to_le_bytes(), (lcn + half).to_le_bytes()].concat();
+    let second = [half.to_le_bytes(), half.wrapping_neg().to_le_bytes()].concat();
+    let new = [&[0x22][..], &first, &[0x22], &second, &[0]].concat();
+    patch(&disk, record(&disk, 0, FIRST_FILE), &old, &new);
+    let guest = open(&disk);
+    let (id, path) = (
+        guest.volumes()[0].id,
+        GuestPath::parse("pagefile.sys").unwrap(),
+    );
+    let Scratch::Clusters(clusters) = guest.scratch(id, &path).unwrap() else {
+        panic!();
+    };
+    assert_eq!(clusters.len(), 2);
+    let unneeded = unneeded(&guest, &Extents::whole(16 << 20));
+    let done = trim(disk.as_ref(), &guest, &map(&[0..16 << 20])).unwrap();
+    let freed = done[0].files[0].freed_bytes;
+    // What shares a grain with something else stays at each end.
+    assert!(freed >= PAGES as u64 - 4 * GRAIN, "{freed}");
+    let left = clusters_of(&dir, 5).len() as u64 * 4096;
+    assert_eq!(left, PAGES as u64 - freed);
+    assert_eq!(unneeded.bytes(), done[0].freed_bytes);
+}
+
+/// A volume of a running VM is never closed; what is free then is left out of a sync all the same.
+#[test]
+#[expect(clippy::single_range_in_vec_init)]
+fn the_free_space_of_a_volume_in_use_is_left_out_of_a_sync_and_not_zeroed() {
+    let (_dir, disk) = ntfs(&[("pagefile.sys", vec![5; PAGES])]);
+    let all = Extents::whole(16 << 20);
+    let closed = unneeded(&open(&disk), &all).bytes();
+    assert!(closed > 8 << 20, "{closed}");
+    // Version 3.1 of NTFS, and the mark behind it.
+    patch(&disk, record(&disk, 0, 3), &[3, 1, 0, 0], &[3, 1, 1, 0]);
+    let guest = open(&disk);
+    assert!(guest.volumes()[0].state.dirty);
+    assert_eq!(unneeded(&guest, &all).bytes(), closed);
+    let done = trim(disk.as_ref(), &guest, &map(&[0..16 << 20])).unwrap();
+    let kept = done[0].kept.as_deref();
+    assert_eq!(
+        (kept, done[0].freed_bytes),
+        (Some("it was not unmounted cleanly"), 0)
+    );
+}
+
+#[test]
+#[expect(clippy::single_range_in_vec_init)]
+fn a_page_file_that_cannot_be_read_stays_and_says_why() {
+    let (dir, disk) = ntfs(&[
+        ("pagefile.sys", vec![5; PAGES]),
+        ("swapfile.sys", vec![6; PAGES]),
+    ]);
+    disk.write_at(record(&disk, 0, FIRST_FILE), &[0; 4])
+        .unwrap();
+    let done = trim(disk.as_ref(), &open(&disk), &map(&[0..16 << 20])).unwrap();
+    let [pages, swap] = &done[0].files[..] else {
+        panic!("{done:?}");
+    };
+    assert!(pages.kept.is_some() && pages.freed_bytes == 0, "{pages:?}");
+    assert!(swap.kept.is_none() && swap.freed_bytes > 0, "{swap:?}");
+    assert_eq!(clusters_of(&dir, 5).len(), PAGES / 4096);
+}
+
+/// Two NTFS volumes of 16 MiB, each full of old data where it is free.
+fn two_volumes() -> (tempfile::TempDir, Arc<FileDisk>) {
+    const MIB: u32 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    let mut bytes = vec![7; 33 << 20];
+    bytes[..512].fill(0);
+    for (i, start) in [MIB, 17 * MIB].into_iter().enumerate() {
+        let entry = &mut bytes[446 + 16 * i..][..16];
+        entry[4] = 7;
+        entry[8..12].copy_from_slice(&(start / 512).to_le_bytes());
+        entry[12..16].copy_from_slice(&(16 * MIB / 512).to_le_bytes());
+        let files = [(GuestPath::parse("mine").unwrap(), vec![9; 5000])].into();
+        let size = u64::from(16 * MIB);
+        for (at, piece) in crate::testing::ntfs::volume(size, start / 512, &files) {
+            let at = start as usize + at as usize;
+            bytes[at..at + piece.len()].copy_from_slice(&piece);
+        }
+    }
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(&path, bytes).unwrap();
+    (dir, Arc::new(FileDisk::open_rw(&path).unwrap()))
+}
+
+#[test]
+#[expect(clippy::single_range_in_vec_init)]
+fn a_map_that_is_damaged_keeps_no_other_volume() {
+    for damaged in [0, 1] {
+        let (_dir, disk) = two_volumes();
+        let all = Extents::whole(33 << 20);
+        let both = unneeded(&open(&disk), &all).bytes();
+        assert!(both > 24 << 20, "{both}");
+        let volume = [1 << 20, 17 << 20][damaged];
+        disk.write_at(record(&disk, volume, 6), &[0; 1024]).unwrap();
+        let guest = open(&disk);
+        assert_eq!(unneeded(&guest, &all).bytes(), both / 2);
+        let done = trim(disk.as_ref(), &guest, &map(&[0..33 << 20])).unwrap();
+        let freed: Vec<_> = done.iter().map(|volume| volume.freed_bytes).collect();
+        let mut wanted = [both / 2; 2];
+        wanted[damaged] = 0;
+        assert_eq!(freed, wanted);
+        assert!(done[damaged].kept.is_some() && done[1 - damaged].kept.is_none());
+    }
 }

@@ -347,7 +347,7 @@ mod tests {
         let disk = r"ControlSet001\Control\Class\{4d36e967-e325-11ce-bfc1-08002be10318}";
         tree.set(hdc, "UpperFilters", multi(&["XENFILT"]))
             .set(disk, "UpperFilters", multi(&["partmgr", "xenfilt", "dead"]))
-            .set(disk, "LowerFilters", multi(&["other"]))
+            .set(disk, "LowerFilters", multi(&["other", "xenfilt"]))
             .set(hdc, "LowerFilters", multi(&["dead", "xenfilt"]));
         let bytes = tree.to_bytes("SYSTEM");
         let view = HiveView::new(&bytes).unwrap();
@@ -373,6 +373,7 @@ mod tests {
             ops,
             [
                 RegOp::set(disk, "UpperFilters", multi(&["partmgr"])),
+                RegOp::set(disk, "LowerFilters", multi(&["other"])),
                 RegOp::DeleteValue {
                     key: hdc.into(),
                     name: "UpperFilters".into()

@@ -301,19 +301,29 @@ mod tests {
     use super::*;
     use crate::check::CheckState;
 
-    /// Otherwise, anything else found by the check would be silently overwritten.
-    #[test]
-    fn a_check_is_explained_when_a_blocker_names_each_of_its_findings() {
-        let plan = |codes: &[&str]| Plan {
+    /// A plan before the last step, with these blockers and checks.
+    fn undecided(blockers: Vec<Blocker>, checks: Vec<Check>) -> Plan {
+        Plan {
             actions: Vec::new(),
             skipped: Vec::new(),
             drivers: Vec::new(),
-            blockers: codes.iter().map(|c| Blocker::new(*c, "", "")).collect(),
+            blockers,
             accepted: Vec::new(),
             warnings: Vec::new(),
-            checks: Vec::new(),
+            checks,
             ready: false,
             linux: None,
+        }
+    }
+
+    /// Otherwise, anything else found by the check would be silently overwritten.
+    #[test]
+    fn a_check_is_explained_when_a_blocker_names_each_of_its_findings() {
+        let plan = |codes: &[&str]| {
+            undecided(
+                codes.iter().map(|c| Blocker::new(*c, "", "")).collect(),
+                Vec::new(),
+            )
         };
         let check = |findings: &[&'static str]| Check {
             findings: findings.to_vec(),
@@ -358,26 +368,47 @@ mod tests {
             (CheckState::Ok, &["no-bcd"], "bcd", false),
             (CheckState::Ok, &[], "no-bcd", true),
         ] {
-            let mut plan = Plan {
-                actions: Vec::new(),
-                skipped: Vec::new(),
-                drivers: Vec::new(),
-                blockers: vec![Blocker::new("no-bcd", "why", "what helps")],
-                accepted: Vec::new(),
-                warnings: Vec::new(),
-                checks: vec![Check {
+            let mut plan = undecided(
+                vec![Blocker::new("no-bcd", "why", "what helps")],
+                vec![Check {
                     findings: findings.to_vec(),
                     ..Check::new("bcd", Severity::Blocker, state, "m")
                 }],
-                ready: false,
-                linux: None,
-            };
+            );
             let accepted = Accepted::parse(&[code]).unwrap();
             accept(&accepted, &inspection, &mut plan, &[]);
             let expected = if taken { 0 } else { 1 };
             assert_eq!(plan.blockers.len(), expected, "{findings:?} {code}");
             assert_eq!(plan.accepted.len(), 1 - expected, "{findings:?} {code}");
             assert!(!plan.ready);
+        }
+    }
+
+    #[test]
+    fn a_check_of_the_boot_path_stands_for_its_own_faults_only() {
+        let guest = crate::testing::MemoryGuest::new(crate::demo::WinVersion::Win10);
+        let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+        let remaining = [
+            ("boot-driver-start", "controller-service"),
+            ("boot-driver-file", "controller-image"),
+        ]
+        .map(|(code, check)| Remaining {
+            blocker: Blocker::new(code, "why", "what helps"),
+            checks: vec![check],
+        });
+        let mut blockers: Vec<_> = remaining.iter().map(|one| one.blocker.clone()).collect();
+        blockers.push(Blocker::new("no-bcd", "why", "what helps"));
+        for (code, taken) in [
+            ("controller-service", "boot-driver-start"),
+            ("controller-image", "boot-driver-file"),
+            ("boot-driver-file", "boot-driver-file"),
+        ] {
+            let mut plan = undecided(blockers.clone(), Vec::new());
+            let accepted = Accepted::parse(&[code]).unwrap();
+            accept(&accepted, &inspection, &mut plan, &remaining);
+            assert_eq!(plan.accepted, [taken], "{code}");
+            assert_eq!(plan.blockers.len(), 2, "{code}");
+            assert!(plan.blockers.iter().all(|b| b.code != taken), "{code}");
         }
     }
 }

@@ -296,6 +296,10 @@ mod tests {
         assert_eq!(online(&[OFFLINE, 0]), [false]);
         assert_eq!(online(&[READ_ONLY, READ_ONLY]), [true]);
         assert_eq!(online(&[READ_ONLY, OFFLINE]), [false]);
+        // Other bits are of no interest.
+        assert_eq!(online(&[READ_ONLY | 4]), [true]);
+        assert_eq!(online(&[OFFLINE | READ_ONLY]), [false; 0]);
+        assert_eq!(online(&[4]), [false]);
     }
 
     /// The letters of a GPT disk that no record explains, and of the disk of Windows.

@@ -313,12 +313,19 @@ fn static_addresses_are_carried_over_with_the_driver_of_the_nic_only() {
         let options = testing::options(Some(DiskBus::Sata));
         let planned = planned(&guest, media, options, &Preferences::default());
         assert_eq!(planned.script().contains("192.0.2.10"), carried);
-        let told = planned
-            .draft
-            .warnings
-            .iter()
-            .any(|w| w.contains("no netkvm for this Windows"));
-        assert_eq!(told, !carried, "{:?}", planned.draft.warnings);
+        // What is lost is lost without a script too.
+        let none = Preferences {
+            none: true,
+            ..Preferences::default()
+        };
+        let without_script = self::planned(&guest, media, options, &none);
+        for planned in [planned, without_script] {
+            let warnings = &planned.draft.warnings;
+            let told = warnings
+                .iter()
+                .any(|w| w.contains("no netkvm for this Windows"));
+            assert_eq!(told, !carried, "{warnings:?}");
+        }
     }
 }
 
@@ -375,6 +382,57 @@ fn the_script_knows_whether_there_is_a_second_boot() {
     );
 }
 
+/// A driver source may name its files in any case.
+#[test]
+fn an_inf_in_capitals_is_installed_as_the_driver_it_is() {
+    let whole = media();
+    let files = whole.files().iter().map(|f| f.path.clone());
+    let media = Memory::new(files.map(|path| {
+        let bytes = whole.read(&path).unwrap();
+        (path.replace("netkvm.inf", "NetKVM.INF"), bytes)
+    }));
+    let guest = MemoryGuest::of(GuestSpec::new(Win10));
+    let options = testing::options(Some(DiskBus::Sata));
+    let planned = planned(&guest, &media, options, &Preferences::default());
+    let mut lines = planned.script().lines();
+    let line = lines.find(|line| line.contains("\\NetKVM.INF")).unwrap();
+    assert!(line.contains(" netkvm "), "{line}");
+}
+
+/// The record of a GPT disk with one partition.
+fn table_of(disk: u8, partition: &[u8]) -> RegData {
+    let mut table = vec![0; 192];
+    (table[0], table[4]) = (1, 1);
+    table[8..24].fill(disk);
+    table[96..112].copy_from_slice(partition);
+    RegData::Binary(table)
+}
+
+#[test]
+fn a_disk_that_windows_does_not_know_is_told() {
+    for known in [true, false] {
+        let mut guest = MemoryGuest::of(GuestSpec::new(Win10));
+        let own = guest.system.value("MountedDevices", "\\DosDevices\\C:");
+        let own = own.unwrap().data[8..].to_vec();
+        let devices = "ControlSet001\\Enum\\SCSI\\Disk&Ven_X";
+        let key = |n: u8| format!("{devices}\\{n}\\Device Parameters\\Partmgr");
+        let table = "PartitionTableCache";
+        guest.system.set(&key(0), table, table_of(0x10, &own));
+        let other = if known { 9 } else { 8 };
+        guest
+            .system
+            .set(&key(1), table, table_of(0x20, &[other; 16]));
+        let data = [&b"DMIO:ID:"[..], &[9; 16]].concat();
+        let data = RegData::Binary(data);
+        guest.system.set("MountedDevices", "\\DosDevices\\K:", data);
+        let options = testing::options(Some(DiskBus::Sata));
+        let planned = planned(&guest, &media(), options, &Preferences::default());
+        let told = |w: &String| w.contains("the disk of drive K:");
+        let warnings = &planned.draft.warnings;
+        assert_eq!(warnings.iter().any(told), !known, "{warnings:?}");
+    }
+}
+
 /// Windows' records of its disks are those of the control set that boots.
 #[test]
 fn disks_are_brought_online_by_the_records_of_the_control_set_that_boots() {
@@ -384,10 +442,6 @@ fn disks_are_brought_online_by_the_records_of_the_control_set_that_boots() {
             ..GuestSpec::new(Win10)
         });
         let letter = [&b"DMIO:ID:"[..], &[3; 16]].concat();
-        let mut table = vec![0; 192];
-        (table[0], table[4]) = (1, 1);
-        table[8..24].fill(0x20);
-        table[96..112].fill(3);
         let key =
             format!("ControlSet00{set}\\Enum\\SCSI\\Disk&Ven_X\\0\\Device Parameters\\Partmgr");
         guest
@@ -397,7 +451,7 @@ fn disks_are_brought_online_by_the_records_of_the_control_set_that_boots() {
                 "\\DosDevices\\F:",
                 RegData::Binary(letter),
             )
-            .set(&key, "PartitionTableCache", RegData::Binary(table));
+            .set(&key, "PartitionTableCache", table_of(0x20, &[3; 16]));
         let options = testing::options(Some(DiskBus::Sata));
         let planned = planned(&guest, &media(), options, &Preferences::default());
         let found = planned

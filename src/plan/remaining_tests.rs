@@ -344,6 +344,31 @@ fn each_fault_of_the_wanted_controllers_is_named_once() {
     );
 }
 
+#[test]
+fn a_file_for_another_processor_is_told_with_that_of_windows() {
+    let fault = Fault::Import {
+        service: "viostor".into(),
+        missing: Missing {
+            path: Some(file()),
+            state: ImageState::Present {
+                machine: Some(Arch::Arm64.pe_machine()),
+            },
+            ..import()
+        },
+    };
+    for (arch, name) in [
+        (Some(Arch::X86), "Windows is x86"),
+        (Some(Arch::Amd64), "Windows is x86_64"),
+        (None, "Windows is x86_64"),
+    ] {
+        let mut after = after(WinVersion::Win7, VirtioBlk, vec![fault.clone()]);
+        after.os.arch = arch;
+        let left = remaining(&after, &[VirtioBlk], VirtioBlk);
+        let reason = &left[0].blocker.reason;
+        assert!(reason.ends_with(name), "{reason}");
+    }
+}
+
 /// Each fault of a driver of the controller and of one of every boot: reason and remedy in full.
 #[test]
 fn what_is_said_of_each_fault_that_stays() {

@@ -652,7 +652,7 @@ fn each_control_set_keeps_its_own_lists() {
     let mut guest = guest(Win10, |_| {});
     for (set, filters, file) in [
         (SETS[0], &["gone", "partmgr", "disk"][..], &first),
-        (SETS[1], &["partmgr", "gone"], &second),
+        (SETS[1], &["partmgr", "GONE"], &second),
     ] {
         let class = format!("{set}\\{DISK_CLASS}");
         let session = format!("{set}\\{SESSION}");

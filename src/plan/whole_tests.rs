@@ -5,6 +5,7 @@ use crate::actions::PatchBootSector;
 use crate::convert::prepare;
 use crate::demo::{Arch, GuestSpec, Leftovers, WinVersion};
 use crate::drivers::Catalogue;
+use crate::drivers::media::{Media, Memory};
 use crate::guest::{FsKind, GuestRead, Volume};
 use crate::ids::Accepted;
 use crate::inspect::model::{Fallback, Tool};
@@ -296,6 +297,28 @@ fn a_driver_without_the_modern_device_is_a_warning_of_the_draft() {
         w == "viostor 61.77.104.17300 does not list the modern virtio device, which is what q35 machines show"
     });
     assert!(told, "{:?}", plan.warnings);
+}
+
+/// Two drivers with different files of one name cannot lie in one directory.
+#[test]
+fn a_driver_that_is_staged_by_itself_is_told() {
+    let whole = media();
+    let files = whole.files().iter().map(|f| f.path.clone());
+    let files = files.map(|path| (path.clone(), whole.read(&path).unwrap()));
+    let clash = [("NetKVM", 3), ("Balloon", 4)].map(|(driver, len)| {
+        let path = format!("{driver}/w10/amd64/clash.dll");
+        (path, vec![0; len])
+    });
+    let media = Memory::new(files.chain(clash));
+    let win10 = guest(WinVersion::Win10, Arch::Amd64);
+    let plan = win10.prepare(&media, Some(DiskBus::Sata)).plan;
+    let told = |w: &&String| w.contains("is staged in a directory of its own: its clash.dll");
+    assert_eq!(
+        plan.warnings.iter().filter(told).count(),
+        1,
+        "{:?}",
+        plan.warnings
+    );
 }
 
 #[test]

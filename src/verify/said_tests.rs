@@ -127,7 +127,8 @@ fn rivals_are_different_drivers_and_are_told_for_each_controller() {
         [text.as_str(), evidence.as_str()],
         ["one driver for each controller", ""]
     );
-    let scsi = "VEN_1AF4&DEV_1048&SUBSYS_11001AF4&REV_01";
+    // The second form of the device counts as the first does.
+    let scsi = "VEN_1AF4&DEV_1004&SUBSYS_00081AF4&REV_00";
     let [_, evidence] = said(Win10, "storage-rivals", |g| {
         rival(g);
         let package = "DriverDatabase\\DriverPackages\\rival2";

@@ -348,8 +348,8 @@ fn a_write_to_the_second_disk_that_is_lost_is_noticed_and_undone() {
     assert_eq!(pair.now(), pair.old);
 }
 
-/// Counts what makes it durable.
-struct Flushed(FileDisk, std::sync::atomic::AtomicUsize);
+/// Counts what makes it durable, which fails from a certain time on.
+struct Flushed(FileDisk, std::sync::atomic::AtomicUsize, usize);
 
 impl BlockRead for Flushed {
     fn size(&self) -> u64 {
@@ -371,21 +371,42 @@ impl BlockWrite for Flushed {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        self.0.flush()
+        match self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            n if n >= self.2 => Err(io::ErrorKind::StorageFull.into()),
+            _ => self.0.flush(),
+        }
     }
 }
 
 #[test]
 fn every_disk_is_made_durable() {
     let mut pair = pair();
-    let disks = pair.open().map(|disk| Flushed(disk, 0.into()));
+    let disks = pair.open().map(|disk| Flushed(disk, 0.into(), 9));
     let disks: Vec<_> = disks.iter().collect();
     let of = |disk: &&Flushed| disk.1.load(std::sync::atomic::Ordering::Relaxed);
     commit(&mut pair.journal, &[disks[0], disks[1]]).unwrap();
     assert_eq!(disks.iter().map(of).collect::<Vec<_>>(), [1, 1]);
     rollback(&mut pair.journal, &[disks[0], disks[1]], false).unwrap();
     assert_eq!(disks.iter().map(of).collect::<Vec<_>>(), [2, 2]);
+}
+
+#[test]
+fn what_cannot_be_made_durable_is_neither_committed_nor_rolled_back() {
+    let mut pair = pair();
+    let flushed = |pair: &Pair, times| {
+        let [windows, boot] = pair.open();
+        (windows, Flushed(boot, 0.into(), times))
+    };
+    let (windows, boot) = flushed(&pair, 0);
+    let error = commit(&mut pair.journal, &[&windows, &boot]).unwrap_err();
+    assert!(matches!(error, CommitError::Io { .. }), "{error}");
+    assert_eq!(pair.journal.doc.state, State::Committing);
+    let (windows, boot) = flushed(&pair, 0);
+    rollback(&mut pair.journal, &[&windows, &boot], false).unwrap_err();
+    assert!(pair.journal.needs_undo());
+    let (windows, boot) = flushed(&pair, 1);
+    rollback(&mut pair.journal, &[&windows, &boot], false).unwrap();
+    assert_eq!(pair.now(), pair.old);
 }
 
 /// A repair of the boot files alone changes the second disk alone.
@@ -711,6 +732,10 @@ fn saved_blocks_are_seen_whatever_else_lies_beside_them() {
     assert!(!holds_saved_blocks(dir.path()));
     fs::write(&backup, "a file").unwrap();
     assert!(!holds_saved_blocks(dir.path()));
+    // What cannot be looked through may hold them.
+    fs::remove_file(&backup).unwrap();
+    std::os::unix::fs::symlink(&backup, &backup).unwrap();
+    assert!(holds_saved_blocks(dir.path()));
     fs::remove_file(&backup).unwrap();
     fs::create_dir(&backup).unwrap();
     for (name, holds) in [
