@@ -512,6 +512,12 @@ mod tests {
         assert_eq!(last.state.disks[1].links, base);
     }
 
+    fn noted(pace: &std::fs::File) -> u64 {
+        let mut bytes = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(pace, &mut bytes, 0).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+
     /// What a fix wrote is copied, but not recorded: another run writes other bytes.
     #[test]
     fn a_copy_is_finished_with_what_the_overlay_of_this_run_has() {
@@ -546,14 +552,20 @@ mod tests {
         };
         let cancelled = changed.finish(&image, &target, &stopped, &mut |_| {});
         assert!(cancelled.is_err() && !target.exists());
+        // A pace that is shared with other runs notes in its file that bytes were taken.
+        let shared = Pace::shareable().unwrap();
+        let how = CopyOptions {
+            pace: Some(Pace::new(1 << 40).with(shared.try_clone().unwrap())),
+            ..CopyOptions::default()
+        };
         let mut told = Vec::new();
-        let how = CopyOptions::default();
         let copied = changed.finish(&image, &target, &how, &mut |part| told.push(part));
         let copied = copied.unwrap();
         let blocks = target.metadata().unwrap().blocks() * 512;
         assert_eq!((copied.virtual_size, copied.written), (2 << 20, blocks));
         assert_eq!(copied.resumed, (2 << 20) - 2 * GRAIN);
         assert_eq!(told.last(), Some(&1.0));
+        assert_ne!(noted(&shared), 0);
         let mut wanted = vec![2; 2 << 20];
         wanted[GRAIN as usize..][..GRAIN as usize].fill(9);
         wanted[(2 << 20) - GRAIN as usize..].fill(0);

@@ -36,8 +36,10 @@ fn running(dir: &Path) -> Order {
 #[test]
 fn a_pass_copies_every_disk_and_the_next_one_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
+    // A pace that is shared with other runs notes in its file that bytes were taken.
+    let shared = Pace::shareable().unwrap();
     let order = Order {
-        pace: Some(Pace::new(1 << 30)),
+        pace: Some(Pace::new(1 << 30).with(shared.try_clone().unwrap())),
         ..running(dir.path())
     };
     let folder = &order.folder;
@@ -46,6 +48,9 @@ fn a_pass_copies_every_disk_and_the_next_one_what_is_missing() {
     let first = &state.passes[0];
     assert_eq!((first.copied, first.changed), (3 << 20, 0));
     assert_eq!(first.bandwidth, Some(1 << 30));
+    let mut noted = [0; 8];
+    std::os::unix::fs::FileExt::read_exact_at(&shared, &mut noted, 0).unwrap();
+    assert_ne!(noted, [0; 8]);
     let newest = order.vm.disks.iter().map(|disk| size_of_newest(&disk.path));
     assert_eq!(first.left, newest.sum::<u64>());
     assert!(copies() == [vec![1; 1 << 20], vec![2; 2 << 20]]);
