@@ -512,6 +512,39 @@ mod tests {
         assert_eq!(last.state.disks[1].links, base);
     }
 
+    /// A page file is of no use to the next start.
+    #[test]
+    fn a_last_pass_copies_what_a_trim_takes_only_where_nothing_is_trimmed() {
+        let lab = super::super::super::testing::Plain::new();
+        let folder = lab.path("out");
+        std::fs::create_dir(&folder).unwrap();
+        let mut job = job(&[lab.windows()], &folder);
+        job.output.from_sync = true;
+        let disks = job.source.disks(&folder).unwrap();
+        let mut state = State::new("vm", &lab.windows());
+        let copy = SyncedDisk {
+            size: disks[0].image.virtual_size(),
+            file: "vm.sync.qcow2".into(),
+            links: Now::of(&disks[0].image).unwrap().links,
+        };
+        std::fs::write(folder.join(&copy.file), "copy").unwrap();
+        state.disks.push(copy);
+        state.save(&folder).unwrap();
+        let ui = super::super::super::testing::ui();
+        let left = [false, true].map(|trim| {
+            job.copy.trim = trim;
+            Last::look(&job, &ui, &folder, &disks)
+                .unwrap()
+                .unwrap()
+                .left
+        });
+        let (freed, page_file) = (left[0] - left[1], lab.guest.spec.pagefile_size);
+        assert!(
+            freed >= page_file - (128 << 10) && freed < page_file + (4 << 20),
+            "{freed} {page_file}"
+        );
+    }
+
     fn noted(pace: &std::fs::File) -> u64 {
         let mut bytes = [0; 8];
         std::os::unix::fs::FileExt::read_exact_at(pace, &mut bytes, 0).unwrap();

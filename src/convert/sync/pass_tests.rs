@@ -54,6 +54,12 @@ fn a_pass_copies_every_disk_and_the_next_one_what_is_missing() {
     let newest = order.vm.disks.iter().map(|disk| size_of_newest(&disk.path));
     assert_eq!(first.left, newest.sum::<u64>());
     assert!(copies() == [vec![1; 1 << 20], vec![2; 2 << 20]]);
+    // What is there is written over.
+    let work = [5 << 16, 1 << 16].map(|bytes| Work {
+        recorded: Extents::whole(bytes),
+        ..Work::default()
+    });
+    assert_eq!(room(&state, folder, &work).unwrap(), 0);
     // A pass that was killed in its middle: what it recorded is there.
     let grain = 64 << 10;
     for (disk, missing) in state.disks.iter().zip([grain, 2 * grain]) {
@@ -333,6 +339,8 @@ fn a_pass_that_the_target_has_no_room_for_is_refused_before_it_copies() {
     assert!(fits(0, 0) && fits(free / 4, free / 4));
     assert!(!fits(free * 2, 0) && !fits(0, free * 2));
     assert!(!fits(free / 3 * 2, free / 3 * 2), "both together");
+    let needed = room(&state, dir.path(), &[work(1 << 20), work(3 << 16)]);
+    assert_eq!(needed.unwrap(), (1 << 20) + (3 << 16));
 }
 
 /// The second pass adds nothing where nothing has changed.
