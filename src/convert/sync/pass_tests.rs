@@ -75,7 +75,11 @@ fn a_pass_copies_every_disk_and_the_next_one_what_is_missing() {
     }
     assert!(copies() == [vec![1; 1 << 20], vec![2; 2 << 20]]);
     let kept = State::load(folder).unwrap().unwrap();
-    assert_eq!(kept.passes, state.passes);
+    let figures = |state: &State| -> Vec<_> {
+        let passes = state.passes.iter();
+        passes.map(|p| (p.at, p.copied, p.left)).collect()
+    };
+    assert_eq!(figures(&kept), figures(&state));
 }
 
 /// Two passes at a time would write the same copies.
