@@ -349,6 +349,11 @@ mod tests {
             }
             let ui = super::super::testing::ui();
             let mut run = Run::open(&job, &ui).unwrap();
+            // The first disk is taken for the one with the system until it is inspected.
+            let held = paths
+                .each_ref()
+                .map(|path| Image::open_info(path, Some("raw"), &[]).is_err());
+            assert_eq!(held, [in_place, false]);
             let list = run.disks.to_vec();
             run.disks = VmDisks::with_roles(list, DiskId::nth(0, 2), DiskId::nth(1, 2));
             let overlays = [0, 1].map(|i| run.overlay(&run.disks[i]).unwrap());

@@ -1,5 +1,6 @@
 //! What a pass takes for new, what it says is left, and where it may write.
 
+use super::super::super::run::Run;
 use super::super::super::testing::{Plain, ui};
 use super::super::super::written_tests::{qcow2, snapshot};
 use super::*;
@@ -80,6 +81,35 @@ fn a_pass_copies_every_disk_and_the_next_one_what_is_missing() {
         passes.map(|p| (p.at, p.copied, p.left)).collect()
     };
     assert_eq!(figures(&kept), figures(&state));
+}
+
+/// A last pass that is killed while it copies finds no change twice.
+#[test]
+fn the_copies_follow_the_source_from_the_moment_the_last_pass_copies() {
+    let dir = tempfile::tempdir().unwrap();
+    let order = running(dir.path());
+    let folder = &order.folder;
+    let mut state = run(&order, &ui()).unwrap();
+    let newer = super::super::changes::Link {
+        files: serde_json::json!("snapshot"),
+        ranges: vec![[0, 64 << 10]],
+    };
+    state.disks[1].links.insert(0, newer);
+    state.save(folder).unwrap();
+    let bases = ["1.raw", "2.raw"].map(|name| dir.path().join(name));
+    let mut job = super::super::super::testing::job(&bases, folder);
+    job.output.from_sync = true;
+    let ui = ui();
+    let mut last = Run::open(&job, &ui).unwrap();
+    let missing = || {
+        let state = State::load(folder).unwrap().unwrap();
+        let whole = Extents::whole(2 << 20);
+        let missing = whole.minus(&state.disks[1].done(folder).unwrap());
+        (state.disks[1].links.len(), missing.bytes())
+    };
+    assert_eq!(missing(), (2, 0));
+    last.begin_copy().unwrap();
+    assert_eq!(missing(), (1, 64 << 10));
 }
 
 /// Two passes at a time would write the same copies.
