@@ -356,6 +356,35 @@ mod tests {
         assert!(draft.warnings.iter().any(said), "{:?}", draft.warnings);
     }
 
+    /// The user repairs all of it before the next attempt.
+    #[test]
+    fn drivers_that_are_missing_are_refused_together_with_what_was_found_on_the_disk() {
+        use crate::inspect::{Finding, Severity};
+        let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
+        let options = testing::options(Some(DiskBus::Sata));
+        MemoryGuest::new(WinVersion::Win10).look(&[], |fake, survey| {
+            let mut survey = survey.clone();
+            let none = Memory::new([]);
+            let refused = |survey: &Survey| -> Vec<_> {
+                let made = draft(survey, fake, &none, &catalogue, (options, &wishes));
+                let error = made.map(drop).unwrap_err();
+                assert_eq!(error.kind, ErrorKind::Refused);
+                let blockers = error.blockers.into_iter();
+                blockers.map(|blocker| blocker.code.to_string()).collect()
+            };
+            let missing = refused(&survey);
+            assert_eq!(missing.len(), 1);
+            survey.inspection.findings.push(Finding {
+                id: "volume-dirty",
+                severity: Severity::Blocker,
+                message: "m".into(),
+                remedy: "r".into(),
+                evidence: String::new(),
+            });
+            assert_eq!(refused(&survey), ["volume-dirty", &missing[0]]);
+        });
+    }
+
     /// A file of that name in the guest is compared byte for byte.
     #[test]
     fn a_disk_without_windows_is_refused_with_what_was_found_on_it() {

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::super::output::FolderOptions;
 use super::super::testing::{job, ui};
 use super::super::work::WORK;
+use crate::guest::DiskId;
 
 use super::*;
 
@@ -102,6 +103,12 @@ fn files_are_the_same_by_what_they_hold() {
         ),
         (json!([]), json!([]), false),
         (file(1, Value::Null), json!([]), false),
+        // One link of a chain is gone.
+        (
+            json!([{"path": "/a", "size": 1}, {"path": "/b", "size": 1}]),
+            json!([{"path": "/a", "size": 1}]),
+            false,
+        ),
         (Value::Null, Value::Null, false),
     ];
     for (was, now, same) in cases {
@@ -230,6 +237,66 @@ fn a_data_disk_that_has_changed_is_copied_from_its_start() {
     let trim: Vec<_> = resumed.trim().into_iter().map(|trim| trim.disk).collect();
     assert_eq!(trim, [left.path("windows")]);
     resumed.check_plan(&json!(DECIDED)).unwrap();
+}
+
+/// The boot files were fixed in an overlay over what they were.
+#[test]
+fn a_disk_with_the_boot_files_that_has_changed_leaves_nothing_to_continue_with() {
+    let left = Left::new();
+    std::fs::write(left.path("data"), vec![1; 1 << 20]).unwrap();
+    let (job, mut folder) = left.open();
+    let list = job.source.disks(folder.path()).unwrap().to_vec();
+    let disks = VmDisks::with_roles(list, DiskId::nth(0, 2), DiskId::nth(1, 2));
+    let taken = Resumed::take(&job, &ui(), &mut folder, &disks).unwrap();
+    assert!(taken.is_none() && !folder.was_taken_over());
+    assert_eq!(left.there(), [false; 5]);
+}
+
+#[test]
+fn each_changed_disk_is_forgotten_and_any_overlay_counts() {
+    let left = Left::new();
+    let (_, folder) = left.open();
+    let disks = ["one", "two"].map(|name| DiskRecord {
+        source: Value::Null,
+        overlay: Some(format!("{WORK}/{name}")),
+    });
+    let mut resumed = Resumed {
+        plan: String::new(),
+        disks: disks.to_vec(),
+        changed: [0, 1].into(),
+        trim: Vec::new(),
+    };
+    resumed.forget(&folder, 0).unwrap();
+    assert_eq!(left.there(), [false, true, false, true, true]);
+    // What is gone already is no fault.
+    resumed.forget(&folder, 0).unwrap();
+    for (overlays, has) in [
+        ([true, true], true),
+        ([true, false], true),
+        ([false, true], true),
+        ([false, false], false),
+    ] {
+        for (disk, overlay) in resumed.disks.iter_mut().zip(overlays) {
+            disk.overlay = overlay.then(|| "one".to_owned());
+        }
+        assert_eq!(resumed.has_overlays(), has, "{overlays:?}");
+    }
+}
+
+#[test]
+fn of_several_disks_that_have_changed_each_is_copied_from_its_start() {
+    let left = Left::new();
+    let (job, mut folder) = left.open();
+    for name in ["windows", "data"] {
+        std::fs::write(left.path(name), vec![1; 1 << 20]).unwrap();
+    }
+    // Neither is a disk that a fix changes.
+    let list = job.source.disks(folder.path()).unwrap().to_vec();
+    let disks = VmDisks::with_roles(list, DiskId::nth(2, 3), DiskId::nth(2, 3));
+    let taken = Resumed::take(&job, &ui(), &mut folder, &disks).unwrap();
+    let resumed = taken.unwrap();
+    assert_eq!(left.there(), [false, false, false, false, true]);
+    assert!(resumed.trim().is_empty());
 }
 
 /// Nothing of an overlay over other contents is of use.

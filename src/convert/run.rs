@@ -254,7 +254,7 @@ fn save_generated(folder: &Path, prepared: &Prepared) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::job;
+    use super::super::testing::{job, names};
     use super::*;
     use crate::disk::chain::Image;
     use crate::guest::DiskId;
@@ -302,6 +302,69 @@ mod tests {
                     assert_eq!(error.kind, crate::error::ErrorKind::Usage);
                 }
             }
+        }
+    }
+
+    /// A run with the same options that decides one thing otherwise cannot continue.
+    #[test]
+    fn what_was_decided_is_every_action_and_every_generated_file_is_saved() {
+        use crate::demo::WinVersion;
+        use crate::testing::{MemoryGuest, media};
+        use crate::types::DiskBus;
+        let guest = MemoryGuest::new(WinVersion::Win10);
+        let mut prepared = guest.prepare(&media(), Some(DiskBus::Sata));
+        let dir = tempfile::tempdir().unwrap();
+        prepared.basis.generated = [("one.cmd", "1"), ("two.ps1", "2")]
+            .map(|(name, text)| (name.to_owned(), text.into()))
+            .into();
+        save_generated(dir.path(), &prepared).unwrap();
+        let folder = dir.path().join(GENERATED);
+        assert_eq!(names(&folder), ["one.cmd", "two.ps1"]);
+        assert_eq!(
+            std::fs::read_to_string(folder.join("two.ps1")).unwrap(),
+            "2"
+        );
+        let actions = prepared.plan.actions.len();
+        assert!(actions > 2);
+        let all = decided(&prepared.plan);
+        for i in 0..actions {
+            let mut plan = prepared.plan.clone();
+            plan.actions.remove(i);
+            assert_ne!(decided(&plan), all, "{i}");
+        }
+    }
+
+    /// Of two disks each has an overlay of its own; the originals of a disk in place survive a loss of power.
+    #[test]
+    fn an_overlay_belongs_to_its_disk_and_originals_are_durable_where_nothing_is_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = [0, 1].map(|i| dir.path().join(format!("{i}.raw")));
+        for path in &paths {
+            std::fs::write(path, vec![0; 1 << 20]).unwrap();
+        }
+        let mut job = job(&paths, &dir.path().join("out"));
+        for in_place in [false, true] {
+            if in_place {
+                job.copy.method = Copying::InPlace;
+            }
+            let ui = super::super::testing::ui();
+            let mut run = Run::open(&job, &ui).unwrap();
+            // The first disk is taken for the one with the system until it is inspected.
+            let held = paths
+                .each_ref()
+                .map(|path| Image::open_info(path, Some("raw"), &[]).is_err());
+            assert_eq!(held, [in_place, false]);
+            let list = run.disks.to_vec();
+            run.disks = VmDisks::with_roles(list, DiskId::nth(0, 2), DiskId::nth(1, 2));
+            let overlays = [0, 1].map(|i| run.overlay(&run.disks[i]).unwrap());
+            let partial = dir.path().join(".out.partial");
+            let wanted = [
+                partial.join(".overlay.qcow2"),
+                partial.join(".work/boot.qcow2"),
+            ];
+            assert_eq!(overlays, wanted);
+            let saver = run.saver();
+            assert_eq!((saver.folder, saver.durably), (partial, in_place));
         }
     }
 

@@ -178,10 +178,7 @@ pub(super) fn in_folder(job: &Job, needs: &Needs, disks: &[Disk], target: &Path)
     let Some(folder) = target.ancestors().skip(1).find(|folder| folder.is_dir()) else {
         return Ok(());
     };
-    let left = |i: usize, disk: &Disk| {
-        let size = copy_size(job, disk)?;
-        Ok(size.saturating_sub(taken(job, target, i)))
-    };
+    let left = |i: usize, disk: &Disk| left(job, target, i, disk);
     match needed(job, needs, disks, copy::free_space(folder)?, &left)? {
         Some(needed) => Ok(copy::check_room(folder, needed)?),
         None => Ok(()),
@@ -226,6 +223,12 @@ fn needed(
         copies = copies.saturating_add(left(i, disk)?);
     }
     Ok(Some(compressed(copies).saturating_add(least)))
+}
+
+/// What is missing of the copy of a disk.
+fn left(job: &Job, target: &Path, i: usize, disk: &Disk) -> Result<u64> {
+    let size = copy_size(job, disk)?;
+    Ok(size.saturating_sub(taken(job, target, i)))
 }
 
 /// The space already taken by an interrupted copy of that disk. `--resume` continues it, or removes

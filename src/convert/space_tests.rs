@@ -147,6 +147,35 @@ fn every_part_of_a_plan_counts() {
     });
 }
 
+/// A volume of which nobody knows the free space says nothing about the next one.
+#[test]
+fn every_volume_is_checked_and_every_original_is_saved() {
+    let mut guest = MemoryGuest::new(WinVersion::Win10);
+    guest.without("bootx64.efi");
+    let prepared = guest.prepare(&media(), Some(bootstrap(WinVersion::Win10)));
+    let system = prepared.basis.windows.system_volume;
+    guest.look(&[], |fake, survey| {
+        let hives = survey.hives.as_ref().unwrap();
+        let actions = &prepared.plan.actions;
+        let of = |actions: &[Action]| Needs::of(actions, hives, system, fake).unwrap();
+        let needs = of(actions);
+        let each: Vec<u64> = actions
+            .iter()
+            .map(|action| of(std::slice::from_ref(action)).backup)
+            .collect();
+        assert_eq!(needs.backup, each.iter().sum::<u64>());
+        assert!(*each.last().unwrap() < needs.backup, "{each:?}");
+        assert_eq!(needs.volumes.len(), 2);
+        for volume in needs.volumes.keys() {
+            let mut fake = fake.clone();
+            fake.free = Some((*volume, 0));
+            let blockers = in_guest(&needs, &fake, &[]).unwrap();
+            assert_eq!(blockers.len(), 1, "{volume}");
+            assert!(blockers[0].reason.starts_with(&volume.to_string()));
+        }
+    });
+}
+
 /// The loader lies on the volume of the firmware, which is small.
 #[test]
 fn each_volume_needs_what_is_written_to_it() {
@@ -228,6 +257,35 @@ fn a_sparse_disk_needs_what_it_holds_and_a_resumed_copy_what_is_missing() {
     file.sync_all().unwrap();
     let blocks = taken(&job, &target, 0);
     assert!((1 << 20..2 << 20).contains(&blocks), "{blocks}");
+}
+
+/// Of each disk its own copy counts.
+#[test]
+fn what_is_missing_of_a_copy_is_its_size_without_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    let partial = dir.path().join(".out.partial");
+    std::fs::create_dir(&partial).unwrap();
+    let write = |path: &Path, bytes: usize| {
+        std::fs::write(path, vec![1; bytes]).unwrap();
+        std::fs::File::open(path).unwrap().sync_all().unwrap();
+    };
+    let paths = ["a", "b"].map(|name| dir.path().join(name));
+    for path in &paths {
+        write(path, 4 << 20);
+    }
+    write(&partial.join("vm-1.qcow2"), 1 << 20);
+    let mut job = super::super::testing::job(&paths, &target);
+    job.copy.trim = false;
+    let disks = job.source.disks(dir.path()).unwrap();
+    let missing = |job: &Job| [0, 1].map(|i| left(job, &target, i, &disks[i]).unwrap());
+    let whole = copy_size(&job, &disks[0]).unwrap();
+    assert!(whole >= 4 << 20);
+    assert_eq!(missing(&job), [whole; 2]);
+    job.output.resume = true;
+    let taken = taken(&job, &target, 1);
+    assert!(taken >= 1 << 20);
+    assert_eq!(missing(&job), [whole, whole - taken]);
 }
 
 #[test]
@@ -335,6 +393,7 @@ fn free_space_is_counted_on_the_disk_where_the_engine_does_not_tell() {
         assert!((windows.size / 2..windows.size).contains(&free), "{free}");
         for (kind, container, told) in [
             (FsKind::Ntfs, None, true),
+            (FsKind::Fat, None, true),
             (FsKind::Ntfs, Some(FsKind::Bitlocker), false),
             (FsKind::Ext, None, false),
         ] {

@@ -26,7 +26,7 @@ use crate::domain::DiskFormat;
 use crate::fix::journal::{FILE_NAME, Journal, State};
 use crate::later::Record;
 
-fn qcow2(path: &Path) -> Vec<u8> {
+pub(super) fn qcow2(path: &Path) -> Vec<u8> {
     let image = Image::open_info(path, Some("qcow2"), &[]).unwrap();
     let export = Export::<dyn BlockRead>::open_readonly(&image).unwrap();
     let mut bytes = vec![0; usize::try_from(image.virtual_size()).unwrap()];
@@ -205,13 +205,19 @@ fn a_copy_as_qcow2_is_checked_and_compared_where_that_is_wanted() {
 }
 
 /// An empty snapshot of a raw disk: the VM writes to it.
-fn snapshot(base: &Path) -> PathBuf {
+pub(super) fn snapshot(base: &Path) -> PathBuf {
     let snapshot = base.with_extension("snap.qcow2");
     create_qcow2(&snapshot, fs::metadata(base).unwrap().len()).unwrap();
+    name_base(&snapshot, base);
+    snapshot
+}
+
+/// Writes into a qcow2 that it stands on a raw disk.
+pub(super) fn name_base(snapshot: &Path, base: &Path) {
     let file = fs::File::options()
         .read(true)
         .write(true)
-        .open(&snapshot)
+        .open(snapshot)
         .unwrap();
     let mut length = [0; 4];
     file.read_exact_at(&mut length, 100).unwrap();
@@ -225,7 +231,6 @@ fn snapshot(base: &Path) -> PathBuf {
     file.write_all_at(&512u64.to_be_bytes(), 8).unwrap();
     file.write_all_at(&(name.len() as u32).to_be_bytes(), 16)
         .unwrap();
-    snapshot
 }
 
 fn order(lab: &Plain) -> Order {

@@ -124,6 +124,14 @@ fn map(node: &Value) -> Option<String> {
     Some(format!("[{}]\n", lines.join(",\n")))
 }
 
+/// A copy of a qcow2 without the name of its backing file, which the node has.
+fn unnamed(image: &File) -> io::Result<tempfile::NamedTempFile> {
+    let mut copy = tempfile::NamedTempFile::new()?;
+    io::copy(&mut &*image, &mut copy)?;
+    copy.as_file().write_all_at(&[0; 12], 8)?;
+    Ok(copy)
+}
+
 /// Passes each part that an image or one below it contains to `put`, with its depth and whether it is zeroes.
 fn parts(
     node: &Value,
@@ -138,7 +146,10 @@ fn parts(
     }
     let size = size(&disk)?;
     let within = within.unwrap_or(0..size);
-    let overlay = Overlay::open(Path::new(file(node)), Arc::new(Nothing(size)));
+    let named = !node["backing"].is_null();
+    let unnamed = named.then(|| unnamed(&disk).unwrap());
+    let path = (unnamed.as_ref()).map_or(Path::new(file(node)), tempfile::NamedTempFile::path);
+    let overlay = Overlay::open(path, Arc::new(Nothing(size)));
     let Some(overlay) = overlay.ok()? else {
         // A copy, with clusters of one byte.
         put(within, depth, false);

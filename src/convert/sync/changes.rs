@@ -224,6 +224,31 @@ mod tests {
             assert_eq!(since(&before, &now), changed, "{before:?} {now:?}");
         }
     }
+
+    /// The VM writes clusters, and dirty ranges consist of grains. Of the bottom link all is frozen.
+    #[test]
+    fn links_are_told_with_the_grains_that_they_hold() {
+        use crate::block::BlockWrite;
+        use crate::disk::export::Export;
+        let dir = tempfile::tempdir().unwrap();
+        let (base, snapshot) = (dir.path().join("base.raw"), dir.path().join("snap.qcow2"));
+        std::fs::write(&base, vec![1; 4 << 20]).unwrap();
+        let below = Image::open_info(&base, Some("raw"), &[]).unwrap();
+        let export = Export::<dyn BlockWrite>::open_overlay(&below, &snapshot).unwrap();
+        export.disk().write_at((3 << 16) + 512, &[9; 512]).unwrap();
+        export.close().unwrap();
+        super::super::super::written_tests::name_base(&snapshot, &base);
+        let alone = Now::of(&below).unwrap();
+        assert_eq!((alone.links.len(), &alone.dirty), (1, &None));
+        let image = Image::open_info(&snapshot, Some("qcow2"), &[]).unwrap();
+        let now = Now::of(&image).unwrap();
+        let ranges: Vec<_> = now.links.iter().map(|link| link.ranges.clone()).collect();
+        assert_eq!(ranges, [vec![[3 << 16, 1 << 16]], vec![]]);
+        assert_eq!(now.links[1], alone.links[0]);
+        let changed: Extents = [3 << 16..4 << 16].into_iter().collect();
+        assert_eq!(now.since(&alone.links), Since::Changed(changed));
+    }
+
     /// A later pass reads what an earlier one wrote.
     #[test]
     fn ranges_of_a_link_are_kept_as_starts_and_lengths() {

@@ -442,6 +442,201 @@ mod tests {
         assert_eq!(State::load(&folder).unwrap().unwrap().changed, 64 << 10);
     }
 
+    /// A VM of two raw disks of 1 and 2 MiB, copied as far as `done`, whose order is another one now.
+    fn synced_disks(dir: &Path, done: [Extents; 2]) -> (Job, Vec<Disk>, PathBuf) {
+        let paths = [1u64, 2].map(|mib| {
+            let path = dir.join(format!("{mib}.raw"));
+            std::fs::write(&path, vec![mib as u8; (mib << 20) as usize]).unwrap();
+            path
+        });
+        let folder = dir.join("out");
+        std::fs::create_dir(&folder).unwrap();
+        let mut job = job(&paths, &folder);
+        job.output.from_sync = true;
+        job.copy.trim = false;
+        let mut disks = job.source.disks(dir).unwrap().to_vec();
+        let mut state = State::new("vm", &paths[0]);
+        for (i, (disk, done)) in disks.iter().zip(done).enumerate() {
+            let copy = SyncedDisk {
+                size: disk.image.virtual_size(),
+                file: super::super::state::copy_name("vm", i),
+                links: Now::of(&disk.image).unwrap().links,
+            };
+            let file = folder.join(&copy.file);
+            Refill::create(&file, copy.size).unwrap();
+            let journal = &mut copy.restart(&folder, Extents::default()).unwrap();
+            let refill = Refill {
+                source: &disk.image,
+                target: &file,
+                pace: None,
+                cancel: None,
+            };
+            let work = Work {
+                recorded: done,
+                ..Work::default()
+            };
+            refill.run(&work, journal, &mut |_| {}).unwrap();
+            state.disks.push(copy);
+        }
+        state.save(&folder).unwrap();
+        disks.reverse();
+        (job, disks, folder)
+    }
+
+    #[test]
+    fn a_last_pass_counts_what_every_disk_lacks() {
+        const GRAIN: u64 = 64 << 10;
+        let dir = tempfile::tempdir().unwrap();
+        let done = [GRAIN, 3 * GRAIN].map(Extents::whole);
+        let (mut job, disks, folder) = synced_disks(dir.path(), done);
+        let ui = super::super::super::testing::ui();
+        let look = |job: &Job| Last::look(job, &ui, &folder, &disks).unwrap().unwrap();
+        let last = look(&job);
+        assert_eq!(last.left, (3 << 20) - 4 * GRAIN);
+        job.copy.verify = true;
+        // Nothing was measured: 100 MiB a second.
+        let compared = look(&job).projected - last.projected;
+        assert!((compared - 0.03).abs() < 0.001, "{compared}");
+        // What changed since is missing again.
+        let mut state = State::load(&folder).unwrap().unwrap();
+        let base = state.disks[1].links.clone();
+        let newer = super::super::changes::Link {
+            files: json!("snapshot"),
+            ranges: vec![[GRAIN, GRAIN]],
+        };
+        state.disks[1].links.insert(0, newer);
+        state.save(&folder).unwrap();
+        let mut last = look(&job);
+        assert_eq!(last.left, (3 << 20) - 3 * GRAIN);
+        last.begin().unwrap();
+        assert_eq!(last.state.disks[1].links, base);
+    }
+
+    /// A page file is of no use to the next start.
+    #[test]
+    fn a_last_pass_copies_what_a_trim_takes_only_where_nothing_is_trimmed() {
+        let lab = super::super::super::testing::Plain::new();
+        let folder = lab.path("out");
+        std::fs::create_dir(&folder).unwrap();
+        let mut job = job(&[lab.windows()], &folder);
+        job.output.from_sync = true;
+        let disks = job.source.disks(&folder).unwrap();
+        let mut state = State::new("vm", &lab.windows());
+        let copy = SyncedDisk {
+            size: disks[0].image.virtual_size(),
+            file: "vm.sync.qcow2".into(),
+            links: Now::of(&disks[0].image).unwrap().links,
+        };
+        std::fs::write(folder.join(&copy.file), "copy").unwrap();
+        state.disks.push(copy);
+        state.save(&folder).unwrap();
+        let ui = super::super::super::testing::ui();
+        let left = [false, true].map(|trim| {
+            job.copy.trim = trim;
+            Last::look(&job, &ui, &folder, &disks)
+                .unwrap()
+                .unwrap()
+                .left
+        });
+        let (freed, page_file) = (left[0] - left[1], lab.guest.spec.pagefile_size);
+        assert!(
+            freed >= page_file - (128 << 10) && freed < page_file + (4 << 20),
+            "{freed} {page_file}"
+        );
+    }
+
+    fn noted(pace: &std::fs::File) -> u64 {
+        let mut bytes = [0; 8];
+        std::os::unix::fs::FileExt::read_exact_at(pace, &mut bytes, 0).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+
+    /// What a fix wrote is copied, but not recorded: another run writes other bytes.
+    #[test]
+    fn a_copy_is_finished_with_what_the_overlay_of_this_run_has() {
+        use crate::block::BlockWrite;
+        use crate::disk::export::Export;
+        use std::os::unix::fs::MetadataExt;
+        const GRAIN: u64 = 64 << 10;
+        let dir = tempfile::tempdir().unwrap();
+        let (half, all) = (Extents::whole(512 << 10), Extents::whole(2 << 20));
+        let (job, disks, folder) = synced_disks(dir.path(), [half.clone(), all.clone()]);
+        let ui = super::super::super::testing::ui();
+        let mut last = Last::look(&job, &ui, &folder, &disks).unwrap().unwrap();
+        last.begin().unwrap();
+        // The disk of 2 MiB, whose last 64 KiB are free after the fix.
+        let overlay = dir.path().join("overlay.qcow2");
+        let export = Export::<dyn BlockWrite>::open_overlay(&disks[0].image, &overlay).unwrap();
+        export.disk().write_at(GRAIN, &[9; GRAIN as usize]).unwrap();
+        let image = export.image().clone();
+        export.close().unwrap();
+        let live = Extents::whole((2 << 20) - GRAIN);
+        let of = |i: usize, image: &Image, live: &Extents| {
+            last.disk(&job, &disks[i], image, live).unwrap().unwrap()
+        };
+        let (changed, plain) = (of(0, &image, &live), of(1, &disks[1].image, &half));
+        assert_eq!((changed.left(), plain.left()), (GRAIN, 0));
+        let rest = of(1, &disks[1].image, &Extents::whole(1 << 20));
+        assert_eq!(rest.left(), 512 << 10);
+        let target = dir.path().join("result.qcow2");
+        let stopped = CopyOptions {
+            cancel: Some(Arc::new(true.into())),
+            ..CopyOptions::default()
+        };
+        let cancelled = changed.finish(&image, &target, &stopped, &mut |_| {});
+        assert!(cancelled.is_err() && !target.exists());
+        // A pace that is shared with other runs notes in its file that bytes were taken.
+        let shared = Pace::shareable().unwrap();
+        let how = CopyOptions {
+            pace: Some(Pace::new(1 << 40).with(shared.try_clone().unwrap())),
+            ..CopyOptions::default()
+        };
+        let mut told = Vec::new();
+        let copied = changed.finish(&image, &target, &how, &mut |part| told.push(part));
+        let copied = copied.unwrap();
+        let blocks = target.metadata().unwrap().blocks() * 512;
+        assert_eq!((copied.virtual_size, copied.written), (2 << 20, blocks));
+        assert_eq!(copied.resumed, (2 << 20) - 2 * GRAIN);
+        assert_eq!(told.last(), Some(&1.0));
+        assert_ne!(noted(&shared), 0);
+        let mut wanted = vec![2; 2 << 20];
+        wanted[GRAIN as usize..][..GRAIN as usize].fill(9);
+        wanted[(2 << 20) - GRAIN as usize..].fill(0);
+        assert!(super::super::super::written_tests::qcow2(&target) == wanted);
+        let own: Extents = std::iter::once(GRAIN..2 * GRAIN).collect();
+        let recorded = last.state.disks[1].done(&folder).unwrap();
+        assert_eq!(recorded, live.minus(&own));
+        rest.finish(
+            &disks[1].image,
+            &dir.path().join("other.qcow2"),
+            &how,
+            &mut |_| {},
+        )
+        .unwrap();
+        // Of both disks.
+        let summary = last.summary(Instant::now());
+        assert_eq!(summary["last"]["copied"], GRAIN + (512 << 10));
+        let recorded = last.state.disks[0].done(&folder).unwrap();
+        assert_eq!(recorded, Extents::whole(1 << 20));
+    }
+
+    /// What was expected is no measure of what it took.
+    #[test]
+    fn a_last_pass_is_within_its_budget_by_the_time_that_it_took() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut job, disks) = synced(dir.path());
+        job.output.budget = Some(5);
+        let ui = super::super::super::testing::ui();
+        let last = Last::look(&job, &ui, &dir.path().join("out"), &disks);
+        let last = last.unwrap().unwrap();
+        let before = |seconds| Instant::now() - std::time::Duration::from_secs(seconds);
+        for (seconds, within) in [(0, true), (60, false)] {
+            let summary = last.summary(before(seconds));
+            assert_eq!(summary["within_budget"], within, "{seconds}");
+            assert!(summary["last"]["seconds"].as_f64().unwrap() >= seconds as f64);
+        }
+    }
+
     #[test]
     fn another_disk_than_was_synced_is_no_last_pass() {
         let dir = tempfile::tempdir().unwrap();

@@ -254,13 +254,18 @@ fn begin(state: &mut State, frozen: &[Frozen], folder: &Path) -> Result<Vec<Exte
 
 /// Fails if the target has no room for the new data.
 fn check_room(state: &State, folder: &Path, work: &[Work]) -> Result<()> {
+    Ok(copy::check_room(folder, room(state, folder, work)?)?)
+}
+
+/// Bytes of the new data, without those that replace others.
+fn room(state: &State, folder: &Path, work: &[Work]) -> Result<u64> {
     let mut needed = 0u64;
     for (disk, work) in state.disks.iter().zip(work) {
         let there = Refill::data(&folder.join(&disk.file))?;
         let new = work.recorded.minus(&there).bytes();
         needed = needed.saturating_add(new);
     }
-    Ok(copy::check_room(folder, needed)?)
+    Ok(needed)
 }
 
 /// The ranges of a disk to copy: those with data or with changes. `trimmed` leaves out what a trim

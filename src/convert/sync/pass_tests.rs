@@ -1,5 +1,8 @@
 //! What a pass takes for new, what it says is left, and where it may write.
 
+use super::super::super::run::Run;
+use super::super::super::testing::{Plain, ui};
+use super::super::super::written_tests::{qcow2, snapshot};
 use super::*;
 use crate::error::ErrorKind;
 
@@ -14,6 +17,143 @@ fn order(folder: &Path) -> Order {
         name: None,
         pace: None,
     }
+}
+
+/// A VM that runs from snapshots of two raw disks, of 1 and 2 MiB.
+fn running(dir: &Path) -> Order {
+    let mut order = order(dir);
+    order.vm.disks.clear();
+    for mib in [1, 2] {
+        let base = dir.join(format!("{mib}.raw"));
+        std::fs::write(&base, vec![mib; usize::from(mib) << 20]).unwrap();
+        let mut disk = crate::source::export(&snapshot(&base)).disks.remove(0);
+        disk.format = Some("qcow2".into());
+        order.vm.disks.push(disk);
+    }
+    order
+}
+
+/// The figures are those of all disks.
+#[test]
+fn a_pass_copies_every_disk_and_the_next_one_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    // A pace that is shared with other runs notes in its file that bytes were taken.
+    let shared = Pace::shareable().unwrap();
+    let order = Order {
+        pace: Some(Pace::new(1 << 30).with(shared.try_clone().unwrap())),
+        ..running(dir.path())
+    };
+    let folder = &order.folder;
+    let copies = || ["vm.sync.qcow2", "vm-1.sync.qcow2"].map(|name| qcow2(&folder.join(name)));
+    let state = run(&order, &ui()).unwrap();
+    let first = &state.passes[0];
+    assert_eq!((first.copied, first.changed), (3 << 20, 0));
+    assert_eq!(first.bandwidth, Some(1 << 30));
+    let mut noted = [0; 8];
+    std::os::unix::fs::FileExt::read_exact_at(&shared, &mut noted, 0).unwrap();
+    assert_ne!(noted, [0; 8]);
+    let newest = order.vm.disks.iter().map(|disk| size_of_newest(&disk.path));
+    assert_eq!(first.left, newest.sum::<u64>());
+    assert!(copies() == [vec![1; 1 << 20], vec![2; 2 << 20]]);
+    // What is there is written over.
+    let work = [5 << 16, 1 << 16].map(|bytes| Work {
+        recorded: Extents::whole(bytes),
+        ..Work::default()
+    });
+    assert_eq!(room(&state, folder, &work).unwrap(), 0);
+    // A pass that was killed in its middle: what it recorded is there.
+    let grain = 64 << 10;
+    for (disk, missing) in state.disks.iter().zip([grain, 2 * grain]) {
+        let all = Extents::whole(disk.size);
+        assert_eq!(disk.done(folder).unwrap(), all);
+        let missing = Extents::whole(missing);
+        disk.restart(folder, all.minus(&missing)).unwrap();
+    }
+    let state = run(&order, &ui()).unwrap();
+    assert_eq!((state.passes[1].copied, state.changed), (3 * grain, 0));
+    for disk in &state.disks {
+        assert_eq!(disk.done(folder).unwrap(), Extents::whole(disk.size));
+    }
+    assert!(copies() == [vec![1; 1 << 20], vec![2; 2 << 20]]);
+    let kept = State::load(folder).unwrap().unwrap();
+    let figures = |state: &State| -> Vec<_> {
+        let passes = state.passes.iter();
+        passes.map(|p| (p.at, p.copied, p.left)).collect()
+    };
+    assert_eq!(figures(&kept), figures(&state));
+}
+
+/// A last pass that is killed while it copies finds no change twice.
+#[test]
+fn the_copies_follow_the_source_from_the_moment_the_last_pass_copies() {
+    let dir = tempfile::tempdir().unwrap();
+    let order = running(dir.path());
+    let folder = &order.folder;
+    let mut state = run(&order, &ui()).unwrap();
+    let newer = super::super::changes::Link {
+        files: serde_json::json!("snapshot"),
+        ranges: vec![[0, 64 << 10]],
+    };
+    state.disks[1].links.insert(0, newer);
+    state.save(folder).unwrap();
+    let bases = ["1.raw", "2.raw"].map(|name| dir.path().join(name));
+    let mut job = super::super::super::testing::job(&bases, folder);
+    job.output.from_sync = true;
+    let ui = ui();
+    let mut last = Run::open(&job, &ui).unwrap();
+    let missing = || {
+        let state = State::load(folder).unwrap().unwrap();
+        let whole = Extents::whole(2 << 20);
+        let missing = whole.minus(&state.disks[1].done(folder).unwrap());
+        (state.disks[1].links.len(), missing.bytes())
+    };
+    assert_eq!(missing(), (2, 0));
+    last.begin_copy().unwrap();
+    assert_eq!(missing(), (1, 64 << 10));
+}
+
+/// Two passes at a time would write the same copies.
+#[test]
+fn a_pass_does_not_begin_while_another_run_is_at_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let order = running(dir.path());
+    let place = Place::open(&order.folder, true).unwrap();
+    let lock = place.lock().unwrap();
+    let error = run(&order, &ui()).map(drop).unwrap_err();
+    assert!(error.message.contains("another conversion"), "{error}");
+    assert!(!order.folder.exists());
+    drop(lock);
+    run(&order, &ui()).unwrap();
+}
+
+#[test]
+fn a_format_that_the_user_names_takes_precedence_over_that_of_the_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut order = running(dir.path());
+    let disk = order.vm.disks.remove(1);
+    let opened = open(&order, &disk).unwrap();
+    assert_eq!(opened.growing, Some(size_of_newest(&disk.path)));
+    assert_eq!(opened.image.virtual_size(), 2 << 20);
+    order.format = Some("raw".into());
+    let error = open(&order, &disk).map(drop).unwrap_err();
+    assert_eq!(error.blockers[0].code, "sync-nothing-frozen");
+}
+
+/// A page file is of no use to the next start.
+#[test]
+fn a_pass_leaves_out_what_a_trim_takes_and_without_a_trim_nothing() {
+    let lab = Plain::new();
+    let image = Image::open_info(&lab.windows(), Some("raw"), &[]).unwrap();
+    let bytes = |trimmed| {
+        let used = used(&image, &Extents::default(), trimmed).unwrap();
+        used.bytes()
+    };
+    let freed = bytes(false) - bytes(true);
+    let page_file = lab.guest.spec.pagefile_size;
+    assert!(
+        freed >= page_file - (128 << 10) && freed < page_file + (4 << 20),
+        "{freed} {page_file}"
+    );
 }
 
 #[test]
@@ -233,6 +373,8 @@ fn a_pass_that_the_target_has_no_room_for_is_refused_before_it_copies() {
     assert!(fits(0, 0) && fits(free / 4, free / 4));
     assert!(!fits(free * 2, 0) && !fits(0, free * 2));
     assert!(!fits(free / 3 * 2, free / 3 * 2), "both together");
+    let needed = room(&state, dir.path(), &[work(1 << 20), work(3 << 16)]);
+    assert_eq!(needed.unwrap(), (1 << 20) + (3 << 16));
 }
 
 /// The second pass adds nothing where nothing has changed.
@@ -279,7 +421,57 @@ fn the_copies_are_created_once_and_followed_from_then_on() {
         state.disks[0].done(dir.path()).unwrap(),
         Extents::whole(1 << 20)
     );
+    // A snapshot of the second disk has data that its copy lacks.
+    let mut newer: Vec<_> = frozen.iter().map(|f| f.now.clone()).collect();
+    let link = super::super::changes::Link {
+        files: serde_json::json!("snapshot"),
+        ranges: vec![[0, 64 << 10]],
+    };
+    newer[1].links.insert(0, link);
+    let mut frozen = frozen;
+    for (frozen, now) in frozen.iter_mut().zip(&newer) {
+        frozen.now = now.clone();
+    }
+    let whole = Extents::whole(2 << 20);
+    state.disks[1].restart(dir.path(), whole.clone()).unwrap();
+    let changed = begin(&mut state, &frozen, dir.path()).unwrap();
+    let grain = Extents::whole(64 << 10);
+    assert_eq!(changed, [Extents::default(), grain.clone()]);
+    assert_eq!(
+        state.disks[1].done(dir.path()).unwrap(),
+        whole.minus(&grain)
+    );
+    assert_eq!(state.disks[1].links, newer[1].links);
+    assert_eq!(state.changed, 64 << 10);
     // Another disk of the same name.
     let error = begin(&mut state, &frozen[..1], dir.path()).unwrap_err();
     assert_eq!(error.blockers[0].code, "sync-disks-changed");
+}
+
+/// A dirty bitmap that began too late hides what was written before it.
+#[test]
+fn the_claim_of_a_server_is_compared_with_the_copy_before_a_pass() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+    let mut frozen = [Frozen {
+        image: Image::open_info(&path, Some("raw"), &[]).unwrap(),
+        now: Now {
+            links: Vec::new(),
+            dirty: Some(Extents::default()),
+        },
+        growing: None,
+    }];
+    let mut state = State::new("vm", Path::new("/vm.vmx"));
+    begin(&mut state, &frozen, dir.path()).unwrap();
+    // The copy is empty, and nothing of it is recorded.
+    begin(&mut state, &frozen, dir.path()).unwrap();
+    let whole = Extents::whole(1 << 20);
+    state.disks[0].restart(dir.path(), whole.clone()).unwrap();
+    let error = begin(&mut state, &frozen, dir.path()).unwrap_err();
+    assert_eq!(error.blockers[0].code, "sync-bitmap-late");
+    frozen[0].now.dirty = Some(whole.clone());
+    let changed = begin(&mut state, &frozen, dir.path()).unwrap();
+    assert_eq!(changed, [whole]);
+    assert_eq!(state.disks[0].done(dir.path()).unwrap(), Extents::default());
 }

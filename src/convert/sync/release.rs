@@ -95,4 +95,22 @@ mod tests {
         release(&folder).unwrap();
         assert!(!folder.exists());
     }
+
+    /// Without it the rest would be nobody's.
+    #[test]
+    fn the_state_is_removed_after_everything_that_it_names() {
+        // Whatever the order in which the directory is read.
+        for i in 0..8 {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = dir.path().join("vm-kvm");
+            let copy = folder.join(format!("{i}.sync.qcow2"));
+            fs::create_dir_all(&copy).unwrap();
+            let state = State::new("vm", Path::new("/vm.vmx"));
+            state.save(&folder).unwrap();
+            // No file: it cannot be removed.
+            let error = release(&folder).unwrap_err();
+            assert!(error.message.contains("sync.qcow2"), "{error}");
+            assert!(super::super::is_synced(&folder), "{i}");
+        }
+    }
 }

@@ -363,6 +363,9 @@ pub(super) fn comparison(state: &State, bytes: u64) -> f64 {
 }
 
 #[cfg(test)]
+#[path = "state_tests.rs"]
+mod more_tests;
+#[cfg(test)]
 #[expect(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
@@ -394,6 +397,19 @@ mod tests {
         }
         std::fs::write(dir.path().join(FILE), "{}").unwrap();
         assert!(State::load(dir.path()).is_err());
+        // Of a later program, and with a second disk elsewhere.
+        let mut other = state();
+        other.schema = "hyper2kvm/sync/2".to_owned();
+        let mut second = state();
+        second.disks.push(SyncedDisk {
+            file: "../vm-1.sync.qcow2".to_owned(),
+            ..second.disks[0].clone()
+        });
+        for state in [other, second] {
+            state.save(dir.path()).unwrap();
+            let error = State::load(dir.path()).unwrap_err();
+            assert!(error.message.contains("cannot be used"), "{error}");
+        }
     }
 
     fn passed(copied: u64, seconds: f64, bandwidth: Option<u64>) -> Pass {
@@ -593,6 +609,9 @@ mod tests {
         let changed = [set(&[0..G]), set(&[G..3 * G])];
         state.follow(dir.path(), &changed, &all).unwrap();
         assert_eq!(state.changed, 4 * G);
+        let done = |i: usize| state.disks[i].done(dir.path()).unwrap();
+        assert_eq!(done(0), set(&[G..2 * G, 3 * G..10 * G]));
+        assert_eq!(done(1), set(&[0..G, 3 * G..10 * G]));
     }
 
     #[test]
