@@ -320,6 +320,14 @@ mod tests {
             (|info| info.compressed = true, amd64),
             (|info| info.encrypted = true, ImageState::Unreadable),
             (|info| info.reparse_tag = Some(IO_REPARSE_TAG_WOF), none),
+            // Compressed in a form that only Windows reads.
+            (
+                |info| {
+                    info.reparse_tag = Some(0xa000_000c);
+                    info.compressed = true;
+                },
+                none,
+            ),
             // A link, for one.
             (
                 |info| info.reparse_tag = Some(0xa000_000c),
