@@ -161,3 +161,43 @@ fn of_two_drivers_for_ide_that_of_intel_is_bound() {
         assert_eq!(spare(&guest), Some(Some("intelide")), "{nt:?}");
     }
 }
+
+/// The transitional form of the device is not the one of the new VM.
+#[test]
+fn the_driver_of_the_other_form_is_not_that_of_the_controller() {
+    let mut guest = Guest::new(SEVEN);
+    let database = format!("{SET}\\Control\\CriticalDeviceDatabase");
+    let old = format!("{database}\\PCI#VEN_1AF4&DEV_1001");
+    guest
+        .tree
+        .sz(&old, "Service", "oldstor")
+        .sz(&old, "ClassGUID", HDC);
+    let path = guest.evaluate(VirtioBlk);
+    assert!(path.ready, "{}", path.reason);
+    assert_eq!(path.service.as_deref(), Some("viostor"));
+    // XP has that form only.
+    guest.nt = XP;
+    let path = guest.evaluate(VirtioBlk);
+    assert_eq!(path.service.as_deref(), Some("oldstor"));
+}
+
+#[test]
+fn a_device_may_be_switched_off_and_have_another_driver() {
+    let mut guest = Guest::new(TEN);
+    let path = "PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01\\3&1";
+    let key = format!("{SET}\\Enum\\{path}");
+    guest
+        .tree
+        .dword(&key, "ConfigFlags", 1)
+        .sz(&key, "ClassGUID", SCSI_ADAPTER)
+        .sz(&key, "Service", "other");
+    let off = Fault::DeviceDisabled {
+        path: path.into(),
+        flags: 1,
+    };
+    let other = Fault::Instance {
+        path: path.into(),
+        service: Some("other".into()),
+    };
+    assert_eq!(new_faults(&guest, VirtioBlk), [off, other]);
+}

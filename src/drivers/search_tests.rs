@@ -82,3 +82,15 @@ fn a_file_that_the_inf_names_is_never_skipped() {
     let package = set.package("viostor").unwrap();
     assert!(package.files.iter().any(|f| f.name == "viostor.sys"));
 }
+
+/// A file may stand in CopyFiles only.
+#[test]
+fn a_file_that_is_copied_belongs_to_the_package() {
+    let w10 = target(10, 0, 19045, false, Arch::Amd64);
+    let set = select(&demo(Layout::Iso), &Catalogue::builtin(), &w10).unwrap();
+    let mut package = set.package("viostor").unwrap().clone();
+    package.inf.source_files.clear();
+    let files = package.store_files();
+    let names: Vec<_> = files.iter().map(|f| f.name.as_str()).collect();
+    assert_eq!(names, ["viostor.cat", "viostor.inf", "viostor.sys"]);
+}
