@@ -1,13 +1,11 @@
 //! Guests with two faults at once, and facts that stand in a less usual place.
 
-use super::loader_tests::{Guest, SET, TEN, XP, service};
+use super::loader_tests::{Guest, SET, SEVEN, TEN, XP, service};
 use super::walk_tests::new_faults;
 use super::*;
 use crate::registry::RegData;
 
 use DiskBus::{Ide, VirtioBlk};
-
-const SEVEN: (u32, u32) = (6, 1);
 
 fn multi(names: &[&str]) -> RegData {
     RegData::MultiSz(names.iter().map(ToString::to_string).collect())
