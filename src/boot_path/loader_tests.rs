@@ -8,7 +8,7 @@ use crate::registry::{KeyTree, RegData};
 
 pub(super) const SET: &str = "ControlSet001";
 pub(super) const XP: (u32, u32) = (5, 1);
-const SEVEN: (u32, u32) = (6, 1);
+pub(super) const SEVEN: (u32, u32) = (6, 1);
 pub(super) const TEN: (u32, u32) = (10, 0);
 
 /// A guest that is ready for every controller it has drivers for.

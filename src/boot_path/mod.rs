@@ -254,6 +254,8 @@ pub fn system_drivers(nt_major: u32) -> &'static [(&'static str, bool)] {
 }
 
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod loader_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -219,6 +219,10 @@ mod tests {
             let none = look(pe::image(arch, Subsystem::Native));
             assert_eq!((none.state, none.imports.len()), (present(machine), 0));
         }
+        let many: Vec<String> = (0..20).map(|n| format!("{n}.sys")).collect();
+        let names: Vec<&str> = many.iter().map(String::as_str).collect();
+        let image = look(pe::importing(Arch::Amd64, Subsystem::Native, &names));
+        assert_eq!(&image.imports[..], &names);
         // Only the headers that name the processor.
         assert_eq!(
             look(crate::drivers::pe::head(0x8664)).state,
@@ -320,6 +324,14 @@ mod tests {
             (|info| info.compressed = true, amd64),
             (|info| info.encrypted = true, ImageState::Unreadable),
             (|info| info.reparse_tag = Some(IO_REPARSE_TAG_WOF), none),
+            // Compressed in a form that only Windows reads.
+            (
+                |info| {
+                    info.reparse_tag = Some(0xa000_000c);
+                    info.compressed = true;
+                },
+                none,
+            ),
             // A link, for one.
             (
                 |info| info.reparse_tag = Some(0xa000_000c),

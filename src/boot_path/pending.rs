@@ -252,6 +252,20 @@ mod tests {
                 RegData::MultiSz(rest)
             )]
         );
+        // Moved away it is gone as well.
+        let moved = "\\??\\C:\\Temp\\old.sys";
+        let (hive, path) = pending(&[temp, "", FILE, moved]);
+        let view = HiveView::new(&hive).unwrap();
+        let found = Pending::read(&view, &ControlSet::new(1)).unwrap();
+        let rest = [temp, ""].map(str::to_string).to_vec();
+        assert_eq!(
+            found.without(&ControlSet::new(1), &[path]),
+            [RegOp::set(
+                "ControlSet001\\Control\\Session Manager",
+                VALUES[0],
+                RegData::MultiSz(rest)
+            )]
+        );
         let (hive, path) = pending(&[FILE, ""]);
         let view = HiveView::new(&hive).unwrap();
         let found = Pending::read(&view, &ControlSet::new(1)).unwrap();

@@ -9,7 +9,7 @@ use DiskBus::{Ide, VirtioBlk};
 const SIX: (u32, u32) = (6, 0);
 
 /// Returns the faults that a change of a guest has caused.
-fn new_faults(guest: &Guest, controller: DiskBus) -> Vec<Fault> {
+pub(super) fn new_faults(guest: &Guest, controller: DiskBus) -> Vec<Fault> {
     let known = Guest::new(guest.nt).evaluate(controller).faults;
     let faults = guest.evaluate(controller).faults.into_iter();
     faults.filter(|fault| !known.contains(fault)).collect()

@@ -377,6 +377,10 @@ mod tests {
             (text("GB18030", b"\xb4\xc5\xc5\xcc"), "磁盘"),
             (text("Shift_JIS", b"\x83\x5c"), "ソ"),
             (text("UTF-8", "磁盘".as_bytes()), "磁盘"),
+            (
+                b"<?xml version='1.0' encoding='ISO-8859-1'?><a>B\xfcro</a>".to_vec(),
+                "Büro",
+            ),
             // Converted by a program that left the declaration unchanged.
             (text("UTF-16", "磁盘".as_bytes()), "磁盘"),
             (utf16("\u{feff}", u16::to_le_bytes), "磁盘"),
@@ -429,6 +433,15 @@ mod tests {
     }
 
     /// Local names count, the first of several, and no declaration of a namespace.
+    #[test]
+    fn descendants_are_found_inside_one_another() {
+        let root = Element::parse(b"<a n='0'><a n='1'><b><a n='2'/></b></a><c/><x:a n='3'/></a>");
+        let root = root.unwrap();
+        let found = root.descendants("a");
+        let numbers: Vec<_> = found.iter().filter_map(|e| e.attr("n")).collect();
+        assert_eq!(numbers, ["1", "2", "3"]);
+    }
+
     #[test]
     fn elements_are_found_by_their_local_names() {
         let root = Element::parse(

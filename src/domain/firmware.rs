@@ -356,6 +356,20 @@ mod tests {
         assert!(Descriptors::read(&[&nowhere]).unwrap().list.is_empty());
     }
 
+    /// QEMU has firmware of 32 bits for the same chipset.
+    #[test]
+    fn firmware_for_another_processor_is_passed_over() {
+        let host = Host::new();
+        let file = host.dir.path().join("usr/10.json");
+        host.add("usr/10.json", ("code.fd", "vars.fd"), "pc-q35-*", &[]);
+        assert!(host.pick(UEFI, Chipset::Q35).is_ok());
+        let text = std::fs::read_to_string(&file).unwrap();
+        for other in ["i386", "aarch64"] {
+            host.file("usr/10.json", &text.replace("x86_64", other));
+            assert!(host.pick(UEFI, Chipset::Q35).is_err(), "{other}");
+        }
+    }
+
     #[test]
     fn picks_by_need_and_keeps_the_host_order() {
         let host = Host::new();

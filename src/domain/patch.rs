@@ -370,6 +370,10 @@ mod tests {
             ("<uuid>1</uuid>", "changes <uuid>"),
             ("<name>x</name>", "changes <name>"),
             ("<metadata p:op='remove'/>", "changes <metadata>"),
+            (
+                "<metadata><hyper2kvm:conversion p:op='remove'/></metadata>",
+                "changes <metadata>",
+            ),
             ("<cpu p:op='eat'/>", "op=\"eat\""),
             ("<cpu p:stage='third'/>", "stage=\"third\""),
             ("<cpu p:where='mode'/>", "where=\"mode\""),
@@ -453,6 +457,19 @@ mod tests {
             text.push_str(&format!("{change}\n  {shown}\n"));
         }
         insta::assert_snapshot!("patches", text);
+        // A value may be in quotes of both kinds, and have a `=` of its own.
+        let equals =
+            Element::parse(b"<domain><name/><uuid/><metadata/><a k='v=w'>x=y</a><a>z</a></domain>")
+                .unwrap();
+        for (change, left) in [
+            ("<a p:where='@k=v=w' p:op='remove'/>", "z"),
+            ("<a p:where='@k=\"v=w\"' p:op='remove'/>", "z"),
+            ("<a p:where=\"@k='v=w'\" p:op='remove'/>", "z"),
+        ] {
+            let patched = patch(change).unwrap().apply(&equals, Stage::Final).unwrap();
+            let texts: Vec<_> = patched.all("a").map(|a| a.text.as_str()).collect();
+            assert_eq!(texts, [left], "{change}");
+        }
         // Attributes of the root are set too; without the namespace nothing is a control.
         let root = Patch::parse(b"<domain type='qemu' xmlns:q='urn:q'/>").unwrap();
         let patched = root.apply(&small, Stage::Final).unwrap();

@@ -474,3 +474,48 @@ fn a_new_driver_and_a_new_windows_stand_in_their_places() {
     assert_eq!(catalogue.driver_folders(&target((4, 0), 1, false)), [""; 0]);
     assert_eq!(catalogue.folder_names("none"), ["none"]);
 }
+
+#[test]
+fn a_new_driver_has_all_that_its_file_says() {
+    let mut catalogue = Catalogue::builtin();
+    let text = "drivers: [{name: a, role: storage, device: virtio-scsi, services: [b, c], \
+                folders: [d], inf: [e.inf, f.inf], required: true, start: demand, \
+                unless: viostor, pnp_ids: ['PCI\\X']}]";
+    catalogue.merge_text("c.yaml", text).unwrap();
+    let list = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let expected = DriverSpec {
+        name: "a".into(),
+        role: Role::Storage,
+        device: Some(VirtioDevice::Scsi),
+        services: list(&["b", "c"]),
+        folders: list(&["d"]),
+        inf: list(&["e.inf", "f.inf"]),
+        required: true,
+        start: Some(ServiceStart::Demand),
+        unless: Some("viostor".into()),
+        pnp_ids: vec![PnpId::try_from("PCI\\X".to_string()).unwrap()],
+    };
+    assert_eq!(catalogue.driver("a"), Some(&expected));
+}
+
+#[test]
+fn the_names_of_a_directory_are_found_in_any_case() {
+    let catalogue = Catalogue::builtin();
+    assert_eq!(catalogue.folder_names("W11"), ["w11", "win11"]);
+    assert_eq!(
+        catalogue.folder_names("2K8r2"),
+        ["2k8r2", "win2008r2"],
+        "as the RPM has it"
+    );
+}
+
+#[test]
+fn a_file_without_contents_adds_nothing() {
+    let before = Catalogue::builtin();
+    for text in ["", " \n", "\n\n  \n"] {
+        let mut catalogue = before.clone();
+        catalogue.merge_text("c.yaml", text).unwrap();
+        assert_eq!(catalogue.drivers, before.drivers, "{text:?}");
+        assert_eq!(catalogue.windows, before.windows, "{text:?}");
+    }
+}

@@ -164,6 +164,20 @@ mod tests {
         insta::assert_snapshot!("hints", hints("/iso").join("\n"));
     }
 
+    /// Files of a configuration may name a release again behind others.
+    #[test]
+    fn a_release_is_listed_once_with_all_that_need_it() {
+        let mut catalogue = Catalogue::builtin();
+        catalogue.windows.truncate(3);
+        for (windows, media) in catalogue.windows.iter_mut().zip(["one", "two", "one"]) {
+            windows.media = media.into();
+            windows.name = windows.id.clone();
+        }
+        let ids: Vec<_> = catalogue.windows.iter().map(|w| w.id.as_str()).collect();
+        let expected = [("one", vec![ids[0], ids[2]]), ("two", vec![ids[1]])];
+        assert_eq!(releases(&catalogue), expected);
+    }
+
     #[test]
     fn what_is_opened_is_a_driver_source() {
         let catalogue = Catalogue::builtin();

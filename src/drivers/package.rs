@@ -770,5 +770,8 @@ fn add_reg(lines: &[AddReg], key: &KeyPath, ops: &mut Vec<RegOp>) {
 }
 
 #[cfg(test)]
+#[path = "install_tests.rs"]
+mod install_tests;
+#[cfg(test)]
 #[path = "package_tests.rs"]
 mod tests;

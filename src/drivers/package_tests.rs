@@ -13,7 +13,7 @@ fn image(arch: Arch) -> Vec<u8> {
     crate::drivers::pe::head(arch.pe_machine())
 }
 
-fn target(major: u32, minor: u32, build: u32, arch: Arch) -> WindowsTarget {
+pub(super) fn target(major: u32, minor: u32, build: u32, arch: Arch) -> WindowsTarget {
     WindowsTarget {
         major,
         minor,
@@ -23,18 +23,18 @@ fn target(major: u32, minor: u32, build: u32, arch: Arch) -> WindowsTarget {
     }
 }
 
-fn demo_set(target: &WindowsTarget) -> (DriverSet, Memory) {
+pub(super) fn demo_set(target: &WindowsTarget) -> (DriverSet, Memory) {
     let media = Memory::new(virtio_win::files(Layout::Iso, &image));
     let set = select(&media, &Catalogue::builtin(), target).unwrap();
     (set, media)
 }
 
-fn placement(oem: u32) -> Placement {
+pub(super) fn placement(oem: u32) -> Placement {
     let windows = GuestPath::parse(r"\Windows").unwrap();
     Placement::new(crate::types::ControlSet::new(1), windows, oem).unwrap()
 }
 
-const DIGEST: &str = "0123456789abcdef";
+pub(super) const DIGEST: &str = "0123456789abcdef";
 
 fn installed(driver: &str, target: &WindowsTarget) -> Installation {
     let (set, _) = demo_set(target);

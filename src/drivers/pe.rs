@@ -37,7 +37,17 @@ mod tests {
         far[0x3c..0x40].copy_from_slice(&u32::MAX.to_le_bytes());
         let whole = head(0x8664);
         let m = vec![b'M'; 0x40];
-        for bad in [&[][..], b"MZ", &m, &whole[..0x3f], &whole[..0x85], &far] {
+        let mut other = head(0x8664);
+        other[0] = b'N';
+        for bad in [
+            &[][..],
+            b"MZ",
+            &m,
+            &whole[..0x3f],
+            &whole[..0x85],
+            &far,
+            &other,
+        ] {
             assert_eq!(machine(bad), None);
         }
     }

@@ -581,5 +581,8 @@ fn guest_agent(files: &[MediaFile], arch: Arch) -> Option<String> {
 }
 
 #[cfg(test)]
+#[path = "search_tests.rs"]
+mod search_tests;
+#[cfg(test)]
 #[path = "select_tests.rs"]
 mod tests;

@@ -2,11 +2,11 @@ use super::*;
 use crate::demo::virtio_win::{self, Layout};
 use crate::drivers::media::Memory;
 
-fn image(arch: Arch) -> Vec<u8> {
+pub(super) fn image(arch: Arch) -> Vec<u8> {
     crate::drivers::pe::head(arch.pe_machine())
 }
 
-fn demo(layout: Layout) -> Memory {
+pub(super) fn demo(layout: Layout) -> Memory {
     Memory::new(virtio_win::files(layout, &image))
 }
 
@@ -16,7 +16,13 @@ fn demo_without(gone: impl Fn(&str) -> bool) -> Memory {
     Memory::new(files.into_iter().filter(|(path, _)| !gone(path)))
 }
 
-fn target(major: u32, minor: u32, build: u32, server: bool, arch: Arch) -> WindowsTarget {
+pub(super) fn target(
+    major: u32,
+    minor: u32,
+    build: u32,
+    server: bool,
+    arch: Arch,
+) -> WindowsTarget {
     WindowsTarget {
         major,
         minor,

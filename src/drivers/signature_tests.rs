@@ -177,6 +177,14 @@ fn a_package_is_in_order_when_a_real_signer_lists_its_inf_and_its_images() {
         let file = file.to_string();
         assert_eq!(fault(&half, |_| {}), none(Fault::NotListed { file }));
     }
+    // What lies beside the package is not loaded.
+    let beside: fn(&mut DriverPackage) = |p| {
+        let mut more = p.files[0].clone();
+        more.name = "beside.sys".into();
+        p.files.push(more);
+    };
+    let signer = Some("Red Hat, Inc.".to_string());
+    assert_eq!(fault(&real, beside), (None, signer));
     // Without a line in the INF, and without the file.
     let missing = none(Fault::NoCatalogue);
     assert_eq!(fault(&real, |p| p.inf.catalog = None), missing);
@@ -321,6 +329,13 @@ fn digits_are_a_hash_of_one_of_two_lengths() {
     }
     let largest = vec![0x30; MAX_CATALOGUE + 1];
     assert_eq!(listing(&largest), None);
+    // Signed data about something else is no catalogue.
+    let mut other = cat::unsigned(&[FILE]);
+    let list = ObjectIdentifier::new_unwrap(TRUST_LIST);
+    let list = list.as_bytes();
+    let at = other.windows(list.len()).position(|w| w == list).unwrap();
+    other[at + list.len() - 1] += 1;
+    assert_eq!(listing(&other), None);
 }
 
 /// A member is named by its identifier and by its indirect data; either is enough.

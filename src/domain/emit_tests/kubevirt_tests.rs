@@ -235,6 +235,37 @@ fn kubevirt_takes_what_the_cluster_offers() {
 }
 
 /// NICs of every kind: the networks to which they are attached, and the warnings.
+/// A network of the cluster replaces the bridge, which then needs no definition.
+#[test]
+fn kubevirt_defines_no_bridge_that_is_not_used() {
+    let mut m = machine();
+    m.nics[0].source = NicSource::Bridge(Bridge::named("br0"));
+    m.nics[0].network = Some("prod".into());
+    let kinds = |m: &Machine| {
+        let documents = yaml(&texts(Emit::Kubevirt, m)[1]);
+        let kinds = documents.iter().filter_map(|d| d["kind"].as_str());
+        kinds.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let definition = "NetworkAttachmentDefinition";
+    assert_eq!(kinds(&m), ["DataVolume", definition, "VirtualMachine"]);
+    let map = vec!["prod=nad:net/prod".parse().unwrap()];
+    NetworkMap::new(map).unwrap().apply(&mut m.nics[0]);
+    assert_eq!(kinds(&m), ["DataVolume", "VirtualMachine"]);
+}
+
+/// A name that was cut has room for a suffix, like every other one.
+#[test]
+fn kubevirt_cuts_the_names_of_networks() {
+    let mut m = machine();
+    m.nics[0].source = NicSource::Network("a_".repeat(40));
+    let documents = yaml(&texts(Emit::Kubevirt, &m)[1]);
+    let spec = &documents.last().unwrap()["spec"]["template"]["spec"];
+    let name = &spec["networks"][0]["multus"]["networkName"];
+    let name = name.as_str().unwrap();
+    let short = "a-".repeat(20) + "a-";
+    assert!(name.starts_with(&short) && name.len() == 50, "{name}");
+}
+
 #[test]
 fn kubevirt_networks_follow_the_map() {
     let mut m = machine();

@@ -154,6 +154,13 @@ fn relocated_files_are_named_where_they_are() {
             }
         }
     }
+    // The new path may need quotes of its own.
+    m.disks[0].path = "/vm/a.qcow2".into();
+    let text = texts(Emit::Qemu, &m).pop().unwrap();
+    let moved = relocated(&text, "a.qcow2", Path::new("/pool/it's b.qcow2"));
+    let name = r#""filename":"/pool/it'\''s b.qcow2""#;
+    assert!(moved.contains(name), "{moved}");
+    assert!(sh(&moved, &["-n"], None).0, "{moved}");
 }
 
 /// A name that has lost characters is distinguished from others that lost the same.

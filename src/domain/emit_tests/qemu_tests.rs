@@ -130,10 +130,10 @@ fn qemu_script_prepares_the_machine() {
 #[test]
 fn commas_in_what_the_source_says_do_not_end_an_option_of_qemu() {
     let mut m = full();
-    m.name = "a,readonly=on".into();
+    m.name = "a,readonly=on,b".into();
     m.serial = Some("VMware-56,uuid=4d".into());
     for text in texts(Emit::Qemu, &m) {
-        assert!(text.contains("guest=a,,readonly=on"), "{text}");
+        assert!(text.contains("guest=a,,readonly=on,,b"), "{text}");
         assert!(text.contains("serial=VMware-56,,uuid=4d"), "{text}");
     }
 }
@@ -270,4 +270,30 @@ fn qemu_has_the_driver_image_the_scsi_disks_and_the_agent() {
     assert!(line_of(last, "virtserialport").contains("name=org.qemu.guest_agent.0"));
     m.drivers.agent = false;
     assert!(!super::texts(Emit::Qemu, &m)[1].contains("virtserialport"));
+}
+
+/// The code of the firmware and the variables may be images of different formats.
+#[test]
+fn qemu_reads_each_image_of_the_firmware_in_its_format() {
+    for (code, vars) in [("raw", "qcow2"), ("qcow2", "raw")] {
+        let firmware = FirmwareChoice::Images(FirmwareImages {
+            code: "/fw/CODE".into(),
+            code_format: code.into(),
+            vars: "/fw/VARS".into(),
+            vars_format: vars.into(),
+            secure_boot: false,
+            smm: false,
+        });
+        let domain = to_element(&full(), Stage::Final, &firmware).unwrap();
+        let script = qemu::script(&domain, Path::new(FOLDER));
+        let drive = |unit| line_of(&script, &format!("if=pflash,unit={unit}"));
+        assert!(
+            drive(0).contains(&format!(",format={code},file=\"$code\"")),
+            "{script}"
+        );
+        assert!(
+            drive(1).contains(&format!(",format={vars},file=\"$nvram\"")),
+            "{script}"
+        );
+    }
 }

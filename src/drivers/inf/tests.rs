@@ -614,6 +614,9 @@ fn the_catalogue_of_the_architecture_precedes_the_common_ones() {
     assert_eq!(catalog(&[own], Arch::X86), is("nt.cat"));
     assert_eq!(catalog(&[own, nt], Arch::X86), is("plain.cat"));
     assert_eq!(catalog(&[own, nt, plain], Arch::X86), None);
+    let empty = WHOLE.replace(own, "CatalogFile.ntx86 =");
+    let inf = DriverInf::parse(empty.as_bytes(), &target(6, 1, 7601, Arch::X86)).unwrap();
+    assert_eq!(inf.catalog, None);
 }
 
 #[test]
@@ -687,7 +690,8 @@ fn an_install_section_may_name_a_build_only() {
         format!(
             "[Version]\nClassGuid={{4d36e97b-e325-11ce-bfc1-08002be10318}}\nDriverVer=1/1/2020,1\n\
              [Manufacturer]\nM=m,NTamd64\n[m.NTamd64]\nD=i,PCI\\X\n[i]\n[i.NTamd64.10.0]\n\
-             [i.NTamd64.10.0...{build}]\n[i.NTamd64.10.0.Services]\n[i.NTamd64.10.0.Services.x]\n"
+             [i.NTamd64.10.0...{build}]\n[i.NTamd64.10.0.Services]\n[i.NTamd64.10.0.Services.x]\n\
+             [i.NTamd64.10.0...{build}.Services]\n[i.NTamd64.10.0...{build}.HW]\n"
         )
     };
     for (build, section) in [
@@ -698,4 +702,21 @@ fn an_install_section_may_name_a_build_only() {
         let inf = DriverInf::parse(text(build).as_bytes(), &target(10, 0, 5, Arch::Amd64));
         assert_eq!(inf.unwrap().models[0].install_section, section, "{build}");
     }
+}
+
+/// What is not for this Windows, or names no section, is passed over.
+#[test]
+fn lines_for_others_come_before_and_between_those_that_count() {
+    let text = "[Version]\nClassGuid={4d36e97b-e325-11ce-bfc1-08002be10318}\nDriverVer=1/1/2020,1\n\
+        [Manufacturer]\nA=other,NTarm64\nB=gone,NTamd64\nC=m,NTamd64\n\
+        [other.NTarm64]\nX=i,PCI\\X\n\
+        [m.NTamd64]\nLost=missing,PCI\\L\nPlain=none,PCI\\N\nDisk=i,PCI\\D\n\
+        [none]\n[none.Services]\nAddService=,2\n\
+        [i]\n[i.Services]\nAddService=svc,2,s\n\
+        [s]\nServiceType=1\nStartType=0\nErrorControl=1\nServiceBinary=%12%\\x.sys\n";
+    let inf = DriverInf::parse(text.as_bytes(), &target(10, 0, 19045, Arch::Amd64)).unwrap();
+    let models: Vec<_> = inf.models.iter().map(|m| &*m.hardware_ids[0]).collect();
+    assert_eq!(models, ["PCI\\N", "PCI\\D"]);
+    // The first device needs no driver.
+    assert_eq!(inf.device_service().unwrap().name, "svc");
 }
