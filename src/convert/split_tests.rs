@@ -36,6 +36,9 @@ fn taken(path: &Path) -> u64 {
 #[test]
 fn boot_files_on_another_disk_are_fixed_trimmed_and_copied_there() {
     let lab = split();
+    // With room for more: a copy is never larger than its disk.
+    let file = File::options().write(true).open(lab.data()).unwrap();
+    file.set_len(64 << 20).unwrap();
     let job = lab.split_job();
     let outlook = plan_job(&job, &ui(), &all).unwrap().outlook.unwrap();
     // What the fix adds may be on either of its disks.
@@ -64,7 +67,7 @@ fn boot_files_on_another_disk_are_fixed_trimmed_and_copied_there() {
             .sum::<usize>()
     };
     assert_eq!([files(0), files(1)], [1, 0]);
-    assert!(fs::read(&disks[2]).unwrap() == data());
+    assert!(fs::read(&disks[2]).unwrap().starts_with(data()));
     same_files(&lab, &disks[0], &[]);
 }
 
