@@ -290,13 +290,12 @@ pub(super) fn to_targets(
         });
     }
     let total = |of: fn(&DiskCopy) -> u64| copies.iter().map(of).fold(0, u64::saturating_add);
-    let (virtual_size, live) = (total(|c| c.image.virtual_size()), total(|c| c.live));
     ui.status(
         "Copying",
         &format!(
             "{} of {}",
             crate::ui::bytes(total(|c| c.left)),
-            crate::ui::bytes(virtual_size)
+            crate::ui::bytes(total(|c| c.image.virtual_size()))
         ),
     );
     let options = options(job);
@@ -321,10 +320,17 @@ pub(super) fn to_targets(
     let copied = copy_all(ui, &copies, &options)
         .and_then(|copied| unchanged(&copies).map(|()| copied))
         .map_err(|failure| kept(job, folder, failure))?;
-    let bytes = Bytes {
+    Ok((targets, figures(&copied, &copies)))
+}
+
+/// The figures of all copies together.
+fn figures(copied: &[Copied], disks: &[DiskCopy]) -> Bytes {
+    let total = |of: fn(&DiskCopy) -> u64| disks.iter().map(of).fold(0, u64::saturating_add);
+    let (virtual_size, live) = (total(|d| d.image.virtual_size()), total(|d| d.live));
+    Bytes {
         resumed: copied.iter().map(|c| c.resumed).sum(),
         // The ranges to copy are rounded to grains.
-        shared: (copied.iter().zip(&copies))
+        shared: (copied.iter().zip(disks))
             .map(|(copied, disk)| copied.shared.min(disk.live))
             .sum(),
         virtual_size,
@@ -332,8 +338,7 @@ pub(super) fn to_targets(
         written: copied.iter().map(|c| c.written).sum(),
         skipped: virtual_size.saturating_sub(live),
         ..Bytes::default()
-    };
-    Ok((targets, bytes))
+    }
 }
 
 /// The options of the user for the copies.
@@ -675,6 +680,58 @@ mod tests {
         assert!(!dir.path().join("more.out").exists());
     }
 
+    /// A compressed copy may take an eighth.
+    #[test]
+    fn the_disks_of_a_vm_need_room_together_and_less_where_they_are_compressed() {
+        let dir = tempfile::tempdir().unwrap();
+        let free = rustix::fs::statvfs(dir.path()).unwrap();
+        let free = free.f_bavail * free.f_frsize;
+        let full = |part: u64, compress: bool| {
+            let mut copies = ["a", "b"].map(|name| to_copy(dir.path(), name, "in/the/way/of.out"));
+            for copy in &mut copies {
+                (copy.size, copy.target) = (part, Target::File(dir.path().join("none")));
+            }
+            // In the way of a copy that has room.
+            std::fs::create_dir_all(dir.path().join("none")).unwrap();
+            let how = CopyOptions {
+                format: TargetFormat::Raw,
+                compress,
+                ..CopyOptions::default()
+            };
+            let copied = copy_all(&testing::ui(), &copies, &how);
+            !copied.map(drop).unwrap_err().error.blockers.is_empty()
+        };
+        assert!(!full(free / 4, false), "half of what is free");
+        assert!(full(free / 4 * 3, false), "each of the two would fit");
+        assert!(!full(free / 4 * 3, true));
+        assert!(full(free * 5, true));
+    }
+
+    #[test]
+    fn the_figures_of_a_copy_are_those_of_all_its_disks() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut disks = ["a", "b"].map(|name| to_copy(dir.path(), name, "out"));
+        (disks[0].live, disks[0].left) = (700, 7);
+        (disks[1].live, disks[1].left) = (50, 5);
+        let copied = [(600, 30, 800), (40, 4, 10)].map(|(written, resumed, shared)| Copied {
+            virtual_size: 1 << 20,
+            written,
+            resumed,
+            shared,
+        });
+        let expected = Bytes {
+            virtual_size: 2 << 20,
+            read: 750,
+            skipped: (2 << 20) - 750,
+            written: 640,
+            resumed: 34,
+            // No more than there is.
+            shared: 710,
+            ..Bytes::default()
+        };
+        assert_eq!(figures(&copied, &disks), expected);
+    }
+
     #[test]
     fn a_disk_goes_to_its_device_or_file_or_stays() {
         let dir = tempfile::tempdir().unwrap();
@@ -690,6 +747,13 @@ mod tests {
         assert_eq!(
             places(&job),
             ["/dev/vg/windows", "/dev/vg/data"].map(PathBuf::from)
+        );
+        // Another program reads the domain elsewhere.
+        job.copy.devices = vec!["dev/windows".into(), "dev/data".into()];
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(
+            places(&job),
+            ["dev/windows", "dev/data"].map(|name| here.join(name))
         );
         job.copy.method = super::super::job::Copying::InPlace;
         assert_eq!(places(&job), [path.clone(), path]);

@@ -31,12 +31,7 @@ impl Devices {
             }
             return Err(error);
         }
-        let options = DeviceOptions {
-            write,
-            force: job.output.force,
-            zero: job.copy.target_is_zero,
-            resume: job.output.resume,
-        };
+        let options = options(job, write);
         let mut devices = Vec::new();
         for (name, disk) in names.iter().zip(disks) {
             devices.push(Arc::new(Device::claim(name, &disk.image, options)?));
@@ -72,13 +67,80 @@ impl Devices {
     }
 }
 
+fn options(job: &Job, write: bool) -> DeviceOptions {
+    DeviceOptions {
+        write,
+        force: job.output.force,
+        zero: job.copy.target_is_zero,
+        resume: job.output.resume,
+    }
+}
+
+#[cfg(test)]
+impl Devices {
+    pub(super) fn of(devices: Vec<Device>) -> Self {
+        Self(devices.into_iter().map(Arc::new).collect())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::path::Path;
 
     use super::super::testing::job;
     use super::*;
     use crate::error::ErrorKind;
+
+    /// Data is overwritten where the user says so, and by nothing else that was said.
+    #[test]
+    fn each_option_for_a_device_is_its_own() {
+        let mut job = job(&["/a.raw".into()], Path::new("/out"));
+        for [write, force, zero, resume] in [
+            [false; 4],
+            [true, false, false, false],
+            [false, true, false, false],
+            [false, false, true, false],
+            [false, false, false, true],
+        ] {
+            (job.output.force, job.output.resume) = (force, resume);
+            job.copy.target_is_zero = zero;
+            let wanted = DeviceOptions {
+                write,
+                force,
+                zero,
+                resume,
+            };
+            assert_eq!(options(&job, write), wanted);
+        }
+    }
+
+    /// A VM of which one disk is complete and another is not would start.
+    #[test]
+    fn the_devices_become_disks_together_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a", "b", "c"].map(|name| dir.path().join(name));
+        let start = |path: &Path| std::fs::read(path).unwrap()[..4].to_vec();
+        for read_only in [None, Some(0), Some(1), Some(2)] {
+            let mut devices = Vec::new();
+            for (i, path) in paths.iter().enumerate() {
+                std::fs::write(path, vec![0; 2 << 20]).unwrap();
+                let writes = read_only != Some(i);
+                let file = File::options().read(true).write(writes).open(path).unwrap();
+                devices.push(Device::of_file(path, file, Some(&vec![7; 1 << 20])));
+            }
+            let devices = Devices::of(devices);
+            assert_eq!(devices.finish().is_ok(), read_only.is_none());
+            for (i, path) in paths.iter().enumerate() {
+                let wanted = match read_only {
+                    None => [7; 4],
+                    Some(failed) if failed == i => [0; 4],
+                    Some(_) => *b"hype",
+                };
+                assert_eq!(start(path), wanted, "{i} {read_only:?}");
+            }
+        }
+    }
 
     /// One too few would leave a disk out, and another order would mix them up.
     #[test]

@@ -82,7 +82,11 @@ fn what_others_cannot_take_over_is_a_warning() {
     machine.nics[0].source = NicSource::Bridge(bridge);
     assert_eq!(warnings(&job, &machine).len(), 1);
     assert!(warnings(&job, &machine)[0].contains("VLAN"));
+    // One of several is enough.
+    machine.nics.push(machine.nics[0].clone());
     machine.nics[0].source = NicSource::Bridge(Bridge::named("br0"));
+    assert_eq!(warnings(&job, &machine).len(), 1);
+    machine.nics.pop();
     assert_eq!(warnings(&job, &machine), [""; 0]);
     // An overlay is of no use to who copies one file.
     machine.disks[0].backing = vec![domain::Backing {
@@ -96,6 +100,15 @@ fn what_others_cannot_take_over_is_a_warning() {
             .outputs(folder, &machine.disks)
             .complete
     );
+    let mut two = machine.disks.clone();
+    two.push(domain::Disk {
+        backing: Vec::new(),
+        ..two[0].clone()
+    });
+    let outputs = written(&job, folder, &machine)
+        .unwrap()
+        .outputs(folder, &two);
+    assert!(!outputs.complete, "one of two is still on its source");
     job.vm.emit = vec![Emit::Proxmox];
     let said = warnings(&job, &machine);
     assert!(
@@ -103,6 +116,9 @@ fn what_others_cannot_take_over_is_a_warning() {
         "{said:?}"
     );
 }
+
+const STAGED: &str =
+    "<domain xmlns:p='urn:hyper2kvm:patch:1'><vcpu p:stage='STAGE'>5</vcpu></domain>";
 
 #[test]
 fn a_patch_of_the_user_is_in_both_stages_and_a_wrong_one_is_the_users() {
@@ -117,6 +133,13 @@ fn a_patch_of_the_user_is_in_both_stages_and_a_wrong_one_is_the_users() {
         .filter(|d| d.file.ends_with(".xml"));
     let said: Vec<_> = xml.map(|d| d.text.contains(">3</vcpu>")).collect();
     assert_eq!(said, [true, true]);
+    // One for the first boot leaves the other domain as it is.
+    job.vm.xml_patch = patch(&STAGED.replace("STAGE", "bootstrap"));
+    let domains = written(&job, folder, &machine()).unwrap();
+    let changed: Vec<_> = (domains.documents.iter())
+        .map(|d| d.text.contains(">5</vcpu>"))
+        .collect();
+    assert_eq!(changed, [true, false]);
     job.vm.xml_patch = patch("<domain><name>another</name></domain>");
     let error = written(&job, folder, &machine()).map(|_| ()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Usage, "{error}");
@@ -246,6 +269,52 @@ fn what_is_to_be_copied_is_foreseen_from_what_the_source_holds() {
     assert_eq!((at(&job, 9).copied_at_most, at(&job, 9).later), (0, true));
 }
 
+/// The clusters of a qcow2 may be compressed, or be its tables.
+#[test]
+fn of_another_format_than_raw_its_data_is_counted_and_not_what_it_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.qcow2");
+    create_qcow2(&path, 64 << 20).unwrap();
+    let image = Image::open_info(&path, Some("qcow2"), &[]).unwrap();
+    let job = job(std::slice::from_ref(&path), dir.path());
+    let at = |more| disk_outlook(&job, "/out/a".into(), &image, more).unwrap();
+    assert!(image.allocated() > 0);
+    assert_eq!([at(0).copied_at_most, at(9).copied_at_most], [0, 9]);
+}
+
+/// The first boot has what its firmware, its drivers and its probe need.
+#[test]
+fn a_domain_names_the_files_beside_its_disks_and_the_drivers_if_they_are_a_file() {
+    use crate::demo::WinVersion;
+    use crate::testing::{MemoryGuest, bootstrap, media};
+    let dir = tempfile::tempdir().unwrap();
+    let iso = dir.path().join("virtio-win.iso");
+    std::fs::write(&iso, "").unwrap();
+    let version = WinVersion::Win10;
+    let guest = MemoryGuest::new(version);
+    let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
+    let basis = guest.prepare(&media(), Some(bootstrap(version))).basis;
+    let mut job = portable(Path::new("/out"));
+    job.drivers.media = Some(iso.clone());
+    let targets = &machine().disks;
+    let domains = domains(&job, Path::new("/out"), &basis, &inspection, targets).unwrap();
+    let first = &domains.documents[0].text;
+    for file in [
+        iso.as_path(),
+        "/out/vm-probe.qcow2".as_ref(),
+        "/out/vm-nvram.fd".as_ref(),
+    ] {
+        assert!(first.contains(file.to_str().unwrap()), "{file:?}: {first}");
+    }
+    for device in [
+        "org.qemu.guest_agent",
+        "<memballoon model=\"virtio",
+        "<rng model",
+    ] {
+        assert!(first.contains(device), "{device}: {first}");
+    }
+}
+
 /// A source without data on this host may be one that does not tell.
 #[test]
 fn of_a_disk_that_takes_nothing_here_all_may_be_copied() {
@@ -325,6 +394,20 @@ fn firmware_is_of_the_host_unless_the_host_is_another() {
     for portable in [false, true] {
         let (choice, warning) = machine::firmware(&vm, portable);
         assert_eq!((choice, warning), (domain::FirmwareChoice::Bios, None));
+    }
+}
+
+/// No firmware for that chipset has the keys of Secure Boot.
+#[test]
+fn firmware_that_the_host_lacks_is_a_warning_of_the_domains() {
+    let mut job = portable(Path::new("/out"));
+    let mut vm = machine();
+    vm.machine_type = Some("pc".into());
+    vm.firmware = Firmware::Uefi { secure_boot: true };
+    for portable in [true, false] {
+        job.vm.machine.portable = portable;
+        let said = written(&job, Path::new("/out"), &vm).unwrap().warnings;
+        assert_eq!(said.len(), usize::from(!portable), "{said:?}");
     }
 }
 

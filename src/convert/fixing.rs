@@ -221,13 +221,7 @@ impl Fixing<'_> {
         session.close()?;
         accept(&mut checks, &plan.checks);
         if !crate::check::is_ready_but_for_accepted(&checks) {
-            let mut error = Error::failed(
-                "the fix did not make this disk boot-ready; the disk itself was not changed",
-            );
-            for check in checks.iter().filter(|c| !c.ok && !c.accepted) {
-                error = error.hint(format!("[{}] {}", check.id, check.message));
-            }
-            return Err(error);
+            return Err(not_ready(&checks));
         }
         let mut journal = fix.journal;
         journal.set_state(State::Verified).map_err(keeping)?;
@@ -243,6 +237,15 @@ impl Fixing<'_> {
             engine: fix.engine,
         })
     }
+}
+
+/// The error of a fix after which checks fail that the user has not accepted.
+fn not_ready(checks: &[Check]) -> Error {
+    let error =
+        Error::failed("the fix did not make this disk boot-ready; the disk itself was not changed");
+    (checks.iter().filter(|c| !c.ok && !c.accepted)).fold(error, |error, check| {
+        error.hint(format!("[{}] {}", check.id, check.message))
+    })
 }
 
 /// Waits for the threads that walk the written hives.
@@ -356,5 +359,10 @@ mod tests {
         assert_eq!(accepted, [true, true, false, false, false, false]);
         assert!(!crate::check::is_ready_but_for_accepted(&checks));
         assert!(crate::check::is_ready_but_for_accepted(&checks[..4]));
+        // What was accepted is no reason.
+        assert_eq!(
+            not_ready(&checks).hints,
+            ["[bcd] ", "[firmware] ", "[control-sets] "]
+        );
     }
 }

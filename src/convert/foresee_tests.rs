@@ -257,6 +257,52 @@ fn what_lies_outside_of_the_guest_blocks_its_plan_too() {
     );
     world.free = Some(u64::MAX);
     assert_eq!(world.codes(|_| {}), [""; 0]);
+    // The output directory: nothing has room there.
+    let mut job = world.job();
+    job.output.folder = Some("/proc/vm-kvm".into());
+    let failed = world.foresee(&job).1.unwrap();
+    assert_eq!(failed.blockers[0].code, "output-space");
+}
+
+/// A disk of the source that only the copy would open, or that cannot stay where it is.
+#[test]
+fn each_disk_beside_windows_can_stop_the_plan() {
+    let world = World::new();
+    let catalogue = Catalogue::builtin();
+    let foreseen = |method| {
+        let mut job = world.job();
+        job.copy.method = method;
+        world.seen(&job, |seen| {
+            let mut list = seen.disks.to_vec();
+            list[1].image = list[1].image.clone().shown_as(Format::VHDX);
+            let system = list[0].id;
+            let seen = Seen {
+                disks: &VmDisks::with_roles(list, system, system),
+                ..*seen
+            };
+            let (prepared, failed) = foreseen(&job, &seen, &world.media, &catalogue).unwrap();
+            let blockers = prepared.plan.blockers.iter();
+            let codes: Vec<_> = blockers.map(|b| b.code.to_string()).collect();
+            (codes, failed.map(|error| error.message))
+        })
+    };
+    let (codes, failed) = foreseen(Copying::InPlace);
+    assert!(codes.is_empty() && failed.unwrap().contains("--in-place"));
+    assert_eq!(foreseen(Copying::Later).0, ["copy-later"]);
+}
+
+/// An accepted blocker is none, and stands in the plan.
+#[test]
+fn what_the_user_accepts_does_not_block_the_plan() {
+    let mut world = World::new();
+    world.guest.without("bootmgfw.efi");
+    let codes = world.codes(|_| {});
+    assert!(!codes.is_empty());
+    let mut job = world.job();
+    job.guest.accept = crate::ids::Accepted::parse(&codes).unwrap();
+    let plan = world.foresee(&job).0.plan;
+    assert_eq!(plan.blockers, []);
+    assert_eq!(plan.accepted, codes);
 }
 
 /// The guest after the draft decides, not the guest as it is.

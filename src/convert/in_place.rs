@@ -438,16 +438,27 @@ mod tests {
     /// The result would be a mixture of what was read and what is there.
     #[test]
     fn a_disk_that_is_another_than_was_read_is_not_written() {
+        for (which, replaced) in [(0, false), (1, false), (0, true), (1, true)] {
+            another_is_not_written(which, replaced);
+        }
+    }
+
+    /// `replaced`: another file has its name.
+    fn another_is_not_written(which: usize, replaced: bool) {
         let dir = tempfile::tempdir().unwrap();
         let disks = disks(dir.path(), 1, 0);
         let mut journal = journal(dir.path(), &disks);
         let images = changed_images(&disks, &journal).unwrap();
-        let path = images[0].path().to_path_buf();
-        std::fs::write(&path, vec![1; std::fs::read(&path).unwrap().len()]).unwrap();
+        let path = images[which].path().to_path_buf();
+        let len = std::fs::read(&path).unwrap().len();
+        if replaced {
+            std::fs::rename(&path, path.with_extension("old")).unwrap();
+        }
+        std::fs::write(&path, vec![1; len]).unwrap();
         let error = write_to_sources(&images, &mut journal).unwrap_err();
         let said = error.to_string();
         let named = said.contains(path.to_str().unwrap());
-        assert!(named && said.contains("changed"), "{said}");
+        assert!(named && (said.contains("changed") || replaced), "{said}");
         assert_eq!(journal.doc.state, State::Planned);
     }
 }

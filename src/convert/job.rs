@@ -200,6 +200,23 @@ mod tests {
         assert_eq!(job.target_folder(), Path::new("my-vm-kvm"));
     }
 
+    #[test]
+    fn every_file_of_the_catalogue_is_read_and_the_last_one_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut job = job(&["/a.raw".into()], Path::new("/out"));
+        let files = ["a.yaml", "b.yaml"].map(|name| dir.path().join(name));
+        for file in &files {
+            std::fs::write(file, "nonsense: [").unwrap();
+        }
+        for (i, file) in files.iter().enumerate() {
+            job.drivers.config = files.to_vec();
+            job.drivers.config[1 - i] = dir.path().join("empty.yaml");
+            std::fs::write(&job.drivers.config[1 - i], "{}").unwrap();
+            let error = job.drivers.catalogue().map(drop).unwrap_err();
+            assert!(error.message.contains(file.to_str().unwrap()), "{error}");
+        }
+    }
+
     /// None of them is replaced by the result.
     #[test]
     fn the_files_of_the_source_are_its_description_its_disks_and_what_they_stand_on() {
@@ -208,9 +225,15 @@ mod tests {
         std::fs::write(&a, vec![0; 1 << 20]).unwrap();
         let mut job = job(&[a.clone(), b.clone()], dir.path());
         job.source.path = dir.path().join("vm.vmx");
+        let below = dir.path().join("below.raw");
+        std::fs::write(&below, vec![0; 1 << 20]).unwrap();
+        let snapshot = super::super::written_tests::snapshot(&below);
+        let mut vm = crate::source::export(&snapshot);
+        vm.disks[0].format = Some("qcow2".into());
+        job.source.vm.disks.extend(vm.disks);
         let files = job.source_files();
         // One that cannot be opened is the source's all the same.
-        for file in [&job.source.path, &a, &b] {
+        for file in [&job.source.path, &a, &b, &snapshot, &below] {
             assert!(files.contains(file), "{file:?} {files:?}");
         }
     }

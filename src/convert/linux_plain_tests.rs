@@ -1,6 +1,7 @@
 //! Whole conversions of a Linux guest that need no program: it is copied, and its fall-back loader is made.
 
 use std::fs;
+use std::io::Write;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -338,6 +339,120 @@ fn a_linux_can_stay_on_its_source() {
     assert_eq!(sources, [lab.linux(), lab.data()]);
 }
 
+/// Of two NICs with one address the user has to know which is which.
+#[test]
+fn a_plan_and_a_report_of_a_linux_say_what_its_vm_has_otherwise() {
+    let lab = Linux::with(&[FALLBACK]);
+    let mut job = lab.job();
+    job.vm.machine.macs = vec!["52:54:00:00:00:01".parse().unwrap(); 2];
+    let said = |warnings: &[String]| {
+        let both = "NICs 1 and 2 both have the MAC address";
+        warnings.iter().filter(|w| w.starts_with(both)).count()
+    };
+    let planned = plan_job(&job, &ui(), &none).unwrap().plan;
+    assert_eq!(said(&planned.warnings), 1, "{:?}", planned.warnings);
+    let report = convert_job(&job, &ui(), &none).unwrap();
+    assert_eq!(said(&report.warnings), 1, "{:?}", report.warnings);
+}
+
+#[test]
+fn what_stands_in_the_way_of_a_copy_blocks_the_plan_of_a_linux() {
+    let lab = Linux::with(&[FALLBACK]);
+    let packed = lab.path("data.gz");
+    let file = fs::File::create(&packed).unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+    encoder.write_all(&[7; 1 << 20]).unwrap();
+    encoder.finish().unwrap();
+    let blocked = |method: Copying, target: &str, is_packed: bool| {
+        let mut job = lab.job();
+        job.copy.method = method;
+        let disk = &mut job.source.vm.disks[1];
+        disk.packed = is_packed.then(|| crate::source::Packed {
+            name: "data".into(),
+            member: None,
+            gzip: true,
+            capacity: None,
+        });
+        if is_packed {
+            disk.path.clone_from(&packed);
+        }
+        let ui = ui();
+        let run = Run::open(&job, &ui).unwrap();
+        let (session, survey) = run.inspect().unwrap();
+        session.close().unwrap();
+        let mut inspection = survey.inspection;
+        let target = lab.path("").join(target);
+        let decided = decide((&job, &ui), &run.disks, &mut inspection, &target, &none);
+        let blockers = decided.map_or_else(|error| error.blockers, |(plan, _)| plan.blockers);
+        let blockers = blockers.iter().map(|b| b.code.to_string());
+        blockers.collect::<Vec<_>>()
+    };
+    assert_eq!(blocked(Copying::Now, "out", false), [""; 0]);
+    assert_eq!(blocked(Copying::Now, "out", true), [""; 0]);
+    // Nothing has room there.
+    assert_eq!(blocked(Copying::Now, "/proc/out", false), ["output-space"]);
+    // What was unpacked is gone after the run.
+    assert_eq!(blocked(Copying::Later, "out", true), ["copy-later"]);
+}
+
+/// The disk with the system need not be the one that firmware starts from.
+#[test]
+fn the_fall_back_loader_is_made_on_the_disk_with_the_efi_system_partition() {
+    let lab = Linux::new();
+    let esp = spec().partition(Role::Esp).unwrap();
+    let apart = lab.path("esp.raw");
+    crate::demo::guest::create_table(&spec(), &apart).unwrap();
+    let [from, to] = [lab.linux(), apart.clone()].map(|disk| FileDisk::open_rw(&disk).unwrap());
+    let mut chunk = vec![0; 1 << 20];
+    for at in (esp.start..esp.start + esp.size).step_by(1 << 20) {
+        from.read_at(at, &mut chunk).unwrap();
+        if chunk.iter().any(|byte| *byte != 0) {
+            to.write_at(at, &chunk).unwrap();
+            from.write_at(at, &vec![0; 1 << 20]).unwrap();
+        }
+    }
+    drop((from, to));
+    let source = super::super::testing::job(&[lab.linux(), apart], &lab.path("out")).source;
+    let job = Job {
+        source,
+        ..lab.job()
+    };
+    let report = convert_job(&job, &ui(), &none).unwrap();
+    assert_eq!(report.actions.len(), 1);
+    assert_eq!(
+        file(&lab.path("out/vm-1.raw"), FALLBACK),
+        loader("shimx64.efi")
+    );
+}
+
+/// The sectors are those of the table of each disk.
+#[test]
+fn a_data_disk_of_a_linux_has_its_sectors_in_the_plan_and_in_the_vm() {
+    let lab = Linux::with(&[FALLBACK]);
+    let large = crate::demo::GuestSpec {
+        sector_size: 4096,
+        cluster_size: 4096,
+        ..spec()
+    };
+    fs::remove_file(lab.data()).unwrap();
+    crate::demo::guest::create_table(&large, &lab.data()).unwrap();
+    let mut job = lab.job();
+    job.vm.machine.storage = crate::types::DiskBus::Sata;
+    let planned = plan_job(&job, &ui(), &none).unwrap().plan;
+    let codes: Vec<_> = planned.blockers.iter().map(|b| b.code.as_str()).collect();
+    assert_eq!(codes, ["sector-size"]);
+    job = lab.job();
+    convert_job(&job, &ui(), &none).unwrap();
+    let xml = fs::read_to_string(lab.path("out/vm-final.xml")).unwrap();
+    let second = xml.split("<disk ").nth(2).unwrap();
+    assert!(second.contains("logical_block_size=\"4096\""), "{xml}");
+    assert_eq!(
+        xml.matches("logical_block_size=\"4096\"").count(),
+        1,
+        "{xml}"
+    );
+}
+
 /// The plan would be one of two states.
 #[test]
 fn a_linux_whose_disk_changes_while_it_is_planned_has_no_plan() {
@@ -417,4 +532,8 @@ fn an_inspection_of_a_linux_is_completed_from_its_disks_and_another_left_alone()
         )
     );
     assert_eq!(inspection.firmware, Some(Firmware::Uefi));
+    // What it is completed by may be of another state.
+    let file = fs::File::options().write(true).open(lab.data()).unwrap();
+    file.set_len(5 << 20).unwrap();
+    assert!(complete(&job.source, &mut inspection, &ui()).is_err());
 }

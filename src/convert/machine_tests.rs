@@ -165,6 +165,25 @@ fn portable_firmware_keeps_secure_boot() {
     }
 }
 
+/// No firmware for that chipset has the keys of Secure Boot.
+#[test]
+fn where_the_host_has_no_firmware_the_domain_is_portable_and_that_is_told() {
+    let mut machine = crate::domain::tests::machine();
+    machine.machine_type = Some("pc".into());
+    for secure_boot in [true, false] {
+        machine.firmware = Firmware::Uefi { secure_boot };
+        let (choice, warning) = firmware(&machine, false);
+        if let Some(warning) = &warning {
+            assert_eq!(choice, FirmwareChoice::Portable { secure_boot });
+            assert!(
+                warning.contains("leaves the choice to the host"),
+                "{warning}"
+            );
+        }
+        assert!(warning.is_some() || !secure_boot);
+    }
+}
+
 /// A Windows 11 with UEFI, changed, and the VM that is made for it.
 fn machine_of(
     change: impl FnOnce(&mut Inspection, &mut WindowsFacts, &mut MachineOptions),
@@ -357,12 +376,19 @@ fn a_linux_vm_has_every_device_and_a_tpm_where_it_is_asked_for() {
         (inspect::Firmware::Bios, true, false, false),
     ] {
         inspection.firmware = Some(firmware);
+        let arch = if tpm { Arch::X86 } else { Arch::Amd64 };
+        inspection.os.arch = Some(arch);
         let options = MachineOptions {
             tpm,
             no_tpm,
             ..options(&[])
         };
         let vm = linux_machine(&inspection, &facts, &[], &options);
+        let system = System::Linux {
+            arch,
+            osinfo_id: None,
+        };
+        assert_eq!(vm.system, system);
         assert_eq!(vm.tpm, has, "{firmware:?} {tpm} {no_tpm}");
         let Drivers {
             agent,
@@ -521,6 +547,17 @@ fn what_the_new_vm_has_otherwise_than_the_source_is_a_warning() {
     let mapping = "wan=net:lan".parse().unwrap();
     options.network_map = NetworkMap::new(vec![mapping]).unwrap();
     assert!(said!().contains("no NIC was on \"wan\""), "{}", said!());
+    // One whose link is down is on its network all the same; one that is mapped goes where the user says.
+    for (network, link_up) in [("lan", true), ("wan", false)] {
+        vm.nics = vec![nic(Some("lan"), link_up), nic(Some("wan"), false)];
+        let mapping = format!("{network}=net:lan").parse().unwrap();
+        options.network_map = NetworkMap::new(vec![mapping]).unwrap();
+        let all = said!();
+        assert!(
+            !all.contains("NIC 1 was on") && !all.contains("no NIC was on"),
+            "{all}"
+        );
+    }
 }
 
 #[test]
@@ -611,6 +648,16 @@ fn of_nics_with_one_address_each_but_the_first_gets_another_and_that_is_told() {
             format!("NICs 2 and {n} both have the MAC address {one}: NIC {n} gets {mac} instead;");
         assert!(said.starts_with(&wanted), "{said}");
     }
+    // Another VM with the same addresses gets others: both may be on one network.
+    let other_vm = MachineOptions {
+        uuid: Some(Uuid::from_u128(1)),
+        ..options.clone()
+    };
+    assert!(
+        super::macs(&[], &other_vm)[2..]
+            .iter()
+            .all(|mac| !new.contains(&mac.to_string()))
+    );
     // The same in every run.
     let again: Vec<_> = super::macs(&[], &options)
         .iter()

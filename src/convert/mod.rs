@@ -224,6 +224,8 @@ mod plain_tests;
 #[cfg(test)]
 mod report_tests;
 #[cfg(test)]
+mod split_tests;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod whole_tests;

@@ -390,6 +390,39 @@ fn a_note_of_another_kind_or_another_directory_moves_nothing() {
     }
 }
 
+/// The user has removed or renamed the new result: the old one is all there is.
+#[test]
+fn an_old_result_is_not_cleared_where_the_new_one_is_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("vm-kvm");
+    let partial = dir.path().join(".vm-kvm.partial");
+    let above = format!("sync {}", dir.path().file_name().unwrap().to_string_lossy());
+    for there in [false, true] {
+        let _ = fs::remove_dir_all(&partial);
+        result(&partial, &["vm.qcow2"], |_| {});
+        fs::set_permissions(&partial, fs::Permissions::from_mode(0o700)).unwrap();
+        let old = fs::metadata(&partial).unwrap().ino();
+        let mut new = old + 1;
+        if there {
+            fs::create_dir(&target).unwrap();
+            new = fs::metadata(&target).unwrap().ino();
+        }
+        let note = json!({"schema": INTENT, "new": new, "old": old});
+        write(&dir.path().join(".vm-kvm.lock"), &note.to_string());
+        repair(&target).unwrap();
+        assert_eq!(partial.join("vm.qcow2").exists(), !there);
+    }
+    // What is put back stays there.
+    fs::remove_dir(&target).unwrap();
+    let replaced = dir.path().join(".vm-kvm.replaced");
+    fs::create_dir(&replaced).unwrap();
+    fs::set_permissions(&replaced, fs::Permissions::from_mode(0o700)).unwrap();
+    crate::files::order::seen();
+    repair(&target).unwrap();
+    assert!(target.exists());
+    assert_eq!(crate::files::order::seen(), [above]);
+}
+
 #[test]
 fn a_result_is_durable_before_it_has_its_name_and_its_name_is_after() {
     let dir = tempfile::tempdir().unwrap();
@@ -515,7 +548,11 @@ fn without_an_exchange_the_old_result_is_put_back_if_the_new_one_cannot_take_its
     assert_eq!(fs::read(target.join("x")).unwrap(), b"old");
     fs::create_dir(dir.path().join(".vm-kvm.partial")).unwrap();
     write(&dir.path().join(".vm-kvm.partial/x"), "new");
+    crate::files::order::seen();
     place.exchange_in_steps().unwrap();
+    // The first name is durable before the second is taken.
+    let above = dir.path().file_name().unwrap().to_string_lossy();
+    assert_eq!(crate::files::order::seen(), [format!("sync {above}")]);
     assert_eq!(names(dir.path()), [".vm-kvm.replaced", "vm-kvm"]);
     let read = |folder: &str| fs::read(dir.path().join(folder).join("x")).unwrap();
     assert_eq!(

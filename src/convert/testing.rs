@@ -248,6 +248,33 @@ impl Plain {
         lab
     }
 
+    /// The same with its boot files on a disk of their own; the source names that disk first, and Windows last.
+    pub(super) fn split(change: impl FnOnce(&mut MemoryGuest)) -> Self {
+        let mut lab = Self::with(change);
+        let all = std::mem::take(&mut lab.guest.files);
+        let (boot, rest) = (all.into_iter()).partition(|file| file.role == Role::Esp);
+        for (files, path) in [(boot, lab.boot()), (rest, lab.windows())] {
+            std::fs::remove_file(&path).ok();
+            lab.guest.files = files;
+            lab.guest.write(&path);
+        }
+        lab
+    }
+
+    pub(super) fn boot(&self) -> PathBuf {
+        self.path("boot.raw")
+    }
+
+    /// The job for the disks of [`Self::split`].
+    pub(super) fn split_job(&self) -> Job {
+        let disks = [self.boot(), self.data(), self.windows()];
+        let source = job(&disks, &self.path("out")).source;
+        Job {
+            source,
+            ..self.job()
+        }
+    }
+
     pub(super) fn job(&self) -> Job {
         let mut job = self.lab.job();
         // Whatever firmware this host has.

@@ -70,6 +70,14 @@ fn a_fix_in_place_is_written_to_its_disk_and_undone_to_the_byte() {
     assert_eq!(unchanged(&lab, &before), [true, true]);
 }
 
+/// Makes a block of what was written neither the old nor the new one.
+fn half_written(folder: &Path, disk: &Path) {
+    let journal = Journal::load(&folder.join(FILE_NAME)).unwrap();
+    let at = journal.doc.changed()[0].1.ranges[0].offset;
+    let disk = fs::File::options().write(true).open(disk).unwrap();
+    disk.write_all_at(&[0x5a; 512], at).unwrap();
+}
+
 /// Nobody else has what undoes it.
 #[test]
 fn a_disk_that_was_written_is_restored_where_a_later_step_fails() {
@@ -87,6 +95,8 @@ fn a_disk_that_was_written_is_restored_where_a_later_step_fails() {
                 fs::create_dir(run.folder.path().join("report.html")).unwrap();
                 if lost {
                     fs::remove_dir_all(run.folder.path().join("backup")).unwrap();
+                } else {
+                    half_written(run.folder.path(), &lab.windows());
                 }
                 finish::finish(run, &prepared, disks).map(drop).unwrap_err()
             },
@@ -350,6 +360,8 @@ fn passes_of_a_sync_copy_what_is_new_and_the_last_one_makes_the_result() {
         bytes.written > len && bytes.virtual_size == SIZE + len,
         "{bytes:?}"
     );
+    // All that was read, whichever pass did.
+    assert!(bytes.read > len + (2 << 20), "{bytes:?}");
 }
 
 /// Of an only disk, which took no time, nothing is recorded, and nothing waits for the disk of the host.

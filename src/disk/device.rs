@@ -438,6 +438,21 @@ fn is_same(device: u64, held: &Held) -> io::Result<bool> {
 }
 
 #[cfg(test)]
+impl Device {
+    /// A file in the place of a device, which `fill` has left with this start to be written.
+    pub(crate) fn of_file(path: &Path, file: File, head: Option<&[u8]>) -> Self {
+        Self {
+            path: path.into(),
+            size: file.metadata().unwrap().len(),
+            file: Arc::new(file),
+            blank: false,
+            head: head.map_or_else(OnceLock::new, |head| OnceLock::from(head.to_vec())),
+            name: OnceLock::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
