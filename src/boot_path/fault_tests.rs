@@ -86,7 +86,7 @@ fn an_overridden_driver_is_not_said_to_start_at_boot() {
     assert!(!starts(&guest));
 }
 
-/// What Windows deletes at its next start is missing at the one after it, whoever loads it.
+/// A file that Windows deletes at its next start is missing at the one after it, whoever loads it.
 #[test]
 fn the_kernel_and_the_file_system_must_not_be_deleted_either() {
     for (file, name) in [

@@ -225,7 +225,7 @@ fn needed(
     Ok(Some(compressed(copies).saturating_add(least)))
 }
 
-/// What is missing of the copy of a disk.
+/// The bytes missing of the copy of a disk.
 fn left(job: &Job, target: &Path, i: usize, disk: &Disk) -> Result<u64> {
     let size = copy_size(job, disk)?;
     Ok(size.saturating_sub(taken(job, target, i)))

@@ -88,8 +88,8 @@ fn a_helper_before_the_service_of_the_device_is_not_taken_for_it() {
     }
 }
 
-/// An id in another case is the same one, every full id of a model has its short form, and one
-/// that is listed anyway keeps its kind.
+/// An id in another case is the same one. Every full id of a model has its short form, and one that
+/// is listed anyway keeps its kind.
 #[test]
 fn ids_are_joined_whatever_their_case() {
     let mut pkg = viostor(&target(10, 0, 19045, Arch::Amd64));

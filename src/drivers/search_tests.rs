@@ -72,7 +72,7 @@ fn the_images_of_a_package_are_those_of_all_its_services() {
     assert_eq!(Vec::from_iter(images), ["helper.sys", "viostor.sys"]);
 }
 
-/// What an INF names is needed, whatever the catalogue skips.
+/// A file that an INF names is needed, whatever the catalogue skips.
 #[test]
 fn a_file_that_the_inf_names_is_never_skipped() {
     let w10 = target(10, 0, 19045, false, Arch::Amd64);

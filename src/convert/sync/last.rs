@@ -551,7 +551,7 @@ mod tests {
         u64::from_le_bytes(bytes)
     }
 
-    /// What a fix wrote is copied, but not recorded: another run writes other bytes.
+    /// The writes of a fix are copied, but not recorded: another run writes other bytes.
     #[test]
     fn a_copy_is_finished_with_what_the_overlay_of_this_run_has() {
         use crate::block::BlockWrite;
@@ -620,7 +620,7 @@ mod tests {
         assert_eq!(recorded, Extents::whole(1 << 20));
     }
 
-    /// What was expected is no measure of what it took.
+    /// An expected time is no measure of the actual one.
     #[test]
     fn a_last_pass_is_within_its_budget_by_the_time_that_it_took() {
         let dir = tempfile::tempdir().unwrap();

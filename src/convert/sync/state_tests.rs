@@ -16,7 +16,7 @@ fn pass() -> Pass {
     }
 }
 
-/// What a state names is removed and written.
+/// Files that a state names are removed and written.
 #[test]
 fn a_state_that_others_can_write_is_not_believed() {
     use std::os::unix::fs::PermissionsExt;

@@ -704,7 +704,7 @@ fn an_install_section_may_name_a_build_only() {
     }
 }
 
-/// What is not for this Windows, or names no section, is passed over.
+/// A line for another Windows, or one that names no section, is passed over.
 #[test]
 fn lines_for_others_come_before_and_between_those_that_count() {
     let text = "[Version]\nClassGuid={4d36e97b-e325-11ce-bfc1-08002be10318}\nDriverVer=1/1/2020,1\n\
