@@ -582,7 +582,7 @@ fn edits_are_those_of_the_hives_in_the_order_of_the_plan() {
     assert_eq!(found, [(HiveName::Software, 1), (HiveName::System, 1)]);
 }
 
-/// What the editor reports of one hive says nothing of another.
+/// A sound edit of one hive says nothing of another.
 #[test]
 fn a_hive_without_its_edits_is_not_written_whichever_it_is() {
     let drivers = "\\Windows\\System32\\config\\DRIVERS";
