@@ -581,3 +581,77 @@ fn edits_are_those_of_the_hives_in_the_order_of_the_plan() {
         .collect();
     assert_eq!(found, [(HiveName::Software, 1), (HiveName::System, 1)]);
 }
+
+/// A sound edit of one hive says nothing of another.
+#[test]
+fn a_hive_without_its_edits_is_not_written_whichever_it_is() {
+    let drivers = "\\Windows\\System32\\config\\DRIVERS";
+    for (name, volume, at) in [
+        (HiveName::System, WINDOWS, SYSTEM),
+        (HiveName::Software, WINDOWS, SOFTWARE),
+        (HiveName::Drivers, WINDOWS, drivers),
+        (HiveName::Bcd, OTHER, BCD),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut before = FakeGuest::default();
+        before.file(volume.partition, at, hive(3));
+        let all = Hives {
+            software: loaded(SOFTWARE, hive(3)),
+            drivers: Some(loaded(drivers, hive(3))),
+            bcd: Some(loaded(BCD, hive(3))),
+            ..hives(hive(3))
+        };
+        let action = Action::EditHive(edit_of(name, volume, at));
+        let edited = vec![(name, given(&hive(3)))];
+        let applied = apply_all(&[action], &before, all, edited, dir.path());
+        let Err(ActionError::Hive { hive, source }) = applied.result else {
+            panic!("{at}: {:?}", applied.result);
+        };
+        assert_eq!(hive, name.file_name());
+        let said = source.to_string();
+        assert!(said.starts_with("1 edits are not there"), "{said}");
+        assert_eq!(applied.log, [], "{at}");
+    }
+}
+
+/// The editor gives each of them back in another size.
+#[test]
+fn a_hive_in_a_preview_has_its_own_size_and_is_read_up_to_a_limit_of_its_own() {
+    let (guest, media) = (FakeGuest::default(), Memory::new([]));
+    let drivers = "\\Windows\\System32\\config\\DRIVERS";
+    let all = Hives {
+        software: loaded(SOFTWARE, Vec::new()),
+        drivers: Some(loaded(drivers, hive(3))),
+        bcd: Some(loaded(BCD, hive(3))),
+        ..hives(hive(3))
+    };
+    let size = |hive| match hive {
+        HiveName::System => 300,
+        HiveName::Software => 500,
+        HiveName::Drivers => 200,
+        HiveName::Bcd => 400,
+    };
+    let places = [
+        (HiveName::System, WINDOWS, SYSTEM),
+        (HiveName::Software, WINDOWS, SOFTWARE),
+        (HiveName::Drivers, WINDOWS, drivers),
+        (HiveName::Bcd, OTHER, BCD),
+    ];
+    let actions = places.map(|(hive, volume, at)| Action::EditHive(edit_of(hive, volume, at)));
+    let seen = PreviewHives {
+        before: &all,
+        edited: &|hive| Some(vec![7; size(hive)].into()),
+    };
+    let preview = preview(&actions, seen, WINDOWS, &guest, &media).unwrap();
+    for (hive, volume, at) in places {
+        let (at, size) = (path(at), size(hive) as u64);
+        let info = preview.stat(volume, &at).unwrap().unwrap();
+        assert_eq!(info.size, size, "{at}");
+        for (limit, fits) in [(size, true), (size - 1, false)] {
+            let shared = preview.read_shared(volume, &at, limit);
+            assert_eq!(shared.is_ok(), fits, "{at} {limit}");
+            let read = preview.read(volume, &at, limit);
+            assert_eq!(read.is_ok(), fits, "{at} {limit}");
+        }
+    }
+}

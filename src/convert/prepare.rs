@@ -480,6 +480,69 @@ mod tests {
         });
     }
 
+    /// Nothing in the guest is removed for a driver.
+    #[test]
+    fn a_directory_in_the_place_of_a_driver_is_a_blocker_and_stays() {
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
+        let to = r"\Windows\System32\drivers\viostor.sys";
+        let options = testing::options(Some(DiskBus::Sata));
+        let within = (format!(r"{to}\notes.txt"), Vec::new());
+        guest.look(&[within], |fake, survey| {
+            let made = draft(survey, fake, &media(), &catalogue, (options, &wishes));
+            let (draft, _) = made.unwrap();
+            let [blocker] = &draft.blockers[..] else {
+                panic!("{:?}", draft.blockers);
+            };
+            assert_eq!(blocker.code, "path-taken");
+            assert!(blocker.reason.starts_with(to), "{}", blocker.reason);
+            for action in &draft.actions {
+                if let crate::actions::Action::CopyFiles(copy) = action {
+                    assert!(copy.files.iter().all(|file| file.to.to_string() != to));
+                }
+            }
+        });
+    }
+
+    /// Windows records who signed a driver beside its package.
+    #[test]
+    fn a_package_knows_the_signer_of_its_catalogue() {
+        use crate::demo::cat::{self, Certificate};
+        use crate::registry::{RegData, RegOp};
+        let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
+        let certificate = Certificate {
+            serial: 1,
+            subject: &[("2.5.4.3", 0x0c, "A Signer")],
+            issuer: &[("2.5.4.3", 0x0c, "A Root")],
+        };
+        let hash = |bytes: &[u8]| {
+            use sha2::Digest;
+            sha2::Sha256::digest(bytes).to_vec()
+        };
+        let signed = cat::signed(&[b"x"], &[certificate], &certificate, hash);
+        let whole = media();
+        let files = whole.files().iter().map(|file| {
+            let bytes = match file.path.as_str() {
+                "viostor/w10/amd64/viostor.cat" => signed.clone(),
+                path => whole.read(path).unwrap(),
+            };
+            (file.path.clone(), bytes)
+        });
+        let prepared = guest.prepare(&Memory::new(files), Some(DiskBus::Sata));
+        for package in &prepared.basis.drivers.packages {
+            let known = (package.driver == "viostor").then_some("A Signer");
+            assert_eq!(package.signer.as_deref(), known, "{}", package.driver);
+        }
+        let mut recorded = Vec::new();
+        for (_, edits) in crate::actions::edits(&prepared.plan.actions) {
+            recorded.extend(edits.ops.iter().filter_map(|op| match op {
+                RegOp::Set { name, data, .. } if name == "SignerName" => Some(data.clone()),
+                _ => None,
+            }));
+        }
+        assert_eq!(recorded, [RegData::Sz("A Signer".into())]);
+    }
+
     #[test]
     fn the_directories_above_a_file_come_from_the_outside_without_the_root() {
         let above = |path: &str| -> Vec<_> {

@@ -129,6 +129,17 @@ fn every_field_of_a_report_and_of_a_plan_is_as_written() {
         extras.machine, extras.in_use, extras.beside
     );
     insta::assert_snapshot!("page", told);
+    // Of both the page tells.
+    let html = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(extras.machine.len() > 4 && extras.beside.len() > 2);
+    for (label, value) in &extras.machine {
+        let row = format!("<tr><td>{label}</td><td><code>{value}</code></td></tr>");
+        assert!(html.contains(&row), "{row}");
+    }
+    for name in &extras.beside {
+        assert!(html.contains(&format!(">{name}</a></li>")), "{name}");
+    }
+    assert!(html.contains("first boot only"));
     let commands = next::commands("vm", &out, &report.outputs);
     assert_eq!(report.next_commands, commands);
     let sizes: Vec<_> = report

@@ -386,6 +386,19 @@ fn a_packed_disk_is_copied_from_its_start() {
         assert_eq!(folder.was_taken_over(), kept);
         assert_eq!(left.there(), [kept; 5]);
     }
+    // A run does so before it unpacks; this disk cannot be.
+    let left = Left::new();
+    let (mut job, folder) = left.open();
+    drop(folder);
+    job.source.vm.disks[1].packed = Some(crate::source::Packed {
+        name: "data".into(),
+        member: None,
+        gzip: true,
+        capacity: None,
+    });
+    let ui = ui();
+    assert!(super::super::run::Run::open(&job, &ui).is_err());
+    assert_eq!(left.there(), [false; 5]);
 }
 
 /// A recorded range relies on files that must survive a loss of power.

@@ -405,3 +405,100 @@ fn free_space_is_counted_on_the_disk_where_the_engine_does_not_tell() {
         assert_eq!(free_bytes(&fake, &[], id, u64::MAX).unwrap(), None);
     });
 }
+
+/// A guest whose map of free space gives this error.
+struct Unknown<'a>(&'a FakeGuest, fn() -> GuestError);
+
+impl GuestRead for Unknown<'_> {
+    fn engine(&self) -> &'static str {
+        self.0.engine()
+    }
+
+    fn volumes(&self) -> &[crate::guest::Volume] {
+        self.0.volumes()
+    }
+
+    fn stat(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+    ) -> Result<Option<crate::guest::FileInfo>, GuestError> {
+        self.0.stat(volume, path)
+    }
+
+    fn list(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+    ) -> Result<Vec<crate::guest::FileInfo>, GuestError> {
+        self.0.list(volume, path)
+    }
+
+    fn free_bytes(&self, _: VolumeId, _: u64) -> Result<Option<u64>, GuestError> {
+        Err(self.1())
+    }
+
+    fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>, GuestError> {
+        self.0.read(volume, path, limit)
+    }
+
+    fn read_at(
+        &self,
+        volume: VolumeId,
+        path: &GuestPath,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, GuestError> {
+        self.0.read_at(volume, path, offset, len)
+    }
+}
+
+/// Any other error may be one of the disk, which a fix would meet too.
+#[test]
+fn an_unreadable_map_of_free_space_blocks_nothing_and_another_error_is_told() {
+    let unreadable = || GuestError::Unreadable {
+        path: "$Bitmap".into(),
+        reason: "damaged".into(),
+    };
+    let failed = || GuestError::Op {
+        op: "reading",
+        path: "$Bitmap".into(),
+        reason: "no answer".into(),
+    };
+    planned(|guest, volume, needs| {
+        let found = in_guest(&needs, &Unknown(guest, unreadable), &[]);
+        assert_eq!(found.unwrap(), []);
+        let error = in_guest(&needs, &Unknown(guest, failed), &[]).unwrap_err();
+        let said = format!("reading the free space of {volume}");
+        assert_eq!(error.message, said);
+    });
+}
+
+/// The numbers of volumes are those of their disk.
+#[test]
+fn free_space_of_a_volume_is_counted_on_the_disk_it_lies_on() {
+    use crate::guest::DiskId;
+    let lab = super::super::testing::Plain::new();
+    let mut disks = lab.job().source.disks(&lab.path("work")).unwrap().to_vec();
+    lab.guest.look(&[], |fake, survey| {
+        let system = survey.inspection.windows.as_ref().unwrap().system_volume;
+        let mut fake = fake.clone();
+        let id = |i| VolumeId {
+            disk: DiskId::nth(i, 2),
+            partition: system.partition,
+        };
+        fake.volume_mut(system.partition).id = id(1);
+        let windows = lab
+            .guest
+            .spec
+            .partition(crate::demo::Role::Windows)
+            .unwrap();
+        for _ in 0..2 {
+            let free = free_bytes(&fake, &disks, id(1), u64::MAX).unwrap().unwrap();
+            assert!((windows.size / 2..windows.size).contains(&free), "{free}");
+            disks.reverse();
+        }
+        // The guest has no such volume on its first disk.
+        assert_eq!(free_bytes(&fake, &disks, id(0), u64::MAX).unwrap(), None);
+    });
+}

@@ -603,4 +603,20 @@ mod tests {
         use ActionState::{Done, Planned};
         assert_eq!(states.collect::<Vec<_>>(), [Planned, Done, Planned]);
     }
+
+    /// A journal that got its name before the error would tell of a state that is not so.
+    #[test]
+    fn the_old_state_is_saved_again_where_the_new_one_could_not_be_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = disk("/x", false);
+        let mut journal = Journal::create(dir.path(), disk, vec![], vec![]).unwrap();
+        journal.set_state(State::Fixing).unwrap();
+        // No file can have this name.
+        journal.path = dir.path().join("n".repeat(300));
+        order::seen();
+        let error = journal.set_state(State::Committed).unwrap_err();
+        assert!(matches!(error, JournalError::Write { .. }), "{error}");
+        assert_eq!(order::seen().len(), 2);
+        assert_eq!(journal.doc.state, State::Fixing);
+    }
 }

@@ -411,4 +411,62 @@ mod tests {
             assert!(plan.blockers.iter().all(|b| b.code != taken), "{code}");
         }
     }
+
+    /// Inspection and the boot path may meet the same fault of the guest.
+    #[test]
+    fn a_blocker_that_inspection_and_boot_path_give_is_told_once() {
+        let guest = crate::testing::MemoryGuest::new(crate::demo::WinVersion::Win10);
+        let before = guest.look(&[], |_, survey| survey.inspection.clone());
+        let mut after = before.clone();
+        after.findings.push(crate::inspect::Finding {
+            id: "hive-damaged",
+            severity: Severity::Blocker,
+            message: "why".into(),
+            remedy: "what helps".into(),
+            evidence: String::new(),
+        });
+        let shared = after.blockers().remove(0);
+        let other = Blocker::new("hive-damaged", "another reason", "what helps");
+        for known in [&[][..], std::slice::from_ref(&shared)] {
+            let mut plan = undecided(known.to_vec(), Vec::new());
+            let after = Ok(After {
+                inspection: after.clone(),
+                checks: Vec::new(),
+            });
+            let left = check_result(&mut plan, &before, after, |_| {
+                let blockers = [shared.clone(), other.clone()].into_iter();
+                let left = blockers.map(|blocker| Remaining {
+                    blocker,
+                    checks: vec!["boot-path"],
+                });
+                left.collect()
+            });
+            assert_eq!(left.len(), 2);
+            assert_eq!(plan.blockers, [shared.clone(), other.clone()]);
+        }
+    }
+
+    /// The user sees of every driver who signed it, however it comes into the guest.
+    #[test]
+    fn signers_are_told_of_drivers_at_boot_of_installed_and_of_staged_ones() {
+        let placements = ["boot", "installed", "staged"];
+        let mut plan = undecided(Vec::new(), Vec::new());
+        plan.drivers = Vec::from_iter(placements.iter().chain(&["staged"]).enumerate().map(
+            |(i, placement)| super::super::PlannedDriver {
+                driver: format!("{i}"),
+                role: crate::drivers::catalogue::Role::Storage,
+                folder: String::new(),
+                version: String::new(),
+                placement,
+                signer: Some("another".into()),
+            },
+        ));
+        let mut review = Review::default();
+        for i in 0..placements.len() {
+            review.signers.insert(format!("{i}"), format!("of {i}"));
+        }
+        sign(&mut plan, &review, false);
+        let told: Vec<_> = plan.drivers.iter().map(|d| d.signer.as_deref()).collect();
+        assert_eq!(told, [Some("of 0"), Some("of 1"), Some("of 2"), None]);
+    }
 }

@@ -321,6 +321,31 @@ fn a_driver_of_windows_gets_its_service_back_only_with_its_file() {
     }
 }
 
+/// Windows starts without any other driver; the service manager removes what it was told to.
+#[test]
+fn a_mark_of_deletion_is_removed_from_drivers_that_boot_only() {
+    let file = |name: &str| format!("\\??\\C:\\Windows\\System32\\drivers\\{name}.sys");
+    let names = ["viostor", "netkvm"];
+    let (boot, net) = (file(names[0]), file(names[1]));
+    let mut guest = guest(Win10, |set| {
+        for name in names {
+            set.dword(&format!("Services\\{name}"), "DeleteFlag", 1);
+        }
+        set.set(SESSION, PENDING, multi(&[&boot, "", &net, ""]));
+    });
+    let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
+    guest.apply(&prepared, &media());
+    for set in SETS {
+        let flags = names.map(|name| {
+            let key = format!("{set}\\Services\\{name}");
+            guest.system.value(&key, "DeleteFlag").is_some()
+        });
+        assert_eq!(flags, [false, true], "{set}");
+        let moves = guest.system.value(&format!("{set}\\{SESSION}"), PENDING);
+        assert_eq!(moves, Some(&multi(&[&net, ""]).to_value()), "{set}");
+    }
+}
+
 /// Windows replaces a driver by moving the old file away and the new one to its place.
 #[test]
 fn a_file_that_windows_replaces_stays_in_the_list_of_moves() {

@@ -299,6 +299,71 @@ fn a_driver_without_the_modern_device_is_a_warning_of_the_draft() {
     assert!(told, "{:?}", plan.warnings);
 }
 
+/// The driver source after a change of each file; one without contents is left out.
+fn media_with(change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> Memory {
+    let whole = media();
+    let files = whole.files().iter().filter_map(|file| {
+        let bytes = change(&file.path, whole.read(&file.path).unwrap())?;
+        Some((file.path.clone(), bytes))
+    });
+    Memory::new(files)
+}
+
+/// Windows starts without any other driver, and finds it later.
+#[test]
+fn only_a_driver_that_boots_needs_the_modern_device() {
+    let changed = [
+        ("viostor", "DEV_1042", "DEV_1001"),
+        ("balloon", "DEV_1045", "DEV_1002"),
+    ];
+    let media = media_with(|path, bytes| {
+        let of = |name: &str| path.ends_with(&format!("/w10/amd64/{name}.inf"));
+        let Some((_, modern, old)) = changed.iter().find(|(name, ..)| of(name)) else {
+            return Some(bytes);
+        };
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains(modern), "{path}");
+        Some(text.replace(modern, old).into_bytes())
+    });
+    let win10 = guest(WinVersion::Win10, Arch::Amd64);
+    let prepared = win10.prepare(&media, Some(DiskBus::Sata));
+    for (name, ..) in changed {
+        let package = prepared.basis.drivers.package(name).unwrap();
+        assert!(!package.forms().modern, "{name}");
+    }
+    let modern = " does not list the modern virtio device";
+    let told = prepared.plan.warnings.iter().filter(|w| w.contains(modern));
+    let drivers: Vec<_> = told.filter_map(|w| w.split(' ').next()).collect();
+    assert_eq!(drivers, ["viostor"]);
+}
+
+/// A map of numbers in a hive without an edit would be the only reason to write that hive.
+#[test]
+fn numbers_of_packages_are_marked_in_the_hives_that_record_packages() {
+    let only_boot = media_with(|path, bytes| {
+        let boot = ["viostor/", "vioscsi/"].iter();
+        boot.clone()
+            .any(|folder| path.starts_with(folder))
+            .then_some(bytes)
+    });
+    for (version, marked) in [
+        (WinVersion::Win7, &[][..]),
+        (WinVersion::Win81, &[HiveName::System]),
+        (WinVersion::Win10, &[HiveName::System]),
+    ] {
+        let plan = guest(version, Arch::Amd64).prepare(&only_boot, Some(DiskBus::Sata));
+        let mut maps = Vec::new();
+        for action in &plan.plan.actions {
+            let Action::EditHive(edit) = action else {
+                continue;
+            };
+            let is_map = |op: &&RegOp| matches!(op, RegOp::Set { name, .. } if name == "OemInfMap");
+            maps.extend(edit.edits.ops.iter().filter(is_map).map(|_| edit.hive));
+        }
+        assert_eq!(maps, marked, "{version:?}");
+    }
+}
+
 /// Two drivers with different files of one name cannot lie in one directory.
 #[test]
 fn a_driver_that_is_staged_by_itself_is_told() {

@@ -542,7 +542,9 @@ fn a_hive_that_was_not_sound_when_it_was_written_is_not_sound() {
         };
         for (hive, id) in [
             (HiveName::System, "system-hive-sound"),
+            (HiveName::Software, "software-hive-sound"),
             (HiveName::Drivers, "drivers-hive-sound"),
+            (HiveName::Bcd, "bcd-hive-sound"),
         ] {
             let checks = verify_written(survey, &[written(hive)], guest, &WANTED);
             let bad: Vec<_> = checks.iter().filter(|c| !c.ok).map(|c| c.id).collect();
@@ -585,5 +587,36 @@ fn findings_of_one_check_are_told_together_and_those_of_others_are_not() {
             ("m heads; m hidden", "e heads; e hidden")
         );
         assert_eq!(check.findings, ["boot-sector-heads", "boot-sector-hidden"]);
+    });
+}
+
+/// The base block of each hive tells it, and one that cannot be read tells nothing better.
+#[test]
+fn every_hive_that_was_not_closed_cleanly_is_named_with_its_path() {
+    type Change = fn(&mut Vec<u8>);
+    let changes: [Change; 2] = [|bytes| dirty(bytes), |bytes| bytes.truncate(100)];
+    converted(Win10).look(&[], |guest, survey| {
+        let walks = || walk_all(survey.hives.as_ref().unwrap());
+        for (i, change) in changes.into_iter().enumerate() {
+            for hive in ["SYSTEM", "SOFTWARE", "DRIVERS", "BCD"] {
+                let mut survey = survey.clone();
+                let hives = survey.hives.as_mut().unwrap();
+                let loaded = match hive {
+                    "SYSTEM" => &mut hives.system,
+                    "SOFTWARE" => &mut hives.software,
+                    "DRIVERS" => hives.drivers.as_mut().unwrap(),
+                    _ => hives.bcd.as_mut().unwrap(),
+                };
+                let mut bytes = loaded.bytes.to_vec();
+                change(&mut bytes);
+                loaded.bytes = Arc::new(bytes.into());
+                let path = loaded.path.to_string();
+                assert!(path.ends_with(hive), "{path}");
+                let checks = predict(&survey, walks(), guest, &WANTED);
+                let check = checks.iter().find(|c| c.id == "hives-clean").unwrap();
+                let found = (check.state, check.evidence.as_str());
+                assert_eq!(found, (CheckState::Fault, path.as_str()), "{i}");
+            }
+        }
     });
 }

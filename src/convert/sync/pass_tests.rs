@@ -156,6 +156,25 @@ fn a_pass_leaves_out_what_a_trim_takes_and_without_a_trim_nothing() {
     );
 }
 
+/// A page file is of no use to the next start.
+#[test]
+fn a_whole_pass_copies_nothing_that_a_trim_takes() {
+    let lab = Plain::new();
+    let mut order = order(&lab.path(""));
+    order.vm = crate::source::export(&snapshot(&lab.windows()));
+    order.vm.disks[0].format = Some("qcow2".into());
+    let image = Image::open_info(&lab.windows(), Some("raw"), &[]).unwrap();
+    let [whole, trimmed] =
+        [false, true].map(|trimmed| used(&image, &Extents::default(), trimmed).unwrap());
+    let page_file = lab.guest.spec.pagefile_size;
+    assert!(whole.bytes() - trimmed.bytes() >= page_file - (128 << 10));
+    drop(image);
+    let state = run(&order, &ui()).unwrap();
+    assert_eq!(state.passes[0].copied, trimmed.bytes());
+    let done = state.disks[0].done(&order.folder).unwrap();
+    assert_eq!(done, trimmed);
+}
+
 #[test]
 fn a_pass_writes_into_a_new_or_empty_directory_or_into_its_own() {
     let dir = tempfile::tempdir().unwrap();
