@@ -272,7 +272,8 @@ fn a_conversion_without_any_program_copies_what_was_fixed_and_says_all_of_it() {
     assert_eq!((report.transport, report.sync.is_none()), ("file", true));
     let timings = &report.timings;
     let steps = timings.inspect_s + timings.fix_s + timings.copy_s;
-    assert!(timings.fix_s > 0.0 && timings.copy_s > 0.0 && timings.total_s >= steps);
+    let shortest = timings.inspect_s.min(timings.fix_s).min(timings.copy_s);
+    assert!(shortest > 0.0 && timings.total_s >= steps, "{timings:?}");
     let whole = SIZE + data().len() as u64;
     let bytes = &report.bytes;
     assert_eq!(bytes.virtual_size, whole);
