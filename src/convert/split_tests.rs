@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::devices::Devices;
+use super::foresee::is_there;
 use super::in_place::restore;
 use super::job::Copying;
 use super::plain_tests::{
@@ -18,6 +19,7 @@ use crate::disk::device::Device;
 use crate::disk::{Image, stand_in};
 use crate::domain::DiskFormat;
 use crate::fix::journal::{FILE_NAME, Journal, State};
+use crate::tool::host;
 
 fn split() -> Plain {
     Plain::split(|guest| guest.without("bootx64.efi"))
@@ -164,6 +166,37 @@ fn no_disk_of_the_source_changes_while_it_is_planned_or_before_it_is_written() {
     );
     assert!(error.to_string().contains("data.raw"), "{error}");
     assert!(!has_loader(&lab.windows()));
+}
+
+/// The preview shows a name that is no text with a substitute; libhivex cannot read it.
+#[test]
+fn a_plan_whose_hive_cannot_be_edited_ends_as_its_conversion_would() {
+    let lab = Plain::with(|guest| {
+        let service = r"ControlSet001\Services\vioscsi";
+        guest.system.dword(service, "Start", 4);
+        guest.system.dword(service, "\u{4e2d}\u{6587}", 1);
+        guest.damage = Some(|hive| {
+            let name = [0x2d, 0x4e, 0x87, 0x65];
+            let at = hive.windows(4).position(|bytes| bytes == name).unwrap();
+            // Half of a pair.
+            hive[at..at + 2].copy_from_slice(&[0x00, 0xd8]);
+        });
+    });
+    let job = lab.job();
+    let planned = plan_job(&job, &ui(), &all).map(drop).unwrap_err();
+    let converted = convert_job(&job, &ui(), &all).map(drop).unwrap_err();
+    let kind = match is_there(host::LIBHIVEX) {
+        true => ErrorKind::Failed,
+        false => ErrorKind::MissingTool,
+    };
+    for error in [planned, converted] {
+        let said = format!("{error} {}", error.causes().join(" "));
+        assert_eq!(
+            (error.kind, said.contains("libhivex")),
+            (kind, true),
+            "{said}"
+        );
+    }
 }
 
 /// Without `--resume` the next run removes it.
