@@ -108,6 +108,17 @@ impl MemoryGuest {
         &mut self.files.iter_mut().find(named).unwrap().contents
     }
 
+    /// The bytes of a file as they are on the disk.
+    fn contents(&self, file: &GuestFile) -> Vec<u8> {
+        let path = file.path.to_string().to_lowercase();
+        if !path.ends_with("\\config\\system") {
+            return file.contents.clone();
+        }
+        let mut bytes = self.system.to_bytes("SYSTEM");
+        self.damage.iter().for_each(|damage| damage(&mut bytes));
+        bytes
+    }
+
     /// Inspects the guest, with additional files on the volume of Windows.
     pub fn look<T>(
         &self,
@@ -127,14 +138,7 @@ impl MemoryGuest {
         let index = |role| self.spec.partition(role).unwrap().index;
         for file in &self.files {
             let path = file.path.to_string();
-            let contents = if path.to_lowercase().ends_with("\\config\\system") {
-                let mut bytes = self.system.to_bytes("SYSTEM");
-                self.damage.iter().for_each(|damage| damage(&mut bytes));
-                bytes
-            } else {
-                file.contents.clone()
-            };
-            fake.file(index(file.role), &path, contents);
+            fake.file(index(file.role), &path, self.contents(file));
         }
         for (path, contents) in more {
             fake.file(index(Role::Windows), path, contents.clone());
@@ -250,16 +254,7 @@ impl MemoryGuest {
         for partition in self.spec.partitions() {
             let mut files = BTreeMap::new();
             for file in self.files.iter().filter(|file| file.role == partition.role) {
-                let is_system = file
-                    .path
-                    .to_string()
-                    .to_lowercase()
-                    .ends_with("config\\system");
-                let contents = match is_system {
-                    true => self.system.to_bytes("SYSTEM"),
-                    false => file.contents.clone(),
-                };
-                files.insert(file.path.clone(), contents);
+                files.insert(file.path.clone(), self.contents(file));
             }
             match partition.role {
                 Role::Esp => self.write_fat(path, &partition, &files),

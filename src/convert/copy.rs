@@ -680,6 +680,30 @@ mod tests {
         assert!(!dir.path().join("more.out").exists());
     }
 
+    #[test]
+    fn a_copy_that_fails_stops_the_one_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut copies = ["a", "b"].map(|name| to_copy(dir.path(), name, &format!("{name}.out")));
+        // The first would take ten seconds; a directory is in the way of the other.
+        let len = 10 << 20;
+        let long = dir.path().join("long");
+        std::fs::write(&long, vec![1; len as usize]).unwrap();
+        copies[0].image = Image::open_info(&long, Some("raw"), &[]).unwrap();
+        copies[0].ranges = Arc::new(Extents::whole(len));
+        (copies[0].live, copies[0].left, copies[0].size) = (len, len, len);
+        std::fs::create_dir(dir.path().join("b.out")).unwrap();
+        let how = CopyOptions {
+            format: TargetFormat::Raw,
+            pace: Some(crate::transfer::Pace::new(1 << 20)),
+            ..CopyOptions::default()
+        };
+        let copied = copy_all(&testing::ui(), &copies, &how).map(drop);
+        assert_eq!(copied.unwrap_err().error.kind, ErrorKind::Failed);
+        let begun = std::fs::read(dir.path().join("a.out")).unwrap_or_default();
+        let left = begun.iter().filter(|byte| **byte == 0).count();
+        assert!(begun.is_empty() || left > 0, "it is complete");
+    }
+
     /// A compressed copy may take an eighth.
     #[test]
     fn the_disks_of_a_vm_need_room_together_and_less_where_they_are_compressed() {

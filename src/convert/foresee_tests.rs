@@ -10,6 +10,7 @@ use crate::demo::WinVersion;
 use crate::disk::detect::Format;
 use crate::domain::Emit;
 use crate::drivers::media::{MediaError, MediaFile, Memory};
+use crate::guest::FsKind;
 use crate::inspect::fake::FakeGuest;
 use crate::inspect::{InspectOptions, inspect};
 use crate::testing::{MemoryGuest, media as drivers};
@@ -56,6 +57,8 @@ struct World {
     media: Memory,
     dir: tempfile::TempDir,
     free: Option<u64>,
+    /// What else of the guest is not as the demo has it.
+    change: fn(&mut FakeGuest),
 }
 
 impl World {
@@ -65,6 +68,7 @@ impl World {
             media: drivers(),
             dir: tempfile::tempdir().unwrap(),
             free: None,
+            change: |_| {},
         };
         for path in world.disks() {
             std::fs::write(path, vec![0; 1 << 20]).unwrap();
@@ -96,6 +100,7 @@ impl World {
             let mut guest: FakeGuest = guest.clone();
             let system = survey.inspection.windows.as_ref().unwrap().system_volume;
             guest.free = self.free.map(|free| (system, free));
+            (self.change)(&mut guest);
             then(&Seen {
                 survey,
                 guest: &guest,
@@ -262,6 +267,53 @@ fn what_lies_outside_of_the_guest_blocks_its_plan_too() {
     job.output.folder = Some("/proc/vm-kvm".into());
     let failed = world.foresee(&job).1.unwrap();
     assert_eq!(failed.blockers[0].code, "output-space");
+}
+
+/// The index of the EFI system partition of the demo.
+const ESP: u32 = 1;
+
+/// Its writer would refuse that volume in the middle of the fix.
+#[test]
+fn the_state_of_a_volume_beside_that_of_windows_can_stop_the_plan() {
+    let mut world = World::new();
+    // What is missing is written there.
+    world.guest.without("bootx64.efi");
+    let is_unsafe = |world: &World, force: bool| {
+        let codes = world.codes(|job| job.source.access.inspect.force_dirty = force);
+        codes.contains(&"volume-unsafe".to_owned())
+    };
+    world.change = |guest| guest.volume_mut(ESP).kind = FsKind::Ntfs;
+    assert!(!is_unsafe(&world, false));
+    world.change = |guest| {
+        let esp = guest.volume_mut(ESP);
+        (esp.kind, esp.state.dirty) = (FsKind::Ntfs, true);
+    };
+    assert!(is_unsafe(&world, false) && !is_unsafe(&world, true));
+}
+
+/// How much room the fix needs is then not known.
+#[test]
+fn an_error_of_what_the_fix_needs_ends_the_plan() {
+    let world = World::new();
+    let job = world.job();
+    let outside = world.seen(&job, |seen| {
+        let windows = seen.survey.inspection.windows.as_ref().unwrap();
+        let (draft, basis) = prepare::draft(
+            seen.survey,
+            seen.guest,
+            &world.media,
+            &Catalogue::builtin(),
+            (
+                options(&job, seen.survey, windows),
+                &preferences(&job, seen.survey),
+            ),
+        )
+        .unwrap();
+        let needs = || Err(Error::failed("looking for a file"));
+        outside(&job, seen, (&draft, &basis), (needs(), Ok(()))).unwrap()
+    });
+    assert_eq!(outside.limits, []);
+    assert_eq!(outside.failed.unwrap().message, "looking for a file");
 }
 
 /// A disk of the source that only the copy would open, or that cannot stay where it is.

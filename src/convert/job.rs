@@ -238,6 +238,28 @@ mod tests {
         }
     }
 
+    /// Its drivers may be known to the user only.
+    #[test]
+    fn a_driver_of_the_users_own_catalogue_makes_a_directory_a_driver_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let (media, config) = (dir.path().join("media"), dir.path().join("own.yaml"));
+        std::fs::create_dir(&media).unwrap();
+        std::fs::write(media.join("owndisk.inf"), "[Version]\n").unwrap();
+        let text = "drivers:\n  - { name: owndisk, role: other, folders: [owndisk], inf: [owndisk.inf] }\n";
+        std::fs::write(&config, text).unwrap();
+        let mut job = job(&["/a.raw".into()], Path::new("/out"));
+        job.drivers.media = Some(media);
+        let error = job.drivers.media().map(drop).unwrap_err();
+        assert!(
+            error.message.contains("no virtio-win driver source"),
+            "{error}"
+        );
+        job.drivers.config = vec![config];
+        let files = job.drivers.media().unwrap().files().len();
+        assert_eq!(files, 1);
+        assert!(job.drivers.media_if_named().unwrap().is_some());
+    }
+
     #[test]
     fn drivers_are_asked_for_where_none_were_named() {
         let mut job = job(&["/a.raw".into()], Path::new("/out"));

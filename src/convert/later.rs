@@ -224,6 +224,8 @@ pub(super) fn images(disks: &VmDisks) -> Vec<Image> {
 mod tests {
     use super::super::testing::job;
     use super::*;
+    use crate::disk::remote;
+    use crate::disk::testing::Served;
 
     #[test]
     fn a_disk_stands_on_its_source_only_with_copy_later() {
@@ -257,6 +259,32 @@ mod tests {
             let codes: Vec<_> = blocked.iter().map(|b| b.code.as_str()).collect();
             assert_eq!(codes, ["copy-later"][..usize::from(later)], "{method:?}");
         }
+    }
+
+    /// A VM cannot start while its source is out of reach, wherever that is among its disks.
+    #[test]
+    fn a_disk_on_the_wire_is_a_warning_of_a_vm_that_stays_on_its_source() {
+        let (host, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let open = |path: &Path| Image::open_info(path, Some("raw"), &[]).unwrap();
+        let local = host.path().join("disk.raw");
+        std::fs::write(&local, vec![1; 1 << 20]).unwrap();
+        let root = here.path().canonicalize().unwrap();
+        remote::register_root(&root, "ssh://host");
+        let path = root.join("disk.raw");
+        let placeholder = std::fs::File::create(&path).unwrap();
+        remote::register(&placeholder, Served::new(&local), false).unwrap();
+        let images = [open(&local), open(&path)];
+        let mut job = job(std::slice::from_ref(&path), host.path());
+        for (method, wanted) in [
+            (Copying::Now, &[][..]),
+            (Copying::InPlace, &[]),
+            (Copying::Later, &[WARNING, later::ON_WIRE]),
+        ] {
+            job.copy.method = method;
+            assert_eq!(warnings(&job, &images), wanted, "{method:?}");
+        }
+        let said = warnings(&job, &images[..1]);
+        assert!(!said.iter().any(|warning| warning == later::ON_WIRE));
     }
 
     /// A socket has its place beside the overlay, and its name a limit.

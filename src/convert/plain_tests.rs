@@ -48,7 +48,7 @@ pub(super) fn fixed<T>(
     let (mut session, survey) = run.inspect().unwrap();
     let opening = run.open_overlays(&session, &survey.inspection).unwrap();
     let media = job.drivers.media().unwrap();
-    let saver = run.saver();
+    let saver = run.resumed.is_none().then(|| run.saver());
     let seen = Seen {
         survey: &survey,
         guest: &session.reader(),
@@ -56,7 +56,7 @@ pub(super) fn fixed<T>(
         disks: &run.disks,
         engine: session.engine,
         target: run.folder.target(),
-        saver: Some(&saver),
+        saver: saver.as_ref(),
         has: &all,
     };
     let catalogue = job.drivers.catalogue().unwrap();
@@ -71,7 +71,10 @@ pub(super) fn fixed<T>(
         backups,
         media: &prepared.basis.media(media.as_ref()),
     };
-    let fixed = fixing.fix(session, survey);
+    let fixed = match &run.resumed {
+        Some(resumed) => fixing.fixed_before(session, survey, resumed),
+        None => fixing.fix(session, survey),
+    };
     then(run, prepared, fixed)
 }
 
@@ -272,7 +275,8 @@ fn a_conversion_without_any_program_copies_what_was_fixed_and_says_all_of_it() {
     assert_eq!((report.transport, report.sync.is_none()), ("file", true));
     let timings = &report.timings;
     let steps = timings.inspect_s + timings.fix_s + timings.copy_s;
-    assert!(timings.fix_s > 0.0 && timings.copy_s > 0.0 && timings.total_s >= steps);
+    let shortest = timings.inspect_s.min(timings.fix_s).min(timings.copy_s);
+    assert!(shortest > 0.0 && timings.total_s >= steps, "{timings:?}");
     let whole = SIZE + data().len() as u64;
     let bytes = &report.bytes;
     assert_eq!(bytes.virtual_size, whole);

@@ -3,21 +3,29 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::devices::Devices;
+use super::foresee::is_there;
 use super::in_place::restore;
 use super::job::Copying;
 use super::plain_tests::{
     LOADER, MANAGER, all, fixed, interrupted, open, read, same_files, without_loader,
 };
-use super::testing::{Plain, SIZE, data, names, ui};
+use super::testing::{Plain, SIZE, data, names, spec, ui};
 use super::*;
 use crate::block::{BlockRead, FileDisk};
 use crate::demo::Role;
+use crate::demo::bitlocker::{self, Lock, Reserved};
 use crate::disk::device::Device;
 use crate::disk::{Image, stand_in};
 use crate::domain::DiskFormat;
 use crate::fix::journal::{FILE_NAME, Journal, State};
+use crate::guest::fve::cipher::Method;
+use crate::guest::keys::Keys;
+use crate::guest::{DiskId, FsKind};
+use crate::session::Access;
+use crate::tool::host;
 
 fn split() -> Plain {
     Plain::split(|guest| guest.without("bootx64.efi"))
@@ -164,6 +172,82 @@ fn no_disk_of_the_source_changes_while_it_is_planned_or_before_it_is_written() {
     );
     assert!(error.to_string().contains("data.raw"), "{error}");
     assert!(!has_loader(&lab.windows()));
+}
+
+/// The preview shows a name that is no text with a substitute; libhivex cannot read it.
+#[test]
+fn a_plan_whose_hive_cannot_be_edited_ends_as_its_conversion_would() {
+    let lab = Plain::with(|guest| {
+        let service = r"ControlSet001\Services\vioscsi";
+        guest.system.dword(service, "Start", 4);
+        guest.system.dword(service, "\u{4e2d}\u{6587}", 1);
+        guest.damage = Some(|hive| {
+            let name = [0x2d, 0x4e, 0x87, 0x65];
+            let at = hive.windows(4).position(|bytes| bytes == name).unwrap();
+            // Half of a pair.
+            hive[at..at + 2].copy_from_slice(&[0x00, 0xd8]);
+        });
+    });
+    let job = lab.job();
+    let planned = plan_job(&job, &ui(), &all).map(drop).unwrap_err();
+    let converted = convert_job(&job, &ui(), &all).map(drop).unwrap_err();
+    let kind = match is_there(host::LIBHIVEX) {
+        true => ErrorKind::Failed,
+        false => ErrorKind::MissingTool,
+    };
+    for error in [planned, converted] {
+        let said = format!("{error} {}", error.causes().join(" "));
+        assert_eq!(
+            (error.kind, said.contains("libhivex")),
+            (kind, true),
+            "{said}"
+        );
+    }
+}
+
+/// Which parts of it are free is known only to who can read it.
+#[test]
+fn an_encrypted_volume_is_trimmed_with_the_keys_of_its_disk() {
+    let lab = Plain::new();
+    let windows = spec().partition(Role::Windows).unwrap();
+    let (start, size) = (windows.start, windows.size);
+    let at = |eighths: u64| size / 8 * eighths / (1 << 20) * (1 << 20);
+    let places = Reserved {
+        copies: [5, 6, 7].map(at),
+        moved: at(4),
+    };
+    let (guid, key) = ([5; 16], [9; 32]);
+    let method = bitlocker::Spec::new(Method::XtsAes128, &[Lock::StartupKey { guid, key }], places);
+    let path = lab.path("encrypted.raw");
+    fs::copy(lab.windows(), &path).unwrap();
+    let plain: Arc<dyn BlockRead> = Arc::new(FileDisk::open(&lab.windows()).unwrap());
+    let disk = FileDisk::open_rw(&path).unwrap();
+    bitlocker::encrypt(&plain, &disk, start, size, &method).unwrap();
+    drop(disk);
+    let file = lab.path("key.bek");
+    fs::write(&file, bitlocker::startup_key_file(guid, &key)).unwrap();
+    let (keys, _) = Keys::parse(&[format!("all:file:{}", file.display())]).unwrap();
+    for (name, keys, kind, files) in [
+        ("without", Keys::default(), FsKind::Bitlocker, 0),
+        ("with", keys, FsKind::Ntfs, 1),
+    ] {
+        let access = Access {
+            keys,
+            ..Access::default()
+        };
+        let source = access.disk(DiskId::ONLY, &path, Some("raw")).unwrap();
+        let overlay = lab.path(&format!("{name}.qcow2"));
+        let trimmed = copy::trimmed_overlay(&source, &overlay).unwrap().1;
+        let mut volumes = trimmed.volumes.iter();
+        let volume = volumes.find(|v| v.partition == windows.index).unwrap();
+        let found = (volume.filesystem, volume.files.len());
+        assert_eq!(found, (kind, files), "{name}: {volume:?}");
+        assert_eq!(
+            volume.freed_bytes > 1 << 20,
+            files == 1,
+            "{name}: {volume:?}"
+        );
+    }
 }
 
 /// Without `--resume` the next run removes it.

@@ -387,5 +387,10 @@ fn the_record_of_a_copy_of_several_disks_is_durable_once_something_is_recorded()
             "{disks} {verify}: {record}"
         );
         assert_eq!(record["disks"].as_array().unwrap().len(), disks);
+        // What is continued once may be needed after a restart of the host.
+        job.output.resume = true;
+        interrupted(&job);
+        let record = json(&partial.join(".work/resume.json"));
+        assert!(record["boot"].is_null(), "{disks} {verify}: {record}");
     }
 }
