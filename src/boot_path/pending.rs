@@ -240,32 +240,25 @@ mod tests {
     #[test]
     fn the_rest_of_the_list_stays() {
         let temp = "\\??\\C:\\Temp\\a.tmp";
-        let (hive, path) = pending(&[temp, "", FILE, "", temp, "\\??\\C:\\b"]);
-        let view = HiveView::new(&hive).unwrap();
-        let found = Pending::read(&view, &ControlSet::new(1)).unwrap();
-        let rest = [temp, "", temp, "\\??\\C:\\b"].map(str::to_string).to_vec();
-        assert_eq!(
-            found.without(&ControlSet::new(1), &[path]),
-            [RegOp::set(
-                "ControlSet001\\Control\\Session Manager",
-                VALUES[0],
-                RegData::MultiSz(rest)
-            )]
-        );
+        let (b, moved) = ("\\??\\C:\\b", "\\??\\C:\\Temp\\old.sys");
         // Moved away it is gone as well.
-        let moved = "\\??\\C:\\Temp\\old.sys";
-        let (hive, path) = pending(&[temp, "", FILE, moved]);
-        let view = HiveView::new(&hive).unwrap();
-        let found = Pending::read(&view, &ControlSet::new(1)).unwrap();
-        let rest = [temp, ""].map(str::to_string).to_vec();
-        assert_eq!(
-            found.without(&ControlSet::new(1), &[path]),
-            [RegOp::set(
-                "ControlSet001\\Control\\Session Manager",
-                VALUES[0],
-                RegData::MultiSz(rest)
-            )]
-        );
+        for (list, rest) in [
+            (&[temp, "", FILE, "", temp, b][..], &[temp, "", temp, b][..]),
+            (&[temp, "", FILE, moved], &[temp, ""]),
+        ] {
+            let (hive, path) = pending(list);
+            let view = HiveView::new(&hive).unwrap();
+            let found = Pending::read(&view, &ControlSet::new(1)).unwrap();
+            let rest = rest.iter().map(ToString::to_string).collect();
+            assert_eq!(
+                found.without(&ControlSet::new(1), &[path]),
+                [RegOp::set(
+                    "ControlSet001\\Control\\Session Manager",
+                    VALUES[0],
+                    RegData::MultiSz(rest)
+                )]
+            );
+        }
         let (hive, path) = pending(&[FILE, ""]);
         let view = HiveView::new(&hive).unwrap();
         let found = Pending::read(&view, &ControlSet::new(1)).unwrap();

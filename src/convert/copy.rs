@@ -360,10 +360,14 @@ fn options(job: &Job) -> CopyOptions {
 fn unchanged(disks: &[DiskCopy]) -> Result<(), Failure> {
     let mut images = disks.iter().map(|disk| &disk.image);
     let looked = images.try_for_each(Image::check_unchanged);
-    looked.map_err(|error| Failure {
+    looked.map_err(changed)
+}
+
+fn changed(error: ImageError) -> Failure {
+    Failure {
         can_be_resumed: matches!(error, ImageError::Unreachable { .. }),
         error: error.into(),
-    })
+    }
 }
 
 /// Keeps the partial directory if a later run can use it, and adds that to the error.
@@ -547,6 +551,9 @@ mod tests {
 
     #[test]
     fn a_source_that_has_changed_is_no_copy_to_continue() {
+        let (path, what) = (PathBuf::from("a"), String::new());
+        let lost = ImageError::Unreachable { path, what };
+        assert!(changed(lost).can_be_resumed, "the copy itself is whole");
         let dir = tempfile::tempdir().unwrap();
         let paths = ["a", "b"].map(|name| dir.path().join(name));
         for path in &paths {

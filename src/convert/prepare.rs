@@ -296,6 +296,7 @@ mod tests {
     use crate::drivers::media::Memory;
     use crate::error::ErrorKind;
     use crate::guest::DiskId;
+    use crate::inspect::{Finding, Severity};
     use crate::testing::{self, MemoryGuest, media};
 
     /// QEMU's SATA and IDE disks have sectors of 512 bytes; the boot files may lie on another disk.
@@ -356,60 +357,56 @@ mod tests {
         assert!(draft.warnings.iter().any(said), "{:?}", draft.warnings);
     }
 
+    fn dirty() -> Finding {
+        Finding {
+            id: "volume-dirty",
+            severity: Severity::Blocker,
+            message: "m".into(),
+            remedy: "r".into(),
+            evidence: String::new(),
+        }
+    }
+
+    fn codes(error: Error) -> Vec<String> {
+        let blockers = error.blockers.into_iter();
+        blockers.map(|blocker| blocker.code.to_string()).collect()
+    }
+
     /// The user repairs all of it before the next attempt.
     #[test]
     fn drivers_that_are_missing_are_refused_together_with_what_was_found_on_the_disk() {
-        use crate::inspect::{Finding, Severity};
         let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
         let options = testing::options(Some(DiskBus::Sata));
         MemoryGuest::new(WinVersion::Win10).look(&[], |fake, survey| {
             let mut survey = survey.clone();
             let none = Memory::new([]);
-            let refused = |survey: &Survey| -> Vec<_> {
+            let refused = |survey: &Survey| {
                 let made = draft(survey, fake, &none, &catalogue, (options, &wishes));
                 let error = made.map(drop).unwrap_err();
                 assert_eq!(error.kind, ErrorKind::Refused);
-                let blockers = error.blockers.into_iter();
-                blockers.map(|blocker| blocker.code.to_string()).collect()
+                codes(error)
             };
             let missing = refused(&survey);
             assert_eq!(missing.len(), 1);
-            survey.inspection.findings.push(Finding {
-                id: "volume-dirty",
-                severity: Severity::Blocker,
-                message: "m".into(),
-                remedy: "r".into(),
-                evidence: String::new(),
-            });
+            survey.inspection.findings.push(dirty());
             assert_eq!(refused(&survey), ["volume-dirty", &missing[0]]);
         });
     }
 
-    /// A file of that name in the guest is compared byte for byte.
     #[test]
     fn a_disk_without_windows_is_refused_with_what_was_found_on_it() {
-        use crate::inspect::{Finding, Severity};
         MemoryGuest::new(WinVersion::Win10).look(&[], |_, survey| {
             assert!(windows_or_refuse(survey).is_ok());
             let mut survey = survey.clone();
-            let codes = |survey: &Survey| -> Vec<_> {
-                let error = windows_or_refuse(survey).map(drop).unwrap_err();
-                let blockers = error.blockers.into_iter();
-                blockers.map(|blocker| blocker.code.to_string()).collect()
-            };
+            let refused = |survey: &Survey| codes(windows_or_refuse(survey).map(drop).unwrap_err());
             survey.hives = None;
-            assert_eq!(codes(&survey), ["no-windows"]);
-            survey.inspection.findings.push(Finding {
-                id: "volume-dirty",
-                severity: Severity::Blocker,
-                message: "m".into(),
-                remedy: "r".into(),
-                evidence: String::new(),
-            });
-            assert_eq!(codes(&survey), ["volume-dirty"]);
+            assert_eq!(refused(&survey), ["no-windows"]);
+            survey.inspection.findings.push(dirty());
+            assert_eq!(refused(&survey), ["volume-dirty"]);
         });
     }
 
+    /// A file of that name in the guest is compared byte for byte.
     #[test]
     fn a_file_of_the_guest_is_the_drivers_only_where_its_contents_are() {
         let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));

@@ -24,15 +24,19 @@ fn an_architecture_may_have_its_other_name() {
 #[test]
 fn a_directory_with_too_few_parts_is_none() {
     let w10 = target(10, 0, 19045, false, Arch::Amd64);
-    let files = virtio_win::files(Layout::Iso, &image).into_iter();
-    let files = files.filter_map(|(path, bytes)| {
-        let name = path.strip_prefix("viostor/w10/amd64/")?;
-        Some((format!("w10/amd64/{name}"), bytes))
-    });
-    let files: Vec<_> = files.collect();
-    assert!(!files.is_empty());
-    let error = select(&Memory::new(files), &Catalogue::builtin(), &w10).unwrap_err();
-    assert_eq!(error.code(), "driver-missing");
+    let catalogue = Catalogue::builtin();
+    for (folder, found) in [("amd64/w10", true), ("w10/amd64", false), ("amd64", false)] {
+        // All drivers of this Windows in one directory.
+        let files = virtio_win::files(Layout::Iso, &image).into_iter();
+        let files = files.filter_map(|(path, bytes)| {
+            let (_, name) = path.split_once("/w10/amd64/")?;
+            Some((format!("{folder}/{name}"), bytes))
+        });
+        let set = select(&Memory::new(files), &catalogue, &w10);
+        assert_eq!(set.is_ok(), found, "{folder}");
+        let code = set.err().map(|error| error.code());
+        assert_eq!(code, (!found).then_some("driver-missing"), "{folder}");
+    }
 }
 
 #[test]

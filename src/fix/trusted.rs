@@ -292,6 +292,7 @@ mod tests {
                 .is_missing()
         );
         assert!(trusted.is_at(&folder) && !trusted.is_at(dir.path()));
+        assert!(!trusted.is_at(&dir.path().join("gone")));
     }
 
     #[test]

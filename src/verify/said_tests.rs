@@ -40,6 +40,21 @@ fn a_fault_is_told_once_with_every_controller_that_has_it() {
     );
 }
 
+/// The disk is behind VirtIO; the class of the old controllers is not on the way to it.
+#[test]
+fn a_dead_filter_of_a_class_that_no_disk_needs_stops_nothing() {
+    const HDC: &str = "{4d36e96a-e325-11ce-bfc1-08002be10318}";
+    let mut guest = converted(Win10);
+    let key = format!("{SET}\\Control\\Class\\{HDC}");
+    let names = RegData::MultiSz(vec!["gone".into()]);
+    guest.system.set(&key, "UpperFilters", names);
+    for (controller, fine) in [(DiskBus::VirtioBlk, true), (DiskBus::Sata, false)] {
+        let checks = guest.verify(&[controller]);
+        let check = checks.iter().find(|check| check.id == "class-filters");
+        assert_eq!(check.unwrap().ok, fine, "{controller:?}");
+    }
+}
+
 #[test]
 fn device_filters_are_told_with_their_device_and_only_dead_ones() {
     let filter = |guest: &mut MemoryGuest, n: usize, name: &str| {
