@@ -33,7 +33,6 @@ use crate::session::{Access, Opened, SourceMachine};
 use crate::source::{self, SourceKind, SourceVm, mirror};
 use crate::transfer::Pace;
 use crate::types::DiskBus;
-use crate::wire::Transport;
 
 use super::confine::{self, Writes};
 use super::values::{
@@ -285,9 +284,9 @@ impl SourceArgs {
         let options = source::Options {
             ovf_configuration: self.ovf_configuration.clone(),
         };
-        let opened = match mirror::transport(&path) {
-            Transport::Nbd | Transport::Command => Ok(source::export(&path)),
-            _ => source::open_with(&path, &options),
+        let opened = match mirror::transport(&path).is_export() {
+            true => Ok(source::export(&path)),
+            false => source::open_with(&path, &options),
         };
         let mut vm = opened.map_err(|e| {
             let shown = self.source.display();

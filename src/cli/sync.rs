@@ -9,7 +9,6 @@ use crate::disk::remote;
 use crate::error::{Error, Result};
 use crate::source::{self, mirror};
 use crate::ui::{Ui, bytes};
-use crate::wire::Transport;
 
 use super::again;
 use super::confine::{self, Writes};
@@ -49,9 +48,9 @@ pub fn run(args: &SyncArgs, ui: &Ui) -> Result<()> {
         folder: folder.parent(),
         there: Vec::new(),
     })?;
-    let vm = match mirror::transport(&path) {
-        Transport::Nbd | Transport::Command => Ok(source::export(&path)),
-        _ => source::open(&path),
+    let vm = match mirror::transport(&path).is_export() {
+        true => Ok(source::export(&path)),
+        false => source::open(&path),
     };
     let vm = vm.map_err(|e| {
         let hint = e.hint();

@@ -130,10 +130,10 @@ pub(super) fn keep(run: &Run<'_>, disks: Vec<Disk>) -> Result<(Vec<domain::Disk>
     for (i, mut disk) in disks.into_iter().enumerate() {
         let file = job.file_name(i);
         let path = folder.path().join(&file);
-        let mut levels = chain::levels(&disk.image).map_err(|blocker| {
+        let levels = chain::levels(&disk.image).map_err(|blocker| {
             Error::refused("the source cannot stay where it is", vec![*blocker])
         })?;
-        put_sockets(&mut levels, &folder.target().join(&file))?;
+        let levels = reached(levels, folder, &file)?;
         disk.image = put(folder, &disk.image, &path, i)?;
         let left = holes::left(&disk.image)?;
         if let Some(top) = levels.first() {
@@ -160,6 +160,12 @@ pub(super) fn keep(run: &Run<'_>, disks: Vec<Disk>) -> Result<(Vec<domain::Disk>
         ),
     );
     Ok((targets, bytes))
+}
+
+/// The levels below an overlay with their sockets, beside its place in the finished result.
+fn reached(mut levels: Vec<Level>, folder: &OutputFolder, file: &str) -> Result<Vec<Level>> {
+    put_sockets(&mut levels, &folder.target().join(file))?;
+    Ok(levels)
 }
 
 /// Counts a disk of this size, of which `left` bytes stay on the source.
@@ -222,6 +228,7 @@ pub(super) fn images(disks: &VmDisks) -> Vec<Image> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::output::FolderOptions;
     use super::super::testing::job;
     use super::*;
     use crate::disk::remote;
@@ -320,6 +327,14 @@ mod tests {
                 assert!(wire.socket.starts_with("/out") && wire.format == "raw");
             }
         }
+        // The partial directory will have another name.
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let folder = OutputFolder::create(&target, &FolderOptions::default()).unwrap();
+        assert_ne!(folder.path(), target);
+        let levels = reached(vec![level(true)], &folder, "vm.qcow2").unwrap();
+        let below = record::backing(&levels);
+        assert!(below[0].socket && below[0].path.parent() == Some(&target));
     }
 
     /// A hole of an overlay takes nothing.

@@ -39,6 +39,14 @@ impl Transport {
             Self::Command => "command",
         }
     }
+
+    /// Whether NBD provides the disk: it is no file, and has no links.
+    pub(crate) fn is_export(self) -> bool {
+        match self {
+            Self::Nbd | Self::Command => true,
+            Self::File | Self::Ssh | Self::Https => false,
+        }
+    }
 }
 
 /// A file or an export on another host.
@@ -549,6 +557,15 @@ mod tests {
 
     fn parse(text: &str) -> Location {
         Location::parse(text).unwrap().unwrap()
+    }
+
+    /// Such a disk is asked for its dirty bitmap, and never taken for a file that does not change.
+    #[test]
+    fn exports_are_those_of_nbd_servers_here_and_there() {
+        use Transport::{Command, File, Https, Nbd, Ssh};
+        let exports = [File, Ssh, Https, Nbd, Command].map(Transport::is_export);
+        assert_eq!(exports, [false, false, false, true, true]);
+        assert!(parse("nbds://h").transport().is_export());
     }
 
     #[test]

@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::source::mirror;
 use crate::tool::qemu_img;
 use crate::transfer::Extents;
-use crate::wire::Transport;
 
 /// Granularity for the map of a large image.
 const GRAIN: u64 = 64 << 10;
@@ -74,10 +73,7 @@ pub(super) fn export(image: &Image) -> Option<Arc<dyn RemoteFile>> {
     let [level] = image.levels() else { return None };
     let [held] = level.held() else { return None };
     let file = held.remote()?.file();
-    let nbd = matches!(
-        mirror::transport(&level.path),
-        Transport::Nbd | Transport::Command
-    );
+    let nbd = mirror::transport(&level.path).is_export();
     nbd.then(|| file.clone())
 }
 

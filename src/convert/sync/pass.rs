@@ -155,10 +155,7 @@ fn open(order: &Order, disk: &SourceDisk) -> Result<Frozen> {
         );
     }
     let format = order.format.as_deref().or(disk.format.as_deref());
-    if matches!(
-        mirror::transport(&disk.path),
-        Transport::Nbd | Transport::Command
-    ) {
+    if mirror::transport(&disk.path).is_export() {
         let image = Image::open_info(&disk.path, format, &order.allow_backing)?;
         return Ok(Frozen {
             growing: None,

@@ -207,7 +207,6 @@ pub struct DriverInf {
     pub class_guid: String,
     pub driver_ver: DriverVer,
     pub catalog: Option<String>,
-    pub pnp_lockdown: bool,
     pub models: Vec<Model>,
     pub installs: Vec<Install>,
     /// Every file of `SourceDisksFiles` for this architecture, sorted.
@@ -291,7 +290,6 @@ impl Reader<'_> {
             driver_ver: DriverVer::parse(driver_ver.value(0), driver_ver.value(1))
                 .ok_or_else(|| bad("DriverVer", driver_ver.value(0)))?,
             catalog: self.catalog(version),
-            pnp_lockdown: version.get("PnpLockdown") == Some("1"),
             models,
             installs,
             source_files: self.source_files(),

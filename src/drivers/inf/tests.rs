@@ -22,7 +22,6 @@ fn a_storage_driver() {
     assert_eq!(inf.catalog.as_deref(), Some("viostor.cat"));
     assert_eq!(inf.driver_ver.version, [100, 101, 104, 27100]);
     assert_eq!(inf.source_files, ["viostor.sys"]);
-    assert!(inf.pnp_lockdown);
     let ids: Vec<&str> = inf
         .models
         .iter()

@@ -30,7 +30,7 @@ use crate::block::Window;
 use crate::disk::compose::{Composed, Piece};
 use crate::disk::remote::{self, ReadAt, Remote, RemoteFile};
 use crate::disk::{detect, vmdk};
-use crate::wire::{Listed, Location, Transport, WireError};
+use crate::wire::{Listed, Location, WireError};
 
 pub(crate) use host::Host;
 use host::Lazy;
@@ -75,7 +75,7 @@ impl Mirror {
 
     /// Mirrors the source of the command line, and returns its local path.
     pub(crate) fn source(&mut self, at: &Location) -> Result<PathBuf> {
-        if matches!(at.transport(), Transport::Nbd | Transport::Command) {
+        if at.transport().is_export() {
             return self.export(at);
         }
         let path = self.place(at)?;

@@ -45,7 +45,7 @@ pub(crate) fn open(at: &Location, access: &Access) -> Result<PathBuf, WireError>
     };
     let directory = Scratch::new().map_err(failed)?;
     let root = directory.path().canonicalize().map_err(failed)?;
-    let is_export = matches!(at.transport(), Transport::Nbd | Transport::Command);
+    let is_export = at.transport().is_export();
     if !is_export {
         let url = at.with_path("/").to_string();
         let url = url.split('?').next().unwrap_or_default();
