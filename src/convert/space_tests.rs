@@ -406,53 +406,6 @@ fn free_space_is_counted_on_the_disk_where_the_engine_does_not_tell() {
     });
 }
 
-/// A guest whose map of free space gives this error.
-struct Unknown<'a>(&'a FakeGuest, fn() -> GuestError);
-
-impl GuestRead for Unknown<'_> {
-    fn engine(&self) -> &'static str {
-        self.0.engine()
-    }
-
-    fn volumes(&self) -> &[crate::guest::Volume] {
-        self.0.volumes()
-    }
-
-    fn stat(
-        &self,
-        volume: VolumeId,
-        path: &GuestPath,
-    ) -> Result<Option<crate::guest::FileInfo>, GuestError> {
-        self.0.stat(volume, path)
-    }
-
-    fn list(
-        &self,
-        volume: VolumeId,
-        path: &GuestPath,
-    ) -> Result<Vec<crate::guest::FileInfo>, GuestError> {
-        self.0.list(volume, path)
-    }
-
-    fn free_bytes(&self, _: VolumeId, _: u64) -> Result<Option<u64>, GuestError> {
-        Err(self.1())
-    }
-
-    fn read(&self, volume: VolumeId, path: &GuestPath, limit: u64) -> Result<Vec<u8>, GuestError> {
-        self.0.read(volume, path, limit)
-    }
-
-    fn read_at(
-        &self,
-        volume: VolumeId,
-        path: &GuestPath,
-        offset: u64,
-        len: usize,
-    ) -> Result<Vec<u8>, GuestError> {
-        self.0.read_at(volume, path, offset, len)
-    }
-}
-
 /// Any other error may be one of the disk, which a fix would meet too.
 #[test]
 fn an_unreadable_map_of_free_space_blocks_nothing_and_another_error_is_told() {
@@ -466,9 +419,10 @@ fn an_unreadable_map_of_free_space_blocks_nothing_and_another_error_is_told() {
         reason: "no answer".into(),
     };
     planned(|guest, volume, needs| {
-        let found = in_guest(&needs, &Unknown(guest, unreadable), &[]);
-        assert_eq!(found.unwrap(), []);
-        let error = in_guest(&needs, &Unknown(guest, failed), &[]).unwrap_err();
+        guest.free_error = Some(unreadable);
+        assert_eq!(in_guest(&needs, guest, &[]).unwrap(), []);
+        guest.free_error = Some(failed);
+        let error = in_guest(&needs, guest, &[]).unwrap_err();
         let said = format!("reading the free space of {volume}");
         assert_eq!(error.message, said);
     });

@@ -9,8 +9,8 @@
 use std::io;
 
 use super::headers::{
-    COWD_MAGIC, PARALLELS_BLOCKS_MAGIC, PARALLELS_MAGIC, QED_MAGIC, QedHeader, VDI_SIGNATURE,
-    VHD_COOKIE, VHDX_MAGIC, VMDK_MAGIC, VdiHeader, VhdFooter, VmdkHeader,
+    COWD_MAGIC, PARALLELS_BLOCKS_MAGIC, PARALLELS_MAGIC, QED_MAGIC, QedHeader, VHD_COOKIE,
+    VHDX_MAGIC, VMDK_MAGIC, VdiHeader, VhdFooter, VmdkHeader,
 };
 use super::qcow2;
 use super::remote::ReadAt;
@@ -128,7 +128,7 @@ pub fn detect_bytes(head: &[u8], tail: &[u8]) -> Detected {
         Format::VPC
     } else if at(0, &VHDX_MAGIC) {
         Format::VHDX
-    } else if is_vdi(head) {
+    } else if VdiHeader::of(head).is_some() {
         Format::VDI
     } else if at(0, &QED_MAGIC) {
         Format("qed")
@@ -158,10 +158,6 @@ fn is_descriptor(head: &[u8]) -> bool {
                     [b'v', b'e', b'r', b's', b'i', b'o', b'n', b'=', b'1'..=b'4']
                 )
             })
-}
-
-fn is_vdi(head: &[u8]) -> bool {
-    VdiHeader::padded(head).is_some_and(|header| header.signature == VDI_SIGNATURE)
 }
 
 /// Whether this is a fixed VHD: a raw disk with a footer. QEMU's own probe reads only the first
@@ -224,8 +220,7 @@ pub struct VmdkExtent {
 /// if the sparse header has capacity 0. `None` for a self-contained vmdk.
 pub fn vmdk_descriptor(file: &dyn ReadAt, size: u64) -> io::Result<Option<Vec<u8>>> {
     let head = head(file, size)?;
-    let sparse = VmdkHeader::padded(&head).filter(|header| header.magic == VMDK_MAGIC);
-    let text = match sparse {
+    let text = match VmdkHeader::of(&head) {
         _ if is_descriptor(&head) => head,
         Some(header) if header.capacity == 0 => {
             let start = header.descriptor.saturating_mul(512);

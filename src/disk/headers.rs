@@ -9,9 +9,9 @@ use uuid::Uuid;
 use crate::bytes::{Be, layout};
 
 pub(super) const VHD_COOKIE: [u8; 8] = *b"conectix";
-pub(super) const VHD_SPARSE_COOKIE: [u8; 8] = *b"cxsparse";
+const VHD_SPARSE_COOKIE: [u8; 8] = *b"cxsparse";
 pub(super) const VHDX_MAGIC: [u8; 8] = *b"vhdxfile";
-pub(super) const VDI_SIGNATURE: u32 = 0xbeda_107f;
+const VDI_SIGNATURE: u32 = 0xbeda_107f;
 pub(super) const VMDK_MAGIC: [u8; 4] = *b"KDMV";
 pub(super) const COWD_MAGIC: [u8; 4] = *b"COWD";
 pub(super) const SE_SPARSE_MAGIC: u64 = 0xcafe_babe;
@@ -295,5 +295,26 @@ layout! {
         28 => block: u32,
         /// Entries of the table.
         32 => entries: u32,
+    }
+}
+
+impl VhdDynamic {
+    /// Parses the header, whose end may be missing; `None` for anything else.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        Self::padded(bytes).filter(|header| header.cookie == VHD_SPARSE_COOKIE)
+    }
+}
+
+impl VdiHeader {
+    /// Parses the header, whose end may be missing; `None` for another file.
+    pub fn of(head: &[u8]) -> Option<Self> {
+        Self::padded(head).filter(|header| header.signature == VDI_SIGNATURE)
+    }
+}
+
+impl VmdkHeader {
+    /// Parses the header, whose end may be missing; `None` for another file.
+    pub fn of(head: &[u8]) -> Option<Self> {
+        Self::padded(head).filter(|header| header.magic == VMDK_MAGIC)
     }
 }

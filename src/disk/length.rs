@@ -18,9 +18,8 @@ use uuid::{Uuid, uuid};
 use super::detect::{Format, VHD_FIXED, VmdkExtent, read_up_to, vhd_footer};
 use super::headers::{
     COWD_MAGIC, CowdHeader, PARALLELS_BLOCKS_MAGIC, ParallelsHeader, QcowHeader, QedHeader,
-    SE_SPARSE_MAGIC, SeSparseHeader, VHD_SPARSE_COOKIE, VHDX_ENTRIES, VHDX_MAGIC, VMDK_MAGIC,
-    VdiHeader, VhdDynamic, VhdFooter, VhdxMetadata, VhdxMetadataTable, VhdxRegion, VhdxRegionTable,
-    VmdkHeader, VmdkMarker,
+    SE_SPARSE_MAGIC, SeSparseHeader, VHDX_ENTRIES, VHDX_MAGIC, VdiHeader, VhdDynamic, VhdFooter,
+    VhdxMetadata, VhdxMetadataTable, VhdxRegion, VhdxRegionTable, VmdkHeader, VmdkMarker,
 };
 use super::qcow2::{EXTENDED_L2, EXTERNAL_DATA, Header, OFFSET, Packed, SUBCLUSTERS, ZERO};
 use super::remote::ReadAt;
@@ -400,8 +399,7 @@ fn vhd(input: &Input) -> io::Result<Option<u64>> {
         return Ok(None);
     };
     let header_at = head.dynamic.0;
-    let header = VhdDynamic::padded(&input.read(header_at, VhdDynamic::LEN)?);
-    let Some(header) = header.filter(|header| header.cookie == VHD_SPARSE_COOKIE) else {
+    let Some(header) = VhdDynamic::of(&input.read(header_at, VhdDynamic::LEN)?) else {
         let header_end = header_at.saturating_add(VhdDynamic::LEN as u64);
         return Ok(Some(header_end.saturating_add(FOOTER)));
     };
@@ -552,14 +550,13 @@ fn sparse_vmdk(input: &Input) -> io::Result<Option<u64>> {
         };
         return grains.end(input);
     }
-    let hosted = |head: &[u8]| VmdkHeader::padded(head).filter(|h| h.magic == VMDK_MAGIC);
-    let Some(mut header) = hosted(&head) else {
+    let Some(mut header) = VmdkHeader::of(&head) else {
         return Ok(None);
     };
     if header.directory == AT_END {
         // The footer has the same header with the offset of the directory.
         let footer = input.read(input.size.saturating_sub(1024), VmdkHeader::LEN)?;
-        match hosted(&footer) {
+        match VmdkHeader::of(&footer) {
             Some(footer) => header = footer,
             None => return stream_end(input, header.overhead).map(Some),
         }

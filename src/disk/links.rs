@@ -23,8 +23,7 @@ use uuid::{Uuid, uuid};
 
 use super::detect::{self, VHD_DIFFERENCING, read_up_to, vhd_footer};
 use super::headers::{
-    VDI_SIGNATURE, VHD_SPARSE_COOKIE, VHDX_MAGIC, VdiHeader, VhdDynamic, VhdFooter, VhdxHeader,
-    VhdxLocator, VhdxLocatorEntry,
+    VHDX_MAGIC, VdiHeader, VhdDynamic, VhdFooter, VhdxHeader, VhdxLocator, VhdxLocatorEntry,
 };
 use super::length;
 use super::remote::{self, ReadAt};
@@ -159,19 +158,19 @@ fn candidate(path: &Path, meta: &Metadata) -> Option<Candidate> {
 fn read_links(file: &dyn ReadAt, size: u64, path: &Path, found: &mut Candidate) -> io::Result<()> {
     let head = read_up_to(file, 0, 4096, size)?;
     let some = |id: [u8; 16]| Some(id).filter(|id| *id != [0; 16]);
-    let vdi = VdiHeader::padded(&head).filter(|header| header.signature == VDI_SIGNATURE);
     if let Some(bytes) = detect::backing_name(file, size)? {
         found.parents = backing_names(&bytes);
     } else if head.starts_with(&VHDX_MAGIC) {
         vhdx_links(file, size, found)?;
-    } else if let Some(header) = vdi {
+    } else if let Some(header) = VdiHeader::of(&head) {
         found.id = some(header.id);
         found.parent_ids.extend(some(header.parent_id));
     } else if let Some(footer) = vhd_footer(&head) {
         found.id = some(footer.id);
         let header = read_up_to(file, footer.dynamic.0, VhdDynamic::LEN, size)?;
-        let header = VhdDynamic::padded(&header).filter(|h| h.cookie == VHD_SPARSE_COOKIE);
-        if let Some(header) = header.filter(|_| footer.kind.0 == VHD_DIFFERENCING) {
+        if let Some(header) = VhdDynamic::of(&header)
+            && footer.kind.0 == VHD_DIFFERENCING
+        {
             found.parent_ids.push(header.parent_id);
             let units = header.parent_name.chunks_exact(2);
             found.parents = vec![utf16(units.map(|c| u16::from_be_bytes([c[0], c[1]]))).into()];

@@ -54,7 +54,7 @@ mod sector;
 mod short_tests;
 #[cfg(test)]
 pub(crate) mod stand_in;
-mod superblock;
+pub(crate) mod superblock;
 mod tables;
 #[cfg(test)]
 pub(crate) mod testing;

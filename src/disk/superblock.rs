@@ -2,9 +2,16 @@
 //! except with [`Be`].
 //!
 //! Sources: *exFAT* is Microsoft's "exFAT file system specification"; *libfsrefs* and *libbde* are
-//! the format documents of those libraries; the others are Linux's headers and LVM2's `layout.h`.
+//! the format documents of those libraries. *dissect* and *bitlk* are as in `guest::fve::layout`,
+//! which has the other structures of BitLocker. The others are Linux's headers and LVM2's `layout.h`.
 
 use crate::bytes::{Be, layout};
+
+/// The signature of BitLocker in the volume header, in its counterpart of BitLocker To Go, and in
+/// each copy of the metadata.
+pub const SIGNATURE: [u8; 8] = *b"-FVE-FS-";
+/// Offset of [`Places`] in the first sector, from Windows 7 on (libbde, "Volume header").
+pub const PLACES_OFFSET: usize = 160;
 
 layout! {
     /// The first sector of an exFAT volume (exFAT, 3.1).
@@ -27,22 +34,40 @@ layout! {
 }
 
 layout! {
-    /// The first sector of a BitLocker volume of Windows 7 and later (libbde, "Volume header").
-    BitLockerBoot[512] {
-        /// Offset of the first copy of [`BitLockerBlock`].
-        176 => block: u64,
+    /// The offsets of the metadata copies, from Windows 7 on (libbde, "Volume header").
+    Places[40] {
+        /// One of two, for volumes at rest and those that encrypt on write.
+        0 => guid: [u8; 16],
+        /// Offsets in the volume.
+        16 => copies: [u64; 3],
     }
 }
 
 layout! {
-    /// The start of BitLocker's metadata (libbde, "FVE metadata block header").
-    BitLockerBlock[24] {
-        /// `-FVE-FS-`.
+    /// The start of a copy of the metadata (libbde, "FVE metadata
+    /// block header"; dissect, `FVE_INFORMATION`).
+    BlockHeader[64] {
+        /// [`SIGNATURE`].
         0 => signature: [u8; 8],
-        /// 2 from Windows 7 on.
+        /// The size of header, dataset and padding; in units of 16 bytes from Windows 7 on (bitlk).
+        8 => size: u16,
+        /// 1 for Vista, 2 for Windows 7 and later.
         10 => version: u16,
-        /// With version 2, the encrypted bytes from the start of the volume.
-        16 => size: u64,
+        /// The state of the volume.
+        12 => state: u16,
+        /// The next state; the same value if no conversion is in progress.
+        14 => next_state: u16,
+        /// From Windows 7 on: the encrypted bytes from the start of the volume.
+        16 => encrypted_bytes: u64,
+        /// Bytes of the conversion's log (dissect, `StateSize`).
+        24 => conversion_bytes: u32,
+        /// From Windows 7 on: the sectors at the start of the volume that are stored elsewhere.
+        28 => moved_sectors: u32,
+        /// Offsets of all copies, including this one.
+        32 => copies: [u64; 3],
+        /// From Windows 7 on the offset of the moved sectors; for Vista the cluster of the MFT's
+        /// mirror.
+        56 => moved_to: u64,
     }
 }
 

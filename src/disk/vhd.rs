@@ -84,9 +84,8 @@ mod tests {
         let file = File::options().read(true).write(true).open(path).unwrap();
         let size = file.metadata().unwrap().len();
         for at in [0, size - SECTOR] {
-            let footer = read_up_to(&file, at, 512, size).unwrap();
+            let mut footer = read_up_to(&file, at, 512, size).unwrap();
             if vhd_footer(&footer).is_some() {
-                let mut footer = footer;
                 footer[28..32].copy_from_slice(creator);
                 footer[56..60].copy_from_slice(&BELOW);
                 let sum = vhd_checksum(&footer);

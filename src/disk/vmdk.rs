@@ -192,7 +192,7 @@ pub fn may_be(head: &[u8]) -> bool {
 
 fn embedded(file: &dyn ReadAt, size: u64) -> io::Result<Option<Embedded>> {
     let head = read_up_to(file, 0, 512, size)?;
-    let sparse = VmdkHeader::padded(&head).filter(|header| header.magic == VMDK_MAGIC);
+    let sparse = VmdkHeader::of(&head);
     let offset = match &sparse {
         Some(header) => header.descriptor.checked_mul(512).unwrap_or(0),
         None => 0,

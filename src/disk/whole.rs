@@ -15,7 +15,8 @@ use super::layout::{self, DiskLayout, Partition, Scheme};
 use super::length::Short;
 use super::sector::{is_boot_sector, read_up_to};
 use super::superblock::{
-    BitLockerBlock, BitLockerBoot, Btrfs, ExFatBoot, Ext, LvmLabel, LvmVolume, ReFsBoot, Xfs,
+    BlockHeader, Btrfs, ExFatBoot, Ext, LvmLabel, LvmVolume, PLACES_OFFSET, Places, ReFsBoot,
+    SIGNATURE, Xfs,
 };
 use super::{gpt, mbr};
 use crate::block::BlockRead;
@@ -158,13 +159,14 @@ fn bitlocker_size(
     start: u64,
     boot: &[u8],
 ) -> io::Result<Option<(&'static str, u64)>> {
-    let Some(boot) = BitLockerBoot::read(boot) else {
+    let Some(places) = boot.get(PLACES_OFFSET..).and_then(Places::read) else {
         return Ok(None);
     };
-    let bytes = read_up_to(disk, start.saturating_add(boot.block), BitLockerBlock::LEN)?;
-    let block = BitLockerBlock::read(&bytes);
-    let block = block.filter(|block| block.signature == *b"-FVE-FS-" && block.version == 2);
-    Ok(block.map(|block| ("BitLocker", block.size)))
+    let [first, ..] = places.copies;
+    let bytes = read_up_to(disk, start.saturating_add(first), BlockHeader::LEN)?;
+    let block = BlockHeader::read(&bytes);
+    let block = block.filter(|block| block.signature == SIGNATURE && block.version == 2);
+    Ok(block.map(|block| ("BitLocker", block.encrypted_bytes)))
 }
 
 /// The size of another file system. `after` follows the first sector, `far` is at 64 KiB.

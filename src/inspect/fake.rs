@@ -19,6 +19,8 @@ struct Node {
 pub struct FakeGuest {
     /// The free space of one volume; that of the others is unknown.
     pub free: Option<(VolumeId, u64)>,
+    /// What reading the free space fails with.
+    pub free_error: Option<fn() -> GuestError>,
     volumes: Vec<Volume>,
     nodes: BTreeMap<(VolumeId, String), Node>,
 }
@@ -106,6 +108,9 @@ impl GuestRead for FakeGuest {
     }
 
     fn free_bytes(&self, volume: VolumeId, enough: u64) -> Result<Option<u64>> {
+        if let Some(error) = self.free_error {
+            return Err(error());
+        }
         let free = self.free.filter(|(of, _)| *of == volume);
         Ok(free.map(|(_, bytes)| bytes.min(enough)))
     }

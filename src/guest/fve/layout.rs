@@ -6,10 +6,8 @@
 //! `fvevol.sys`. All numbers are little-endian.
 
 use crate::bytes::layout;
+pub use crate::disk::superblock::{BlockHeader, PLACES_OFFSET, Places, SIGNATURE};
 
-/// The signature in the volume header, in its counterpart of BitLocker To Go, and in each copy of
-/// the metadata.
-pub const SIGNATURE: [u8; 8] = *b"-FVE-FS-";
 /// The file system name of NTFS in place of [`SIGNATURE`].
 pub const NTFS: [u8; 8] = *b"NTFS    ";
 /// The jump at the start of a Vista volume; later ones begin like FAT32 (libbde, "Volume header").
@@ -25,7 +23,7 @@ pub const CONVERTING_GUID: [u8; 16] = [
     0x3b, 0x4d, 0xa8, 0x92, 0x80, 0xdd, 0x0e, 0x4d, 0x9e, 0x4e, 0xb1, 0xe3, 0x28, 0x4e, 0xae, 0xd8,
 ];
 /// Offsets of the GUID: Windows 7 and later, and BitLocker To Go (libbde, "Volume header").
-pub const GUID_OFFSETS: [usize; 2] = [160, 424];
+pub const GUID_OFFSETS: [usize; 2] = [PLACES_OFFSET, 424];
 
 layout! {
     /// The first sector of a volume (libbde, "Volume header"): the part common to NTFS and
@@ -43,42 +41,6 @@ layout! {
         40 => total_sectors: u64,
         /// Vista: the cluster of the first metadata copy, in place of the MFT's mirror in NTFS.
         56 => metadata_cluster: u64,
-    }
-}
-
-layout! {
-    /// The offsets of the metadata copies, from Windows 7 on (libbde, "Volume header").
-    Places[40] {
-        /// [`PLACES_GUID`] or [`CONVERTING_GUID`].
-        0 => guid: [u8; 16],
-        /// Offsets in the volume.
-        16 => copies: [u64; 3],
-    }
-}
-
-layout! {
-    /// The start of a copy of the metadata (libbde, "FVE metadata block header"; dissect, `FVE_INFORMATION`).
-    BlockHeader[64] {
-        /// [`SIGNATURE`].
-        0 => signature: [u8; 8],
-        /// The size of header, dataset and padding; in units of 16 bytes from Windows 7 on (bitlk).
-        8 => size: u16,
-        /// 1 for Vista, 2 for Windows 7 and later.
-        10 => version: u16,
-        /// The state of the volume: see [`State`].
-        12 => state: u16,
-        /// The next state; the same value if no conversion is in progress.
-        14 => next_state: u16,
-        /// From Windows 7 on: the encrypted bytes from the start of the volume.
-        16 => encrypted_bytes: u64,
-        /// Bytes of the conversion's log (dissect, `StateSize`).
-        24 => conversion_bytes: u32,
-        /// From Windows 7 on: the sectors at the start of the volume that are stored elsewhere.
-        28 => moved_sectors: u32,
-        /// Offsets of all copies, including this one.
-        32 => copies: [u64; 3],
-        /// From Windows 7 on the offset of the moved sectors; for Vista the cluster of the MFT's mirror.
-        56 => moved_to: u64,
     }
 }
 
