@@ -17,7 +17,7 @@ use crate::demo::virtio_win::{self, Layout};
 use crate::demo::{Arch, GuestSpec, Leftovers, PartitionSpec, Role, WinVersion, hives};
 use crate::disk::layout::{DiskLayout, GPT_ESP, GPT_MSR};
 use crate::drivers::Catalogue;
-use crate::drivers::media::{Media, Memory};
+use crate::drivers::driver_source::{DriverSource, Memory};
 use crate::drivers::signature;
 use crate::error::Blocker;
 use crate::guest::ntfs3g::MountOptions;
@@ -153,31 +153,37 @@ impl MemoryGuest {
         then(&fake, &survey)
     }
 
-    pub fn prepare(&self, media: &Memory, bootstrap: Option<DiskBus>) -> Prepared {
-        self.prepare_with(media, bootstrap, |_| Accepted::default())
+    pub fn prepare(&self, driver_source: &Memory, bootstrap: Option<DiskBus>) -> Prepared {
+        self.prepare_with(driver_source, bootstrap, |_| Accepted::default())
     }
 
     /// Plans with a modified foresight; `change` returns the accepted identifiers.
     pub fn prepare_with(
         &self,
-        media: &Memory,
+        driver_source: &Memory,
         bootstrap: Option<DiskBus>,
         change: impl FnOnce(&mut Foreseen<'_>) -> Accepted,
     ) -> Prepared {
         let options = options(bootstrap);
         self.look(&[], |guest, survey| {
             let (catalogue, preferences) = (Catalogue::builtin(), &self.preferences);
-            let (draft, basis) =
-                prepare::draft(survey, guest, media, &catalogue, (options, preferences)).unwrap();
+            let (draft, basis) = prepare::draft(
+                survey,
+                guest,
+                driver_source,
+                &catalogue,
+                (options, preferences),
+            )
+            .unwrap();
             let hives = survey.hives.as_ref().unwrap();
             let mut foreseen = Foreseen {
                 options,
                 before: &survey.inspection,
                 hives,
                 volumes: guest.volumes(),
-                after: self.after(&draft, &basis, (guest, hives), media),
+                after: self.after(&draft, &basis, (guest, hives), driver_source),
                 wanted: basis.wanted(),
-                signatures: signature::review(&basis.drivers, media).unwrap(),
+                signatures: signature::review(&basis.drivers, driver_source).unwrap(),
                 notes: Vec::new(),
                 limits: Vec::new(),
             };
@@ -198,15 +204,15 @@ impl MemoryGuest {
         draft: &Draft,
         basis: &Basis,
         (guest, hives): (&FakeGuest, &Hives),
-        media: &Memory,
+        driver_source: &Memory,
     ) -> Result<After, HiveError> {
         let before = PreviewHives {
             before: hives,
             edited: &|_| None,
         };
         let volume = basis.windows.system_volume;
-        let media = basis.media(media);
-        let preview = actions::preview(&draft.actions, before, volume, guest, &media)?;
+        let driver_source = basis.driver_source(driver_source);
+        let preview = actions::preview(&draft.actions, before, volume, guest, &driver_source)?;
         let after = inspect(&preview, &[self.disk()], &InspectOptions::default()).unwrap();
         let walks = verify::walk_all(hives);
         Ok(After {
@@ -229,8 +235,8 @@ impl MemoryGuest {
     }
 
     /// Applies the plan and checks the result.
-    pub fn converted(&mut self, prepared: &Prepared, media: &Memory) -> Vec<Check> {
-        self.apply(prepared, media);
+    pub fn converted(&mut self, prepared: &Prepared, driver_source: &Memory) -> Vec<Check> {
+        self.apply(prepared, driver_source);
         self.verify(&prepared.basis.wanted())
     }
 
@@ -239,8 +245,8 @@ impl MemoryGuest {
     }
 
     /// The blockers that remain after the plan.
-    pub fn left(&mut self, prepared: &Prepared, media: &Memory) -> Vec<Blocker> {
-        self.apply(prepared, media);
+    pub fn left(&mut self, prepared: &Prepared, driver_source: &Memory) -> Vec<Blocker> {
+        self.apply(prepared, driver_source);
         let wanted = prepared.basis.wanted();
         let left = self.look(&[], |_, survey| {
             plan::remaining(&survey.inspection, &wanted, DiskBus::VirtioBlk)
@@ -297,8 +303,8 @@ impl MemoryGuest {
     }
 
     /// Applies the plan to the guest, except to its boot files.
-    pub fn apply(&mut self, prepared: &Prepared, media: &Memory) {
-        let media = prepared.basis.media(media);
+    pub fn apply(&mut self, prepared: &Prepared, driver_source: &Memory) {
+        let driver_source = prepared.basis.driver_source(driver_source);
         for action in &prepared.plan.actions {
             match action {
                 Action::EditHive(EditHive {
@@ -318,7 +324,7 @@ impl MemoryGuest {
                         self.files.push(GuestFile {
                             role: Role::Windows,
                             path: copy.to.clone(),
-                            contents: media.read(&copy.from).unwrap(),
+                            contents: driver_source.read(&copy.from).unwrap(),
                         });
                     }
                 }
@@ -341,12 +347,12 @@ pub fn options(bootstrap: Option<DiskBus>) -> Options {
 }
 
 /// A virtio-win driver source with drivers for every Windows.
-pub fn media() -> Memory {
-    static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(media_files);
+pub fn driver_source() -> Memory {
+    static FILES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(driver_source_files);
     Memory::new(FILES.iter().cloned())
 }
 
-fn media_files() -> Vec<(String, Vec<u8>)> {
+fn driver_source_files() -> Vec<(String, Vec<u8>)> {
     let image = |port: &'static str| {
         move |arch| pe::importing(arch, Subsystem::Native, &[port, "ntoskrnl.exe"])
     };

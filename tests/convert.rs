@@ -59,7 +59,7 @@ fn convert_and_verify(lab: &Lab, source: &Path, bootstrap: &str, more: &[&str]) 
     let raw = lab.raw_result(Path::new(disk));
     let volume = lab.volume(&raw);
     tool("ntfsfix", &["--no-action", volume.to_str().unwrap()]);
-    files_are_those_of_the_media(lab, &volume, &plan);
+    files_are_those_of_the_driver_source(lab, &volume, &plan);
     hives_are_the_old_ones_plus_the_reg_files(lab, &volume, &out, &plan);
 
     // A converted disk needs no changes.
@@ -92,7 +92,7 @@ fn actions<'p>(plan: &'p Value, kind: &str) -> Vec<&'p Value> {
     list.iter().filter(|a| a["kind"] == kind).collect()
 }
 
-fn files_are_those_of_the_media(lab: &Lab, volume: &Path, plan: &Value) {
+fn files_are_those_of_the_driver_source(lab: &Lab, volume: &Path, plan: &Value) {
     let mut count = 0;
     for action in actions(plan, "copy-files") {
         for file in action["files"].as_array().unwrap() {

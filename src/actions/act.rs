@@ -1,6 +1,6 @@
 //! The interface of every action of a plan.
 
-use crate::drivers::media::Media;
+use crate::drivers::driver_source::DriverSource;
 use crate::guest::{GuestPath, GuestRead, GuestWrite, VolumeId};
 use crate::inspect::Hives;
 use crate::registry::HiveError;
@@ -82,7 +82,7 @@ pub(super) const OVERLAY_CLUSTER: u64 = 64 << 10;
 pub struct Work<'a> {
     /// The volume of Windows.
     pub volume: VolumeId,
-    pub media: &'a dyn Media,
+    pub driver_source: &'a dyn DriverSource,
     /// A reader of the guest before the fix.
     pub before: &'a dyn GuestRead,
     pub writer: Box<dyn GuestWrite>,
@@ -98,5 +98,5 @@ pub struct Converted<'a> {
     pub volume: VolumeId,
     pub guest: &'a dyn GuestRead,
     pub hives: &'a Hives,
-    pub media: &'a dyn Media,
+    pub driver_source: &'a dyn DriverSource,
 }

@@ -60,7 +60,7 @@ impl Act for CopyFiles {
 
     fn foresee<'a>(&'a self, preview: &mut Preview<'a>) -> Result<(), HiveError> {
         for file in &self.files {
-            preview.of_media(&file.to, &file.from, file.size);
+            preview.of_driver_source(&file.to, &file.from, file.size);
         }
         Ok(())
     }
@@ -72,13 +72,12 @@ impl Act for CopyFiles {
             changes.push(Change::folder(folder));
         }
         for file in &self.files {
-            let contents = work
-                .media
-                .read(&file.from)
-                .map_err(|source| ActionError::Media {
+            let contents = work.driver_source.read(&file.from).map_err(|source| {
+                ActionError::DriverSource {
                     path: file.from.clone(),
                     source,
-                })?;
+                }
+            })?;
             let kept = match file.replaces {
                 true => Some(work.saver.keep(work.before, work.volume, &file.to)?),
                 false => None,
@@ -99,7 +98,7 @@ impl Act for CopyFiles {
 
     fn verify(&self, after: &Converted<'_>) -> Result<usize, String> {
         for file in &self.files {
-            let wanted = after.media.read(&file.from);
+            let wanted = after.driver_source.read(&file.from);
             let wanted = wanted.map_err(|e| format!("{}: {e}", file.from))?;
             let found = after
                 .guest
@@ -119,7 +118,7 @@ mod tests {
 
     use super::*;
     use crate::actions::Saver;
-    use crate::drivers::media::Memory;
+    use crate::drivers::driver_source::Memory;
     use crate::guest::{Extent, GuestWrite, Result, VolumeId};
     use crate::inspect::fake::FakeGuest;
 
@@ -178,7 +177,7 @@ mod tests {
         let recorder = Recorder::default();
         let mut work = Work {
             volume: VolumeId::new(1),
-            media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
+            driver_source: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
             before: &before,
             writer: Box::new(recorder.clone()),
             saver: Saver {

@@ -76,24 +76,28 @@ fn files_of_the_drivers_are_copied_after_their_directories_and_what_they_replace
     assert_eq!(with_folders - copy.overlay_bytes(), 2 << 16);
     assert!(!copy.describe().contains("director"));
 
-    let verified = |guest: &FakeGuest, media: &Memory| {
+    let verified = |guest: &FakeGuest, driver_source: &Memory| {
         let hives = hives(hive(3));
         copy.verify(&Converted {
             volume: WINDOWS,
             guest,
             hives: &hives,
-            media,
+            driver_source,
         })
     };
-    let media = Memory::new([("new.sys".to_string(), b"new".to_vec())]);
-    assert!(verified(&before, &media).unwrap_err().contains("new.sys"));
+    let driver_source = Memory::new([("new.sys".to_string(), b"new".to_vec())]);
+    assert!(
+        verified(&before, &driver_source)
+            .unwrap_err()
+            .contains("new.sys")
+    );
     before.file(2, "\\a\\b\\new.sys", b"new".to_vec());
     before.file(2, "\\Windows\\old.sys", b"neW".to_vec());
-    let said = verified(&before, &media).unwrap_err();
+    let said = verified(&before, &driver_source).unwrap_err();
     assert!(said.contains("old.sys differs from new.sys"), "{said}");
     before.file(2, "\\Windows\\old.sys", b"new".to_vec());
     before.file(2, "\\a\\old.sys", b"new".to_vec());
-    assert_eq!(verified(&before, &media), Ok(3));
+    assert_eq!(verified(&before, &driver_source), Ok(3));
     assert!(verified(&before, &Memory::new([])).is_err());
 }
 
@@ -189,12 +193,12 @@ fn a_hive_is_as_planned_only_with_every_value_of_the_plan() {
         RegOp::set(key, "Type", RegData::Dword(7))
     };
     let verified = |action: &EditHive, bytes: Vec<u8>| {
-        let (all, media) = (hives(bytes), Memory::new([]));
+        let (all, driver_source) = (hives(bytes), Memory::new([]));
         action.verify(&Converted {
             volume: WINDOWS,
             guest: &FakeGuest::default(),
             hives: &all,
-            media: &media,
+            driver_source: &driver_source,
         })
     };
     assert_eq!(verified(&action, hive(0)), Ok(1));
@@ -278,7 +282,7 @@ fn apply_all(
     merges.backed_up().unwrap();
     let mut work = Work {
         volume: WINDOWS,
-        media: &Memory::new([]),
+        driver_source: &Memory::new([]),
         before,
         writer: Box::new(Writer(log.clone(), before.clone())),
         saver,
@@ -424,14 +428,14 @@ fn a_hive_is_written_whole_on_its_volume_and_every_log_of_it_is_saved_and_emptie
 }
 
 fn emptied_in_the_preview(action: EditHive, before: &FakeGuest) {
-    let (media, all) = (Memory::new([]), hives(hive(3)));
+    let (driver_source, all) = (Memory::new([]), hives(hive(3)));
     let seen = PreviewHives {
         before: &all,
         edited: &|_| None,
     };
     let logs = action.reset_logs.clone();
     let actions = [Action::EditHive(action)];
-    let preview = preview(&actions, seen, WINDOWS, before, &media).unwrap();
+    let preview = preview(&actions, seen, WINDOWS, before, &driver_source).unwrap();
     for log in logs {
         assert_eq!(preview.read(OTHER, &log, 99).unwrap(), b"", "{log}");
         let info = preview.stat(OTHER, &log).unwrap().unwrap();
@@ -468,7 +472,7 @@ fn one_hive_that_cannot_be_saved_keeps_all_from_being_written() {
 /// Boot managers read hives of the old version only.
 #[test]
 fn a_preview_of_a_hive_has_the_version_of_its_readers() {
-    let (guest, media) = (FakeGuest::default(), Memory::new([]));
+    let (guest, driver_source) = (FakeGuest::default(), Memory::new([]));
     let all = Hives {
         bcd: Some(loaded(BCD, hive(3))),
         drivers: Some(loaded("\\Windows\\System32\\config\\DRIVERS", hive(3))),
@@ -485,7 +489,7 @@ fn a_preview_of_a_hive_has_the_version_of_its_readers() {
             edited: &|_| None,
         };
         let actions = [Action::EditHive(action.clone())];
-        let preview = preview(&actions, seen, WINDOWS, &guest, &media).unwrap();
+        let preview = preview(&actions, seen, WINDOWS, &guest, &driver_source).unwrap();
         let bytes = preview.read(action.volume, &action.path, 1 << 20).unwrap();
         assert_eq!(bytes[24..28], [minor, 0, 0, 0], "{:?}", action.hive);
         assert!(
@@ -505,7 +509,7 @@ fn a_preview_of_a_hive_has_the_version_of_its_readers() {
         before: &all,
         edited: &|_| None,
     };
-    let unchanged = preview(&[], seen, WINDOWS, &guest, &media).unwrap();
+    let unchanged = preview(&[], seen, WINDOWS, &guest, &driver_source).unwrap();
     for (at, bytes) in [
         (SYSTEM, &all.system.bytes),
         (SOFTWARE, &all.software.bytes),
@@ -521,7 +525,7 @@ fn a_preview_of_a_hive_has_the_version_of_its_readers() {
         edited: &|_| Some(hive(7).into()),
     };
     let actions = [Action::EditHive(edit_of(HiveName::Bcd, OTHER, BCD))];
-    let preview = preview(&actions, seen, WINDOWS, &guest, &media).unwrap();
+    let preview = preview(&actions, seen, WINDOWS, &guest, &driver_source).unwrap();
     assert!(preview.stat(OTHER, &path(BCD)).unwrap().is_none());
 }
 
@@ -617,7 +621,7 @@ fn a_hive_without_its_edits_is_not_written_whichever_it_is() {
 /// The editor gives each of them back in another size.
 #[test]
 fn a_hive_in_a_preview_has_its_own_size_and_is_read_up_to_a_limit_of_its_own() {
-    let (guest, media) = (FakeGuest::default(), Memory::new([]));
+    let (guest, driver_source) = (FakeGuest::default(), Memory::new([]));
     let drivers = "\\Windows\\System32\\config\\DRIVERS";
     let all = Hives {
         software: loaded(SOFTWARE, Vec::new()),
@@ -642,7 +646,7 @@ fn a_hive_in_a_preview_has_its_own_size_and_is_read_up_to_a_limit_of_its_own() {
         before: &all,
         edited: &|hive| Some(vec![7; size(hive)].into()),
     };
-    let preview = preview(&actions, seen, WINDOWS, &guest, &media).unwrap();
+    let preview = preview(&actions, seen, WINDOWS, &guest, &driver_source).unwrap();
     for (hive, volume, at) in places {
         let (at, size) = (path(at), size(hive) as u64);
         let info = preview.stat(volume, &at).unwrap().unwrap();

@@ -1,6 +1,6 @@
 //! Reasons why an action fails.
 
-use crate::drivers::media::MediaError;
+use crate::drivers::driver_source::DriverSourceError;
 use crate::guest::GuestError;
 use crate::registry::confined::HiveEditError;
 use crate::registry::second_reader::SecondReaderError;
@@ -22,10 +22,10 @@ pub enum ActionError {
         source: SecondReaderError,
     },
     #[error("reading {path} from the driver source")]
-    Media {
+    DriverSource {
         path: String,
         #[source]
-        source: MediaError,
+        source: DriverSourceError,
     },
     #[error("{doing}")]
     Io {

@@ -30,7 +30,7 @@ pub use error::ActionError;
 pub use merge::{Backups, Merging, Walked, Walking, check_edits};
 pub use preview::{Preview, PreviewHives};
 
-use crate::drivers::media::Media;
+use crate::drivers::driver_source::DriverSource;
 use crate::guest::{GuestRead, VolumeId};
 use crate::inspect::HiveName;
 use crate::registry::{HiveError, RegEdits};
@@ -72,9 +72,9 @@ pub fn preview<'a>(
     hives: PreviewHives<'a>,
     volume: VolumeId,
     guest: &'a dyn GuestRead,
-    media: &'a dyn Media,
+    driver_source: &'a dyn DriverSource,
 ) -> Result<Preview<'a>, HiveError> {
-    let mut preview = Preview::new(hives, volume, guest, media);
+    let mut preview = Preview::new(hives, volume, guest, driver_source);
     for action in actions {
         action.foresee(&mut preview)?;
     }

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::drivers::media::Media;
+use crate::drivers::driver_source::DriverSource;
 use crate::guest::{
     FileInfo, FileKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId,
 };
@@ -23,7 +23,7 @@ enum Content<'a> {
     /// A hive that the inspection has in memory.
     Shared(Arc<FileBytes>),
     /// A file of the driver source.
-    Media {
+    DriverSource {
         path: &'a str,
         size: u64,
     },
@@ -49,7 +49,7 @@ pub struct PreviewHives<'a> {
 
 pub struct Preview<'a> {
     guest: &'a dyn GuestRead,
-    media: &'a dyn Media,
+    driver_source: &'a dyn DriverSource,
     system: VolumeId,
     hives: PreviewHives<'a>,
     entries: BTreeMap<(VolumeId, String), Entry<'a>>,
@@ -61,12 +61,12 @@ impl<'a> Preview<'a> {
         hives: PreviewHives<'a>,
         system: VolumeId,
         guest: &'a dyn GuestRead,
-        media: &'a dyn Media,
+        driver_source: &'a dyn DriverSource,
     ) -> Self {
         let before = hives.before;
         let mut preview = Self {
             guest,
-            media,
+            driver_source,
             system,
             hives,
             entries: BTreeMap::new(),
@@ -85,8 +85,8 @@ impl<'a> Preview<'a> {
     }
 
     /// Adds a file of the driver source on the volume of Windows.
-    pub(super) fn of_media(&mut self, to: &GuestPath, path: &'a str, size: u64) {
-        self.put(self.system, to, Content::Media { path, size });
+    pub(super) fn of_driver_source(&mut self, to: &GuestPath, path: &'a str, size: u64) {
+        self.put(self.system, to, Content::DriverSource { path, size });
     }
 
     /// Adds a copy of a file of the same volume.
@@ -149,11 +149,14 @@ impl<'a> Preview<'a> {
         match &entry.content {
             Content::Bytes(bytes) => Ok(Cow::Borrowed(bytes.as_slice())),
             Content::Shared(bytes) => Ok(Cow::Borrowed(bytes)),
-            Content::Media { path, .. } => {
-                let bytes = self.media.read(path).map_err(|e| GuestError::Unreadable {
-                    path: (*path).to_string(),
-                    reason: e.to_string(),
-                })?;
+            Content::DriverSource { path, .. } => {
+                let bytes = self
+                    .driver_source
+                    .read(path)
+                    .map_err(|e| GuestError::Unreadable {
+                        path: (*path).to_string(),
+                        reason: e.to_string(),
+                    })?;
                 Ok(Cow::Owned(bytes))
             }
             Content::Copy { from, size } => self.guest.read(volume, from, *size).map(Cow::Owned),
@@ -202,7 +205,7 @@ impl GuestRead for Preview<'_> {
         let size = match &entry.content {
             Content::Bytes(bytes) => bytes.len() as u64,
             Content::Shared(bytes) => bytes.len() as u64,
-            Content::Media { size, .. } | Content::Copy { size, .. } => *size,
+            Content::DriverSource { size, .. } | Content::Copy { size, .. } => *size,
         };
         let there = self.guest.stat(volume, path)?;
         Ok(Some(match there {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::change::FileFacts;
 use super::edited::Edited;
 use super::*;
-use crate::drivers::media::Memory;
+use crate::drivers::driver_source::Memory;
 use crate::guest::{
     Extent, FileKind, GuestError, GuestPath, GuestWrite, Result as GuestResult, VolumeId,
 };
@@ -187,7 +187,7 @@ fn apply(
         merges.backed_up()?;
         let mut work = Work {
             volume: WINDOWS,
-            media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
+            driver_source: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
             before,
             writer: Box::new(Writer(log.clone(), before.clone())),
             saver,
@@ -411,12 +411,12 @@ fn files_of_the_guest_are_copied_within_their_volume() {
     assert!(replacing.describe().contains("replaced") && !new.describe().contains("replaced"));
 
     let verified = |guest: &FakeGuest| {
-        let (hives, media) = (hives(hive(3)), Memory::new([]));
+        let (hives, driver_source) = (hives(hive(3)), Memory::new([]));
         let after = Converted {
             volume: WINDOWS,
             guest,
             hives: &hives,
-            media: &media,
+            driver_source: &driver_source,
         };
         replacing.verify(&after)
     };
@@ -469,20 +469,20 @@ fn numbers_in_a_boot_sector_are_set_and_the_rest_of_it_is_kept() {
     assert_eq!(digest(&changes[0].after), sha256_hex(&wanted));
 
     // Foreseen, and compared field by field.
-    let (all, media) = (hives(hive(3)), Memory::new([]));
+    let (all, driver_source) = (hives(hive(3)), Memory::new([]));
     let actions = [Action::PatchBootSector(action)];
     let seen = PreviewHives {
         before: &all,
         edited: &|_| None,
     };
-    let shown = preview(&actions, seen, WINDOWS, &before, &media).unwrap();
+    let shown = preview(&actions, seen, WINDOWS, &before, &driver_source).unwrap();
     assert!(shown.read(OTHER, &path("$Boot"), 512).unwrap() == wanted);
     let verified = |guest: &FakeGuest| {
         actions[0].verify(&Converted {
             volume: WINDOWS,
             guest,
             hives: &all,
-            media: &media,
+            driver_source: &driver_source,
         })
     };
     assert!(verified(&before).is_err());
@@ -534,14 +534,14 @@ fn a_preview_shows_what_the_plan_writes_and_else_what_is_there() {
             replaces: false,
         }),
     ];
-    let media = Memory::new([("new.sys".to_string(), b"new".to_vec())]);
+    let driver_source = Memory::new([("new.sys".to_string(), b"new".to_vec())]);
     let mut all = hives(hive(3));
     let shown = |all: &Hives, look: &dyn Fn(&Preview<'_>)| {
         let seen = PreviewHives {
             before: all,
             edited: &|_| None,
         };
-        look(&preview(&actions, seen, WINDOWS, &guest, &media).unwrap());
+        look(&preview(&actions, seen, WINDOWS, &guest, &driver_source).unwrap());
     };
     shown(&all.clone(), &|preview| {
         for name in ["old", "linked", "fresh"] {
@@ -592,7 +592,7 @@ fn a_preview_has_the_edited_hives_and_empty_logs() {
     let mut guest = FakeGuest::default();
     guest.file(2, SYSTEM, hive(3));
     guest.file(2, LOG, b"old pages".to_vec());
-    let media = Memory::new([]);
+    let driver_source = Memory::new([]);
     let software = |bytes: Vec<u8>| Hives {
         software: loaded("\\Windows\\System32\\config\\SOFTWARE", bytes),
         ..hives(hive(3))
@@ -633,7 +633,7 @@ fn a_preview_has_the_edited_hives_and_empty_logs() {
             edited: &|_| already.then(|| hive(7).into()),
         };
         let actions = [Action::EditHive(action.clone())];
-        let preview = preview(&actions, seen, WINDOWS, &guest, &media).unwrap();
+        let preview = preview(&actions, seen, WINDOWS, &guest, &driver_source).unwrap();
         let bytes = preview.read(WINDOWS, &action.path, 1 << 20).unwrap();
         assert_eq!(start(&bytes), wanted, "{i}");
         let info = preview.stat(WINDOWS, &action.path).unwrap().unwrap();

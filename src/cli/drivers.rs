@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::convert::job::DEFAULT_ISO;
 use crate::drivers::catalogue::{Catalogue, Product, Windows};
-use crate::drivers::media::Media;
+use crate::drivers::driver_source::DriverSource;
 use crate::drivers::{Arch, WindowsTarget, origin, select};
 use crate::error::{Error, Result};
 use crate::ui::{Styled, Tone, Ui, count};
@@ -52,14 +52,14 @@ pub fn run(args: &DriversArgs, ui: &Ui) -> Result<()> {
         return Ok(());
     }
     let path = args.path.as_deref();
-    let media = path
+    let driver_source = path
         .map(|path| origin::open(path, &catalogue))
         .transpose()?;
-    let rows = rows(&catalogue, media.as_deref());
-    ui.styled(&table(&rows, media.as_deref(), ui.is_verbose()));
+    let rows = rows(&catalogue, driver_source.as_deref());
+    ui.styled(&table(&rows, driver_source.as_deref(), ui.is_verbose()));
     ui.document(
         "drivers",
-        json!({"media": media.as_ref().map(|m| m.describe()),
+        json!({"media": driver_source.as_ref().map(|m| m.describe()),
             "windows": rows.iter().map(Row::json).collect::<Vec<_>>()}),
     );
     Ok(())
@@ -92,7 +92,7 @@ struct Row<'c> {
     choice: Option<Result<select::DriverSet, select::DriverError>>,
 }
 
-fn rows<'c>(catalogue: &'c Catalogue, media: Option<&dyn Media>) -> Vec<Row<'c>> {
+fn rows<'c>(catalogue: &'c Catalogue, driver_source: Option<&dyn DriverSource>) -> Vec<Row<'c>> {
     let mut rows = Vec::new();
     for windows in &catalogue.windows {
         for arch in architectures(windows) {
@@ -104,7 +104,8 @@ fn rows<'c>(catalogue: &'c Catalogue, media: Option<&dyn Media>) -> Vec<Row<'c>>
             rows.push(Row {
                 windows,
                 arch,
-                choice: media.map(|media| select::select(media, catalogue, &target)),
+                choice: driver_source
+                    .map(|driver_source| select::select(driver_source, catalogue, &target)),
             });
         }
     }
@@ -154,9 +155,9 @@ impl Row<'_> {
 }
 
 /// Renders a table that fits in 80 columns.
-fn table(rows: &[Row<'_>], media: Option<&dyn Media>, verbose: bool) -> Styled {
+fn table(rows: &[Row<'_>], driver_source: Option<&dyn DriverSource>, verbose: bool) -> Styled {
     let mut text = Styled::default();
-    let (folder, last) = match media {
+    let (folder, last) = match driver_source {
         Some(_) => ("DIR", "VERSION            DRIVERS"),
         None => ("DIRECTORIES, THE BEST FIRST", ""),
     };
@@ -188,7 +189,7 @@ fn table(rows: &[Row<'_>], media: Option<&dyn Media>, verbose: bool) -> Styled {
         text.push(Tone::Faint, more);
         text.push(Tone::Plain, "\n");
     }
-    if media.is_none() {
+    if driver_source.is_none() {
         text.push(
             Tone::Plain,
             "\nhyper2kvm drivers PATH: what a driver source offers; --where: where to get one\n",
@@ -205,12 +206,12 @@ mod tests {
     #[test]
     fn the_table_fits_80_columns() {
         let catalogue = Catalogue::builtin();
-        let media = crate::drivers::media::Memory::new([(
+        let driver_source = crate::drivers::driver_source::Memory::new([(
             "viostor/w10/amd64/viostor.inf".to_string(),
             vec![1],
         )]);
-        for media in [None, Some(&media as &dyn Media)] {
-            let plain = table(&rows(&catalogue, media), media, false).plain();
+        for driver_source in [None, Some(&driver_source as &dyn DriverSource)] {
+            let plain = table(&rows(&catalogue, driver_source), driver_source, false).plain();
             for line in plain.lines() {
                 assert!(line.chars().count() <= 80, "{line}");
             }

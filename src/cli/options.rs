@@ -189,7 +189,7 @@ pub fn request(job: &Job, options: &Options) -> Request {
         // Only the volume for which there was a key.
         key.truncate(key.find(':').unwrap_or(0));
     }
-    let mut files: Vec<PathBuf> = job.drivers.media.iter().cloned().collect();
+    let mut files: Vec<PathBuf> = job.drivers.source.iter().cloned().collect();
     files.extend(job.drivers.config.iter().cloned());
     // The job has the contents of these, not their paths.
     for name in ["firstboot", "xml-patch"] {

@@ -451,7 +451,7 @@ impl FixArgs {
         self.refuse_in_place()?;
         self.refuse_foreign_to_the_copy()?;
         let accept = Accepted::parse(&self.accept)?;
-        let media_path = self.virtio_path();
+        let driver_source = self.virtio_path();
         let mut source = self.source.open()?;
         source.access.inspect.force_dirty = self.force_dirty_volume;
         let machine = self.machine_options(&source.vm)?;
@@ -466,7 +466,7 @@ impl FixArgs {
             source,
             engine: Engine::choose(self.source.engine.into())?,
             drivers: DriverOptions {
-                media: media_path,
+                source: driver_source,
                 config: self.driver_config.clone(),
                 require_signed: self.require_signed,
             },

@@ -143,7 +143,7 @@ fn domains(
         name: name.clone(),
         probe: in_target(format!("{name}-probe.qcow2")),
         nvram: in_target(format!("{name}-nvram.fd")),
-        driver_iso: job.drivers.media.as_deref().and_then(iso),
+        driver_iso: job.drivers.source.as_deref().and_then(iso),
         drivers: optional_drivers(&basis.drivers),
         ..job.vm.machine.clone()
     };

@@ -286,16 +286,18 @@ fn of_another_format_than_raw_its_data_is_counted_and_not_what_it_takes() {
 #[test]
 fn a_domain_names_the_files_beside_its_disks_and_the_drivers_if_they_are_a_file() {
     use crate::demo::WinVersion;
-    use crate::testing::{MemoryGuest, bootstrap, media};
+    use crate::testing::{MemoryGuest, bootstrap, driver_source};
     let dir = tempfile::tempdir().unwrap();
     let iso = dir.path().join("virtio-win.iso");
     std::fs::write(&iso, "").unwrap();
     let version = WinVersion::Win10;
     let guest = MemoryGuest::new(version);
     let inspection = guest.look(&[], |_, survey| survey.inspection.clone());
-    let basis = guest.prepare(&media(), Some(bootstrap(version))).basis;
+    let basis = guest
+        .prepare(&driver_source(), Some(bootstrap(version)))
+        .basis;
     let mut job = portable(Path::new("/out"));
-    job.drivers.media = Some(iso.clone());
+    job.drivers.source = Some(iso.clone());
     let targets = &machine().disks;
     let domains = domains(&job, Path::new("/out"), &basis, &inspection, targets).unwrap();
     let first = &domains.documents[0].text;
@@ -331,10 +333,10 @@ fn of_a_disk_that_takes_nothing_here_all_may_be_copied() {
 #[test]
 fn each_device_is_given_where_the_guest_has_its_own_driver() {
     use crate::demo::WinVersion;
-    use crate::testing::{MemoryGuest, bootstrap, media};
+    use crate::testing::{MemoryGuest, bootstrap, driver_source};
     let version = WinVersion::Win10;
     let guest = MemoryGuest::new(version);
-    let prepared = guest.prepare(&media(), Some(bootstrap(version)));
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(version)));
     let all = &prepared.basis.drivers;
     let found = |without: Option<&str>| {
         let mut drivers = all.clone();

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use crate::actions::{Backups, Converted, Walked, Walking};
 use crate::check::Check;
 use crate::disk::chain::Image;
-use crate::drivers::media::Media;
+use crate::drivers::driver_source::DriverSource;
 use crate::error::{Error, Result};
 use crate::fix::apply::{self, Fix};
 use crate::fix::journal::{self, Journal, JournalError, State};
@@ -37,7 +37,7 @@ use crate::session::{Disk, Session, read_only};
 pub(super) struct Fixing<'a> {
     pub(super) run: &'a Run<'a>,
     pub(super) prepared: &'a Prepared,
-    pub(super) media: &'a dyn Media,
+    pub(super) driver_source: &'a dyn DriverSource,
     /// The backups started while the plan was made.
     pub(super) backups: Option<Backups>,
 }
@@ -122,7 +122,7 @@ impl Fixing<'_> {
         let fix = Fix {
             actions,
             volume: self.prepared.basis.windows.system_volume,
-            media: self.media,
+            driver_source: self.driver_source,
             before: &session.reader(),
             edited: &self.prepared.edited,
             saver: self.run.saver(),
@@ -215,7 +215,7 @@ impl Fixing<'_> {
             volume: basis.windows.system_volume,
             guest: &reader,
             hives,
-            media: self.media,
+            driver_source: self.driver_source,
         });
         checks.extend(verify::planned(&plan.actions, after.as_ref()));
         session.close()?;

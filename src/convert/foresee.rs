@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::actions::{self, Action, Backups, EditedHives, PreviewHives, Saver};
 use crate::drivers::catalogue::Catalogue;
-use crate::drivers::media::{self, Media};
+use crate::drivers::driver_source::{self, DriverSource};
 use crate::drivers::signature;
 use crate::error::{Blocker, Error, ErrorKind, Result};
 use crate::fix::apply;
@@ -54,10 +54,10 @@ pub(super) struct Seen<'a> {
 pub(super) fn plan_for(
     job: &Job,
     seen: &Seen<'_>,
-    media: &dyn Media,
+    driver_source: &dyn DriverSource,
     catalogue: &Catalogue,
 ) -> Result<Prepared> {
-    let (prepared, failed) = foreseen(job, seen, media, catalogue)?;
+    let (prepared, failed) = foreseen(job, seen, driver_source, catalogue)?;
     // The blockers already name what to do first.
     if prepared.plan.blockers.is_empty() {
         let missing = || {
@@ -78,7 +78,7 @@ pub(super) fn plan_for(
 fn foreseen(
     job: &Job,
     seen: &Seen<'_>,
-    media: &dyn Media,
+    driver_source: &dyn DriverSource,
     catalogue: &Catalogue,
 ) -> Result<(Prepared, Option<Error>)> {
     let survey = seen.survey;
@@ -88,11 +88,11 @@ fn foreseen(
     let (draft, basis) = prepare::draft(
         survey,
         seen.guest,
-        media,
+        driver_source,
         catalogue,
         (options, &preferences),
     )?;
-    let review = signature::review(&basis.drivers, media)
+    let review = signature::review(&basis.drivers, driver_source)
         .map_err(|e| Error::failed("checking the signatures of the drivers").because(e))?;
     let edited = EditedHives::of(actions::edits(&draft.actions), hives);
     let backups = (seen.saver).and_then(|saver| backed_up(seen, &draft, hives, saver));
@@ -109,7 +109,7 @@ fn foreseen(
     };
     // Reads what the copy of a disk will contain.
     let (after, room) = side_by_side(
-        || after(seen, hives, (&draft, &basis), &edited, media),
+        || after(seen, hives, (&draft, &basis), &edited, driver_source),
         in_folder,
     );
     let after = after?;
@@ -126,7 +126,7 @@ fn foreseen(
         after,
         wanted: basis.wanted(),
         signatures: review,
-        notes: notes(job, seen, &basis, media)?,
+        notes: notes(job, seen, &basis, driver_source)?,
         limits,
     };
     let plan = plan::plan(draft, foreseen, &job.guest.accept)
@@ -170,9 +170,14 @@ fn preferences(job: &Job, survey: &Survey) -> Preferences {
 }
 
 /// Notes for the user about the VM and the driver source.
-fn notes(job: &Job, seen: &Seen<'_>, basis: &Basis, media: &dyn Media) -> Result<Vec<String>> {
+fn notes(
+    job: &Job,
+    seen: &Seen<'_>,
+    basis: &Basis,
+    driver_source: &dyn DriverSource,
+) -> Result<Vec<String>> {
     let mut notes = job.source.vm.notes.clone();
-    notes.extend(media::short_names_warning(media));
+    notes.extend(driver_source::short_names_warning(driver_source));
     notes.extend(machine::disagreements(
         &seen.survey.inspection,
         &basis.windows,
@@ -237,9 +242,9 @@ fn after(
     before: &Hives,
     (draft, basis): (&Draft, &Basis),
     edited: &EditedHives,
-    media: &dyn Media,
+    driver_source: &dyn DriverSource,
 ) -> Result<Result<After, HiveError>> {
-    let media = basis.media(media);
+    let driver_source = basis.driver_source(driver_source);
     let volume = basis.windows.system_volume;
     std::thread::scope(|scope| {
         // Takes as long as all the other checks together.
@@ -252,10 +257,11 @@ fn after(
             before,
             edited: &|hive| edited.bytes(hive)?.ok(),
         };
-        let preview = match actions::preview(&draft.actions, hives, volume, seen.guest, &media) {
-            Ok(preview) => preview,
-            Err(error) => return Ok(Err(error)),
-        };
+        let preview =
+            match actions::preview(&draft.actions, hives, volume, seen.guest, &driver_source) {
+                Ok(preview) => preview,
+                Err(error) => return Ok(Err(error)),
+            };
         let after = (seen.look)(&preview)?;
         let walks = joined(walks.join());
         let checks = verify::predict(&after, walks, &preview, &basis.wanted());

@@ -9,11 +9,11 @@ use super::*;
 use crate::demo::WinVersion;
 use crate::disk::detect::Format;
 use crate::domain::Emit;
-use crate::drivers::media::{MediaError, MediaFile, Memory};
+use crate::drivers::driver_source::{DriverFile, DriverSourceError, Memory};
 use crate::guest::FsKind;
 use crate::inspect::fake::FakeGuest;
 use crate::inspect::{InspectOptions, inspect};
-use crate::testing::{MemoryGuest, media as drivers};
+use crate::testing::{MemoryGuest, driver_source as drivers};
 use crate::types::DiskBus;
 
 #[test]
@@ -54,7 +54,7 @@ fn every_refusal_is_a_blocker_and_of_other_errors_the_first_is_kept() {
 /// A Windows, its driver source, and the files of two disks.
 struct World {
     guest: MemoryGuest,
-    media: Memory,
+    driver_source: Memory,
     dir: tempfile::TempDir,
     free: Option<u64>,
     /// What else of the guest is not as the demo has it.
@@ -65,7 +65,7 @@ impl World {
     fn new() -> Self {
         let world = Self {
             guest: MemoryGuest::new(WinVersion::Win10),
-            media: drivers(),
+            driver_source: drivers(),
             dir: tempfile::tempdir().unwrap(),
             free: None,
             change: |_| {},
@@ -120,7 +120,7 @@ impl World {
     fn foresee(&self, job: &Job) -> (Prepared, Option<Error>) {
         let catalogue = Catalogue::builtin();
         self.seen(job, |seen| {
-            foreseen(job, seen, &self.media, &catalogue).unwrap()
+            foreseen(job, seen, &self.driver_source, &catalogue).unwrap()
         })
     }
 
@@ -188,14 +188,14 @@ fn every_option_of_the_command_line_that_the_plan_needs_reaches_it() {
 /// Drivers on an image with names of 8.3 characters only.
 struct Short<'a>(&'a Memory);
 
-impl Media for Short<'_> {
+impl DriverSource for Short<'_> {
     fn describe(&self) -> String {
         "the ISO".into()
     }
-    fn files(&self) -> &[MediaFile] {
+    fn files(&self) -> &[DriverFile] {
         self.0.files()
     }
-    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+    fn read(&self, path: &str) -> Result<Vec<u8>, DriverSourceError> {
         self.0.read(path)
     }
     fn has_short_names(&self) -> bool {
@@ -207,10 +207,10 @@ impl Media for Short<'_> {
 fn warnings_about_the_source_the_drivers_the_vm_and_the_copy_are_all_told() {
     let world = World::new();
     let mut job = world.job();
-    let told = |job: &Job, media: &dyn Media| {
+    let told = |job: &Job, driver_source: &dyn DriverSource| {
         world.seen(job, |seen| {
             let catalogue = Catalogue::builtin();
-            foreseen(job, seen, media, &catalogue).unwrap().0
+            foreseen(job, seen, driver_source, &catalogue).unwrap().0
         })
     };
     let count = |prepared: &Prepared, part: &str| {
@@ -223,14 +223,14 @@ fn warnings_about_the_source_the_drivers_the_vm_and_the_copy_are_all_told() {
         "the source VM has BIOS",
         crate::later::WARNING,
     ];
-    let before = told(&job, &world.media);
+    let before = told(&job, &world.driver_source);
     for part in parts {
         assert_eq!(count(&before, part), 0, "{part}");
     }
     job.source.vm.notes.push("a note of the source".into());
     job.source.vm.firmware = Some(crate::inspect::Firmware::Bios);
     job.copy.method = Copying::Later;
-    let after = told(&job, &Short(&world.media));
+    let after = told(&job, &Short(&world.driver_source));
     for part in parts {
         assert_eq!(count(&after, part), 1, "{part}");
     }
@@ -301,7 +301,7 @@ fn an_error_of_what_the_fix_needs_ends_the_plan() {
         let (draft, basis) = prepare::draft(
             seen.survey,
             seen.guest,
-            &world.media,
+            &world.driver_source,
             &Catalogue::builtin(),
             (
                 options(&job, seen.survey, windows),
@@ -332,7 +332,8 @@ fn each_disk_beside_windows_can_stop_the_plan() {
                 disks: &VmDisks::with_roles(list, system, system),
                 ..*seen
             };
-            let (prepared, failed) = foreseen(&job, &seen, &world.media, &catalogue).unwrap();
+            let (prepared, failed) =
+                foreseen(&job, &seen, &world.driver_source, &catalogue).unwrap();
             let blockers = prepared.plan.blockers.iter();
             let codes: Vec<_> = blockers.map(|b| b.code.to_string()).collect();
             (codes, failed.map(|error| error.message))
@@ -418,7 +419,7 @@ fn originals_are_saved_before_the_plan_is_made_where_something_is_to_be_written(
     };
     let catalogue = Catalogue::builtin();
     let prepared = world.seen_with(&job, Some(&saver), |seen| {
-        let (prepared, _) = foreseen(&job, seen, &world.media, &catalogue).unwrap();
+        let (prepared, _) = foreseen(&job, seen, &world.driver_source, &catalogue).unwrap();
         prepared
     });
     assert!(prepared.backups.is_some());
@@ -454,7 +455,7 @@ fn blockers_come_before_errors_and_errors_before_missing_programs() {
     let catalogue = Catalogue::builtin();
     let planned = |job: &Job| {
         world.seen(job, |seen| {
-            plan_for(job, seen, &world.media, &catalogue).map(|prepared| prepared.plan)
+            plan_for(job, seen, &world.driver_source, &catalogue).map(|prepared| prepared.plan)
         })
     };
     let mut job = world.job();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::domain::{DiskFormat, Emit, Patch, kubevirt};
 use crate::drivers::catalogue::Catalogue;
-use crate::drivers::media::Media;
+use crate::drivers::driver_source::DriverSource;
 use crate::drivers::origin;
 use crate::error::{Error, Result};
 use crate::ids::Accepted;
@@ -37,7 +37,7 @@ pub struct Job {
 /// The origin of the drivers.
 pub struct DriverOptions {
     /// The virtio-win driver source; a Linux guest needs none.
-    pub media: Option<PathBuf>,
+    pub source: Option<PathBuf>,
     pub config: Vec<PathBuf>,
     /// Refuse drivers without a valid catalogue instead of warning.
     pub require_signed: bool,
@@ -163,12 +163,12 @@ impl DriverOptions {
 
     /// The driver source if the user named one. Whether a missing one is an error depends on the
     /// guest.
-    pub(super) fn media_if_named(&self) -> Result<Option<Box<dyn Media>>> {
-        self.media.as_ref().map(|_| self.media()).transpose()
+    pub(super) fn source_if_named(&self) -> Result<Option<Box<dyn DriverSource>>> {
+        self.source.as_ref().map(|_| self.source()).transpose()
     }
 
-    pub fn media(&self) -> Result<Box<dyn Media>> {
-        let Some(path) = &self.media else {
+    pub fn source(&self) -> Result<Box<dyn DriverSource>> {
+        let Some(path) = &self.source else {
             let error = Error::usage("no virtio-win drivers were named");
             return Err(origin::hints(DEFAULT_ISO)
                 .into_iter()
@@ -242,33 +242,33 @@ mod tests {
     #[test]
     fn a_driver_of_the_users_own_catalogue_makes_a_directory_a_driver_source() {
         let dir = tempfile::tempdir().unwrap();
-        let (media, config) = (dir.path().join("media"), dir.path().join("own.yaml"));
-        std::fs::create_dir(&media).unwrap();
-        std::fs::write(media.join("owndisk.inf"), "[Version]\n").unwrap();
+        let (driver_source, config) = (dir.path().join("media"), dir.path().join("own.yaml"));
+        std::fs::create_dir(&driver_source).unwrap();
+        std::fs::write(driver_source.join("owndisk.inf"), "[Version]\n").unwrap();
         let text = "drivers:\n  - { name: owndisk, role: other, folders: [owndisk], inf: [owndisk.inf] }\n";
         std::fs::write(&config, text).unwrap();
         let mut job = job(&["/a.raw".into()], Path::new("/out"));
-        job.drivers.media = Some(media);
-        let error = job.drivers.media().map(drop).unwrap_err();
+        job.drivers.source = Some(driver_source);
+        let error = job.drivers.source().map(drop).unwrap_err();
         assert!(
             error.message.contains("no virtio-win driver source"),
             "{error}"
         );
         job.drivers.config = vec![config];
-        let files = job.drivers.media().unwrap().files().len();
+        let files = job.drivers.source().unwrap().files().len();
         assert_eq!(files, 1);
-        assert!(job.drivers.media_if_named().unwrap().is_some());
+        assert!(job.drivers.source_if_named().unwrap().is_some());
     }
 
     #[test]
     fn drivers_are_asked_for_where_none_were_named() {
         let mut job = job(&["/a.raw".into()], Path::new("/out"));
-        assert!(job.drivers.media_if_named().unwrap().is_none());
-        let error = job.drivers.media().map(drop).unwrap_err();
+        assert!(job.drivers.source_if_named().unwrap().is_none());
+        let error = job.drivers.source().map(drop).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Usage);
         assert!(!error.hints.is_empty());
-        job.drivers.media = Some("/no/such.iso".into());
-        assert!(job.drivers.media_if_named().is_err());
+        job.drivers.source = Some("/no/such.iso".into());
+        assert!(job.drivers.source_if_named().is_err());
         job.drivers.config = vec!["/no/such.yaml".into()];
         let error = job.drivers.catalogue().map(drop).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Usage);

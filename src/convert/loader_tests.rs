@@ -4,7 +4,7 @@
 
 use crate::demo::WinVersion;
 use crate::registry::RegData;
-use crate::testing::{MemoryGuest as Guest, bootstrap, media};
+use crate::testing::{MemoryGuest as Guest, bootstrap, driver_source};
 
 const SET: &str = "ControlSet001";
 
@@ -137,14 +137,14 @@ fn the_plan_mends_what_stops_a_loader() {
             g.system.set(&key, "UpperFilters", names);
         }),
     ];
-    let media = media();
+    let driver_source = driver_source();
     for (what, versions, change) in cases {
         for version in *versions {
             let mut guest = Guest::new(*version);
             change(&mut guest);
-            let prepared = guest.prepare(&media, Some(bootstrap(*version)));
+            let prepared = guest.prepare(&driver_source, Some(bootstrap(*version)));
             assert_eq!(prepared.plan.blockers, [], "{version:?} {what}");
-            let checks = guest.converted(&prepared, &media);
+            let checks = guest.converted(&prepared, &driver_source);
             let bad: Vec<_> = checks
                 .iter()
                 .filter(|c| !c.ok && c.id != "transitional-ids")
@@ -221,13 +221,13 @@ fn what_cannot_be_mended_blocks_the_plan() {
             "Windows needs volmgrx on every controller",
         ),
     ];
-    let media = media();
+    let driver_source = driver_source();
     for (versions, change, id, message, remedy) in cases {
         for version in *versions {
             let mut guest = Guest::new(*version);
             change(&mut guest);
-            let prepared = guest.prepare(&media, Some(bootstrap(*version)));
-            let blockers = guest.left(&prepared, &media);
+            let prepared = guest.prepare(&driver_source, Some(bootstrap(*version)));
+            let blockers = guest.left(&prepared, &driver_source);
             let found = blockers.iter().find(|b| b.reason.contains(message));
             let found = found.unwrap_or_else(|| panic!("{version:?} {message}: {blockers:?}"));
             assert_eq!(found.code, *id, "{version:?} {message}");
@@ -242,13 +242,13 @@ fn what_cannot_be_mended_blocks_the_plan() {
 /// A missing IDE driver does not block a disk that needs no IDE controller.
 #[test]
 fn straight_to_virtio_needs_no_ide() {
-    let media = media();
+    let driver_source = driver_source();
     let mut guest = Guest::new(Xp);
     no_ide(&mut guest);
     guest.without("pciidex.sys");
-    let prepared = guest.prepare(&media, None);
+    let prepared = guest.prepare(&driver_source, None);
     assert_eq!(prepared.plan.blockers, []);
-    let checks = guest.converted(&prepared, &media);
+    let checks = guest.converted(&prepared, &driver_source);
     assert!(crate::check::is_ready(&checks), "{checks:?}");
 }
 
@@ -256,15 +256,15 @@ fn straight_to_virtio_needs_no_ide() {
 /// checks.
 #[test]
 fn a_device_of_an_older_host_is_a_warning() {
-    let media = media();
+    let driver_source = driver_source();
     for version in [Win7, Win10] {
         let mut guest = Guest::new(version);
         instance(&mut guest, "other", 0);
-        let prepared = guest.prepare(&media, Some(bootstrap(version)));
+        let prepared = guest.prepare(&driver_source, Some(bootstrap(version)));
         let named = "PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01\\3&1&0&20";
         assert_eq!(prepared.plan.blockers, []);
         assert!(prepared.plan.warnings.iter().any(|w| w.contains(named)));
-        let checks = guest.converted(&prepared, &media);
+        let checks = guest.converted(&prepared, &driver_source);
         let check = checks.iter().find(|c| c.id == "device-instances").unwrap();
         assert!(!check.ok && check.message.contains(named), "{check:?}");
         assert!(crate::check::is_ready(&checks));

@@ -72,7 +72,7 @@ pub fn plan_only(job: &Job, ui: &Ui) -> Result<Planned> {
 /// `has` is whether this host has a program or library.
 fn plan_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Planned> {
     let catalogue = job.drivers.catalogue()?;
-    let media = job.drivers.media_if_named()?;
+    let driver_source = job.drivers.source_if_named()?;
     let sources = || job.source_files();
     let target = OutputFolder::check(&job.target_folder(), &FolderOptions::of(job, &sources))?;
     // `plan` may run in any directory.
@@ -98,7 +98,7 @@ fn plan_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Planned> {
             outlook,
         });
     }
-    let media = media.map_or_else(|| job.drivers.media(), Ok)?;
+    let driver_source = driver_source.map_or_else(|| job.drivers.source(), Ok)?;
     let seen = Seen {
         survey: &survey,
         guest: &session.reader(),
@@ -109,7 +109,7 @@ fn plan_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Planned> {
         saver: None,
         has,
     };
-    let prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?;
+    let prepared = foresee::plan_for(job, &seen, driver_source.as_ref(), &catalogue)?;
     session.close()?;
     if prepared.plan.blockers.is_empty() {
         actions::check_edits(&prepared.edited).map_err(FixError::from)?;
@@ -153,7 +153,7 @@ fn explained(job: &Job, error: Error) -> Error {
 
 fn convert_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Report> {
     let catalogue = job.drivers.catalogue()?;
-    let media = job.drivers.media_if_named()?;
+    let driver_source = job.drivers.source_if_named()?;
 
     let mut run = {
         let _span = timeline::span("open the source");
@@ -167,7 +167,7 @@ fn convert_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Report>
 
     // Runs while the plan is made.
     let opening = run.open_overlays(&session, &survey.inspection)?;
-    let media = media.map_or_else(|| job.drivers.media(), Ok)?;
+    let driver_source = driver_source.map_or_else(|| job.drivers.source(), Ok)?;
     // A resumed run already has the originals.
     let saver = run.resumed.is_none().then(|| run.saver());
     let seen = Seen {
@@ -182,7 +182,7 @@ fn convert_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Report>
     };
     let mut prepared = {
         let _span = timeline::span("plan");
-        foresee::plan_for(job, &seen, media.as_ref(), &catalogue)?
+        foresee::plan_for(job, &seen, driver_source.as_ref(), &catalogue)?
     };
     run.keep_plan(&prepared, &survey.inspection)?;
     run.prepare_copy();
@@ -197,7 +197,7 @@ fn convert_job(job: &Job, ui: &Ui, has: &dyn Fn(&str) -> bool) -> Result<Report>
         run: &run,
         prepared: &prepared,
         backups,
-        media: &prepared.basis.media(media.as_ref()),
+        driver_source: &prepared.basis.driver_source(driver_source.as_ref()),
     };
     let fixed = match &run.resumed {
         Some(resumed) => fixing.fixed_before(session, survey, resumed)?,

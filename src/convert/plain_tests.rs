@@ -47,7 +47,7 @@ pub(super) fn fixed<T>(
     let run = Run::open(job, &ui).unwrap();
     let (mut session, survey) = run.inspect().unwrap();
     let opening = run.open_overlays(&session, &survey.inspection).unwrap();
-    let media = job.drivers.media().unwrap();
+    let driver_source = job.drivers.source().unwrap();
     let saver = run.resumed.is_none().then(|| run.saver());
     let seen = Seen {
         survey: &survey,
@@ -60,7 +60,7 @@ pub(super) fn fixed<T>(
         has: &all,
     };
     let catalogue = job.drivers.catalogue().unwrap();
-    let mut prepared = foresee::plan_for(job, &seen, media.as_ref(), &catalogue).unwrap();
+    let mut prepared = foresee::plan_for(job, &seen, driver_source.as_ref(), &catalogue).unwrap();
     let backups = prepared.backups.take();
     change(&mut prepared);
     run.keep_plan(&prepared, &survey.inspection).unwrap();
@@ -69,7 +69,7 @@ pub(super) fn fixed<T>(
         run: &run,
         prepared: &prepared,
         backups,
-        media: &prepared.basis.media(media.as_ref()),
+        driver_source: &prepared.basis.driver_source(driver_source.as_ref()),
     };
     let fixed = match &run.resumed {
         Some(resumed) => fixing.fixed_before(session, survey, resumed),
@@ -617,7 +617,7 @@ fn what_the_user_asks_for_is_checked_before_the_guest_is_read() {
             "1 devices are named for 2 disks",
         ),
         (
-            |_, job| job.drivers.media = None,
+            |_, job| job.drivers.source = None,
             "no virtio-win drivers were named",
         ),
         (

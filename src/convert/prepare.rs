@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::actions::{Backups, EditedHives};
 use crate::drivers::catalogue::Catalogue;
-use crate::drivers::media::{Media, WithGenerated};
+use crate::drivers::driver_source::{DriverSource, WithGenerated};
 use crate::drivers::package;
 use crate::drivers::select::{self, DriverSet};
 use crate::drivers::signature;
@@ -40,7 +40,7 @@ pub struct Basis {
 
 impl Basis {
     /// All sources of the plan's files.
-    pub fn media<'a>(&'a self, source: &'a dyn Media) -> WithGenerated<'a> {
+    pub fn driver_source<'a>(&'a self, source: &'a dyn DriverSource) -> WithGenerated<'a> {
         with_generated(source, &self.generated)
     }
 
@@ -50,7 +50,10 @@ impl Basis {
     }
 }
 
-fn with_generated<'a>(source: &'a dyn Media, generated: &'a [Generated]) -> WithGenerated<'a> {
+fn with_generated<'a>(
+    source: &'a dyn DriverSource,
+    generated: &'a [Generated],
+) -> WithGenerated<'a> {
     WithGenerated {
         source,
         folder: GENERATED,
@@ -113,18 +116,18 @@ pub fn refused(inspection: &Inspection, blockers: Vec<Blocker>) -> Error {
 pub fn draft(
     survey: &Survey,
     guest: &dyn GuestRead,
-    media: &dyn Media,
+    driver_source: &dyn DriverSource,
     catalogue: &Catalogue,
     (options, preferences): (Options, &Preferences),
 ) -> Result<(Draft, Basis)> {
     let inspection = &survey.inspection;
     let (windows, hives) = windows_or_refuse(survey)?;
-    let mut drivers = select::select(media, catalogue, &windows.target).map_err(|e| {
+    let mut drivers = select::select(driver_source, catalogue, &windows.target).map_err(|e| {
         let mut blockers = inspection.blockers();
         blockers.push(e.blocker());
         refused(inspection, blockers)
     })?;
-    let digests = digests(&mut drivers, media, inspection, windows)?;
+    let digests = digests(&mut drivers, driver_source, inspection, windows)?;
     let used_oem = used_oem(guest, windows)?;
     let inputs = Inputs {
         inspection,
@@ -138,13 +141,13 @@ pub fn draft(
         agent_size: drivers
             .guest_agent_msi
             .as_ref()
-            .map_or(0, |path| size(media, path)),
+            .map_or(0, |path| size(driver_source, path)),
     };
     let unreadable = |e| Error::failed("planning").because(e);
     let layout = plan::layout(&inputs).map_err(unreadable)?;
     let generated = layout.generated.clone();
-    let media = with_generated(media, &generated);
-    let present = present(guest, windows.system_volume, &layout, &media)?;
+    let driver_source = with_generated(driver_source, &generated);
+    let present = present(guest, windows.system_volume, &layout, &driver_source)?;
     let draft = plan::draft(&inputs, layout, &present).map_err(unreadable)?;
     let basis = Basis {
         windows: windows.clone(),
@@ -159,14 +162,14 @@ pub fn draft(
 /// out with a note, unless they are for boot storage.
 fn digests(
     drivers: &mut DriverSet,
-    media: &dyn Media,
+    driver_source: &dyn DriverSource,
     inspection: &Inspection,
     windows: &WindowsFacts,
 ) -> Result<BTreeMap<String, String>> {
     let mut digests = BTreeMap::new();
     let mut unusable = Vec::new();
     for package in &mut drivers.packages {
-        match package.read_files(media, windows.target.arch) {
+        match package.read_files(driver_source, windows.target.arch) {
             Ok(contents) => {
                 package.signer = signature::catalogue_signer(package, &contents);
                 digests.insert(package.driver.clone(), package::digest(&contents));
@@ -182,8 +185,8 @@ fn digests(
     Ok(digests)
 }
 
-fn size(media: &dyn Media, path: &str) -> u64 {
-    media
+fn size(driver_source: &dyn DriverSource, path: &str) -> u64 {
+    driver_source
         .files()
         .iter()
         .find(|f| f.path == path)
@@ -214,11 +217,11 @@ fn present(
     guest: &dyn GuestRead,
     volume: VolumeId,
     layout: &Layout,
-    media: &dyn Media,
+    driver_source: &dyn DriverSource,
 ) -> Result<Present> {
     let mut present = Present::new();
     let mut absent = BTreeSet::new();
-    for (path, media_path, size) in layout.files() {
+    for (path, path_in_source, size) in layout.files() {
         let mut known = true;
         for folder in ancestors(path) {
             if absent.contains(&folder) {
@@ -251,8 +254,8 @@ fn present(
             FileKind::Dir => At::Folder,
             FileKind::File if info.size == *size && info.reparse_tag.is_none() => {
                 let theirs = guest.read(volume, path, *size).map_err(failed)?;
-                let ours = media.read(media_path).map_err(|e| {
-                    Error::failed(format!("reading {media_path} from the drivers")).because(e)
+                let ours = driver_source.read(path_in_source).map_err(|e| {
+                    Error::failed(format!("reading {path_in_source} from the drivers")).because(e)
                 })?;
                 if theirs == ours {
                     At::SameFile
@@ -293,11 +296,11 @@ fn ancestors(path: &GuestPath) -> Vec<GuestPath> {
 mod tests {
     use super::*;
     use crate::demo::{GuestSpec, WinVersion};
-    use crate::drivers::media::Memory;
+    use crate::drivers::driver_source::Memory;
     use crate::error::ErrorKind;
     use crate::guest::DiskId;
     use crate::inspect::{Finding, Severity};
-    use crate::testing::{self, MemoryGuest, media};
+    use crate::testing::{self, MemoryGuest, driver_source};
 
     /// QEMU's SATA and IDE disks have sectors of 512 bytes; the boot files may lie on another disk.
     #[test]
@@ -330,7 +333,7 @@ mod tests {
     #[test]
     fn a_boot_driver_of_another_processor_is_refused_and_another_driver_left_out() {
         let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
-        let whole = media();
+        let whole = driver_source();
         let draft_with = |driver: &str| {
             let changed = whole.files().iter().map(|file| {
                 let mut bytes = whole.read(&file.path).unwrap();
@@ -339,11 +342,17 @@ mod tests {
                 }
                 (file.path.clone(), bytes)
             });
-            let media = Memory::new(changed);
+            let driver_source = Memory::new(changed);
             let (catalogue, preferences) = (Catalogue::builtin(), Preferences::default());
             let options = testing::options(Some(DiskBus::Sata));
             guest.look(&[], |fake, survey| {
-                draft(survey, fake, &media, &catalogue, (options, &preferences))
+                draft(
+                    survey,
+                    fake,
+                    &driver_source,
+                    &catalogue,
+                    (options, &preferences),
+                )
             })
         };
         for driver in ["viostor", "vioscsi"] {
@@ -410,7 +419,7 @@ mod tests {
     #[test]
     fn a_file_of_the_guest_is_the_drivers_only_where_its_contents_are() {
         let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
-        let media = media();
+        let driver_source = driver_source();
         let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
         let to = "\\Windows\\System32\\drivers\\viostor.sys";
         let options = testing::options(Some(DiskBus::Sata));
@@ -420,7 +429,7 @@ mod tests {
                 .map(|bytes| (to.to_owned(), bytes))
                 .collect();
             guest.look(&more, |fake, survey| {
-                let made = draft(survey, fake, &media, &catalogue, (options, &wishes));
+                let made = draft(survey, fake, &driver_source, &catalogue, (options, &wishes));
                 let (draft, _) = made.unwrap();
                 let wanted = GuestPath::parse(to).unwrap();
                 draft.actions.iter().find_map(|action| match action {
@@ -434,7 +443,7 @@ mod tests {
         };
         let (from, replaces) = planned(None).unwrap();
         assert!(!replaces);
-        let driver = media.read(&from).unwrap();
+        let driver = driver_source.read(&from).unwrap();
         let mut other = driver.clone();
         *other.last_mut().unwrap() ^= 1;
         assert_eq!(planned(Some(other)), Some((from.clone(), true)));
@@ -446,14 +455,14 @@ mod tests {
     #[test]
     fn a_driver_that_is_a_reparse_point_in_the_guest_is_replaced() {
         let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
-        let media = media();
+        let driver_source = driver_source();
         let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
         let to = "\\Windows\\System32\\drivers\\viostor.sys";
         let options = testing::options(Some(DiskBus::Sata));
         let wanted = GuestPath::parse(to).unwrap();
         guest.look(&[], |fake, survey| {
             let copied = |fake: &crate::inspect::fake::FakeGuest| {
-                let made = draft(survey, fake, &media, &catalogue, (options, &wishes));
+                let made = draft(survey, fake, &driver_source, &catalogue, (options, &wishes));
                 let (draft, _) = made.unwrap();
                 let mut actions = draft.actions.into_iter();
                 actions.find_map(|action| match action {
@@ -468,7 +477,7 @@ mod tests {
             assert!(!new.replaces);
             let volume = survey.inspection.windows.as_ref().unwrap().system_volume;
             let mut fake = fake.clone();
-            let same = media.read(&new.from).unwrap();
+            let same = driver_source.read(&new.from).unwrap();
             fake.file(volume.partition, to, same.clone());
             assert!(copied(&fake).is_none());
             let there = fake.file(volume.partition, to, same);
@@ -486,7 +495,13 @@ mod tests {
         let options = testing::options(Some(DiskBus::Sata));
         let within = (format!(r"{to}\notes.txt"), Vec::new());
         guest.look(&[within], |fake, survey| {
-            let made = draft(survey, fake, &media(), &catalogue, (options, &wishes));
+            let made = draft(
+                survey,
+                fake,
+                &driver_source(),
+                &catalogue,
+                (options, &wishes),
+            );
             let (draft, _) = made.unwrap();
             let [blocker] = &draft.blockers[..] else {
                 panic!("{:?}", draft.blockers);
@@ -517,7 +532,7 @@ mod tests {
             sha2::Sha256::digest(bytes).to_vec()
         };
         let signed = cat::signed(&[b"x"], &[certificate], &certificate, hash);
-        let whole = media();
+        let whole = driver_source();
         let files = whole.files().iter().map(|file| {
             let bytes = match file.path.as_str() {
                 "viostor/w10/amd64/viostor.cat" => signed.clone(),
@@ -548,8 +563,11 @@ mod tests {
         };
         assert_eq!(above(r"\a\b\c.sys"), [r"\a", r"\a\b"]);
         assert_eq!(above(r"\c.sys"), [""; 0]);
-        let media = Memory::new([("a.msi".to_string(), vec![0; 7])]);
-        assert_eq!((size(&media, "a.msi"), size(&media, "b.msi")), (7, 0));
+        let driver_source = Memory::new([("a.msi".to_string(), vec![0; 7])]);
+        assert_eq!(
+            (size(&driver_source, "a.msi"), size(&driver_source, "b.msi")),
+            (7, 0)
+        );
     }
 
     /// A number in use is that of another driver.
@@ -581,13 +599,14 @@ mod tests {
     #[test]
     fn the_directories_of_a_plan_are_those_that_the_guest_lacks() {
         let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
-        let media = media();
+        let driver_source = driver_source();
         let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
         let options = testing::options(Some(DiskBus::Sata));
         let drafted = |more: &[(String, Vec<u8>)]| {
             guest.look(more, |fake, survey| {
                 let volume = survey.inspection.windows.as_ref().unwrap().system_volume;
-                let (draft, _) = draft(survey, fake, &media, &catalogue, (options, &wishes))?;
+                let (draft, _) =
+                    draft(survey, fake, &driver_source, &catalogue, (options, &wishes))?;
                 let mut made = BTreeSet::new();
                 for action in &draft.actions {
                     let crate::actions::Action::CopyFiles(copy) = action else {

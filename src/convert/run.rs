@@ -309,10 +309,10 @@ mod tests {
     #[test]
     fn what_was_decided_is_every_action_and_every_generated_file_is_saved() {
         use crate::demo::WinVersion;
-        use crate::testing::{MemoryGuest, media};
+        use crate::testing::{MemoryGuest, driver_source};
         use crate::types::DiskBus;
         let guest = MemoryGuest::new(WinVersion::Win10);
-        let mut prepared = guest.prepare(&media(), Some(DiskBus::Sata));
+        let mut prepared = guest.prepare(&driver_source(), Some(DiskBus::Sata));
         let dir = tempfile::tempdir().unwrap();
         prepared.basis.generated = [("one.cmd", "1"), ("two.ps1", "2")]
             .map(|(name, text)| (name.to_owned(), text.into()))

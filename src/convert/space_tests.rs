@@ -1,12 +1,12 @@
 use super::*;
 use crate::demo::WinVersion;
 use crate::inspect::fake::FakeGuest;
-use crate::testing::{MemoryGuest, bootstrap, media};
+use crate::testing::{MemoryGuest, bootstrap, driver_source};
 
 /// The needs of a Windows 10 plan on the Windows volume, and the guest to check.
 fn planned(then: impl FnOnce(&mut FakeGuest, VolumeId, Needs)) {
     let guest = MemoryGuest::new(WinVersion::Win10);
-    let prepared = guest.prepare(&media(), Some(bootstrap(WinVersion::Win10)));
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(WinVersion::Win10)));
     let volume = prepared.basis.windows.system_volume;
     guest.look(&[], |fake, survey| {
         let hives = survey.hives.as_ref().unwrap();
@@ -152,7 +152,7 @@ fn every_part_of_a_plan_counts() {
 fn every_volume_is_checked_and_every_original_is_saved() {
     let mut guest = MemoryGuest::new(WinVersion::Win10);
     guest.without("bootx64.efi");
-    let prepared = guest.prepare(&media(), Some(bootstrap(WinVersion::Win10)));
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(WinVersion::Win10)));
     let system = prepared.basis.windows.system_volume;
     guest.look(&[], |fake, survey| {
         let hives = survey.hives.as_ref().unwrap();
@@ -182,7 +182,7 @@ fn each_volume_needs_what_is_written_to_it() {
     let mut guest = MemoryGuest::new(WinVersion::Win10);
     let loader = guest.file("bootmgfw.efi").len() as u64;
     guest.without("bootx64.efi");
-    let prepared = guest.prepare(&media(), Some(bootstrap(WinVersion::Win10)));
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(WinVersion::Win10)));
     let system = prepared.basis.windows.system_volume;
     guest.look(&[], |fake, survey| {
         let hives = survey.hives.as_ref().unwrap();

@@ -13,7 +13,7 @@ use crate::demo::{GuestSpec, Role, WinVersion, guest, pe};
 use crate::domain::{
     CpuMode, DiskFormat, DomainType, Drivers, Graphics, NetworkMap, NicSource, Video, kubevirt,
 };
-use crate::drivers::media::Media;
+use crate::drivers::driver_source::DriverSource;
 use crate::guest::GuestPath;
 use crate::ids::Accepted;
 use crate::plan::firstboot::Preferences;
@@ -23,7 +23,7 @@ use crate::session::engine::Engine;
 use crate::session::{Access, SourceMachine};
 use crate::skip::have;
 use crate::source;
-use crate::testing::{MemoryGuest, ext, media};
+use crate::testing::{MemoryGuest, driver_source, ext};
 use crate::types::DiskBus;
 use crate::ui::{ProgressMode, Ui};
 
@@ -95,7 +95,7 @@ pub(super) fn job(disks: &[PathBuf], folder: &Path) -> Job {
         },
         engine: Engine::EMBEDDED,
         drivers: DriverOptions {
-            media: None,
+            source: None,
             config: Vec::new(),
             require_signed: false,
         },
@@ -180,7 +180,7 @@ impl Lab {
 
     pub(super) fn job(&self) -> Job {
         let mut job = job(&[self.data(), self.windows()], &self.path("out"));
-        job.drivers.media = Some(self.path("drivers"));
+        job.drivers.source = Some(self.path("drivers"));
         job
     }
 }
@@ -226,22 +226,22 @@ impl Plain {
 
     /// `change` is made to the guest after it was converted.
     pub(super) fn with(change: impl FnOnce(&mut MemoryGuest)) -> Self {
-        let media = media();
+        let driver_source = driver_source();
         let mut guest = MemoryGuest::of(spec());
         let adapters = guest.look(&[], |_, survey| survey.inspection.network.adapters.clone());
         guest.preferences.macs = machine::macs(&adapters, &machine_options());
-        let prepared = guest.prepare(&media, Some(DiskBus::Sata));
-        guest.apply(&prepared, &media);
+        let prepared = guest.prepare(&driver_source, Some(DiskBus::Sata));
+        guest.apply(&prepared, &driver_source);
         change(&mut guest);
         let dir = tempfile::tempdir().unwrap();
         let lab = Self {
             lab: Lab { dir },
             guest,
         };
-        for file in media.files() {
+        for file in driver_source.files() {
             let path = lab.path("drivers").join(&file.path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, media.read(&file.path).unwrap()).unwrap();
+            std::fs::write(path, driver_source.read(&file.path).unwrap()).unwrap();
         }
         lab.guest.write(&lab.windows());
         std::fs::write(lab.data(), data()).unwrap();

@@ -402,7 +402,7 @@ fn what_is_refused_leaves_nothing_behind() {
     job.copy.devices = vec!["/dev/null".into()];
     refused(&job, "1 devices are named for 2 disks");
     let mut job = lab.job();
-    job.drivers.media = None;
+    job.drivers.source = None;
     refused(&job, "no virtio-win drivers");
     let mut job = lab.job();
     job.output.from_sync = true;
@@ -468,7 +468,7 @@ fn a_sync_and_its_last_pass_have_what_the_vm_wrote_in_between() {
     let Some(lab) = Lab::new() else { return };
     let disks = [lab.data(), lab.windows()].map(|disk| snapshot(&disk));
     let mut job = super::testing::job(&disks, &lab.path("out"));
-    job.drivers.media = Some(lab.path("drivers"));
+    job.drivers.source = Some(lab.path("drivers"));
     for disk in &mut job.source.vm.disks {
         disk.format = Some("qcow2".into());
     }

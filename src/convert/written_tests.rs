@@ -372,7 +372,7 @@ fn the_record_of_a_copy_of_several_disks_is_durable_once_something_is_recorded()
         let mut job = lab.job();
         if disks == 1 {
             job = super::testing::job(&[lab.windows()], &lab.path("out"));
-            job.drivers.media = Some(lab.path("drivers"));
+            job.drivers.source = Some(lab.path("drivers"));
             job.vm.machine.portable = true;
             job.copy.format = DiskFormat::Raw;
         }

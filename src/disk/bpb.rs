@@ -61,7 +61,7 @@ layout! {
         /// Sectors of the volume; 0 if they do not fit.
         19 => sectors_16: u16,
         /// 0xf0, or 0xf8 and above.
-        21 => media: u8,
+        21 => driver_source: u8,
         /// Sectors of one table; 0 with FAT32.
         22 => table_sectors_16: u16,
         /// The LBA of the volume for the boot code.

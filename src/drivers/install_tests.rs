@@ -169,7 +169,7 @@ fn a_clash_is_found_with_any_package_before() {
     for (n, size) in [(0, 1), (2, 2)] {
         set.packages[n].files.push(PackageFile {
             name: "z.dll".into(),
-            media_path: format!("{n}/z.dll"),
+            path_in_source: format!("{n}/z.dll"),
             size,
         });
     }

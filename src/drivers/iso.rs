@@ -552,7 +552,7 @@ mod tests {
 
     #[test]
     fn short_names_are_told() {
-        use crate::drivers::media;
+        use crate::drivers::driver_source;
         let tree = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(tree.path().join("viostor/w11/amd64")).unwrap();
         std::fs::write(tree.path().join("viostor/w11/amd64/long-name.inf"), b"x").unwrap();
@@ -567,8 +567,8 @@ mod tests {
             };
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), image).unwrap();
-            let media = media::open(file.path()).unwrap();
-            let warning = media::short_names_warning(media.as_ref());
+            let driver_source = driver_source::open(file.path()).unwrap();
+            let warning = driver_source::short_names_warning(driver_source.as_ref());
             assert_eq!(warning.is_some(), short, "{args:?}");
             assert!(warning.is_none_or(|w| w.contains("8.3 characters")));
         }

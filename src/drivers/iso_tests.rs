@@ -269,12 +269,12 @@ fn an_image_with_too_many_entries_is_refused() {
 /// The image as a driver source: what it is called, and what of it is read.
 #[test]
 fn an_image_is_a_driver_source() {
-    use crate::drivers::media::{self, Media, MediaError, WithGenerated};
+    use crate::drivers::driver_source::{self, DriverSource, DriverSourceError, WithGenerated};
     let dir = tempfile::tempdir().unwrap();
     let open = |name: &str, sectors: &[(u32, Vec<u8>)]| {
         let path = dir.path().join(name);
         std::fs::write(&path, image(sectors)).unwrap();
-        (media::open(&path), path)
+        (driver_source::open(&path), path)
     };
     let labelled = |kind, escape: &[u8], root, label: &[u8]| {
         let mut volume = volume(kind, escape, root);
@@ -306,7 +306,7 @@ fn an_image_is_a_driver_source() {
     let missing = source.read("b.inf").unwrap_err();
     assert_eq!(missing.to_string(), "b.inf does not exist");
     assert!(source.has_short_names());
-    let warning = media::short_names_warning(source.as_ref()).unwrap();
+    let warning = driver_source::short_names_warning(source.as_ref()).unwrap();
     assert!(warning.starts_with(&format!("{shown} has names of 8.3 characters only")));
     let generated = WithGenerated {
         source: source.as_ref(),
@@ -332,7 +332,7 @@ fn an_image_is_a_driver_source() {
         let source = open(name, sectors).0.unwrap();
         assert!(source.describe().ends_with(label), "{}", source.describe());
         assert!(!source.has_short_names());
-        assert_eq!(media::short_names_warning(source.as_ref()), None);
+        assert_eq!(driver_source::short_names_warning(source.as_ref()), None);
     }
     let (opened, path) = open("empty.iso", &[(16, volume(1, b"", 20))]);
     let message = format!("{} is empty", path.display());
@@ -341,7 +341,7 @@ fn an_image_is_a_driver_source() {
     let huge = record(b"HUGE", 0, (30, 256 * 1024 * 1024 + 1), &[]);
     let opened = open("huge.iso", &[(16, volume(1, b"", 20)), (20, huge)]).0;
     let read = opened.unwrap().read("huge").unwrap_err();
-    assert!(matches!(read, MediaError::TooLarge { .. }), "{read}");
+    assert!(matches!(read, DriverSourceError::TooLarge { .. }), "{read}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::ui::count;
 
 use super::catalogue::Catalogue;
-use super::media::{self, Media};
+use super::driver_source::{self, DriverSource};
 
 /// The directory in which the virtio-win project publishes its releases.
 const PUBLISHED: &str = "https://fedorapeople.org/groups/virt/virtio-win/direct-downloads";
@@ -45,32 +45,32 @@ pub fn hints(default: &str) -> [String; 2] {
 const TAKES: &str = "--virtio-iso takes a virtio-win ISO, or a directory laid out like it or like its RPM; hyper2kvm drivers --where prints its address";
 
 /// Opens a driver source. A directory or image without a driver of the catalogue is refused.
-pub fn open(path: &Path, catalogue: &Catalogue) -> Result<Box<dyn Media>> {
-    let media = media::open(path).map_err(|e| {
+pub fn open(path: &Path, catalogue: &Catalogue) -> Result<Box<dyn DriverSource>> {
+    let driver_source = driver_source::open(path).map_err(|e| {
         let shown = path.display();
         Error::failed(format!("opening the virtio-win drivers at {shown}"))
             .because(e)
             .hint(TAKES)
     })?;
-    if !is_driver_source(media.as_ref(), catalogue) {
-        let files = count(media.files().len(), "file");
+    if !is_driver_source(driver_source.as_ref(), catalogue) {
+        let files = count(driver_source.files().len(), "file");
         return Err(Error::failed(format!(
             "{} is no virtio-win driver source: {files}, and none is the INF of a driver in the catalogue",
             path.display()
         ))
         .hint(TAKES));
     }
-    Ok(media)
+    Ok(driver_source)
 }
 
 /// Whether a driver source has any driver of the catalogue; otherwise it is not a driver source.
-pub fn is_driver_source(media: &dyn Media, catalogue: &Catalogue) -> bool {
+pub fn is_driver_source(driver_source: &dyn DriverSource, catalogue: &Catalogue) -> bool {
     let known = |path: &str| {
         let name = path.rsplit('/').next().unwrap_or_default();
         let names = catalogue.drivers.iter().flat_map(|d| &d.inf);
         names.into_iter().any(|inf| inf.eq_ignore_ascii_case(name))
     };
-    media.files().iter().any(|file| known(&file.path))
+    driver_source.files().iter().any(|file| known(&file.path))
 }
 
 /// The text that `drivers --where` prints.
@@ -80,14 +80,14 @@ pub fn text(catalogue: &Catalogue, default: &str) -> String {
          packages  virtio-win on Fedora and RHEL: {default},\n            where hyper2kvm finds it without being told\n\n\
          Which release\n"
     );
-    for (media, names) in releases(catalogue) {
-        let _ = writeln!(text, "  {media}");
+    for (driver_source, names) in releases(catalogue) {
+        let _ = writeln!(text, "  {driver_source}");
         for name in names {
             let _ = writeln!(text, "    {name}");
         }
         let old = OLD
             .iter()
-            .find(|(n, _)| media.contains(&format!("0.1.{n}")));
+            .find(|(n, _)| driver_source.contains(&format!("0.1.{n}")));
         let address = old.map(|(_, path)| format!("{PUBLISHED}/{path}"));
         let _ = writeln!(text, "    {}", address.as_deref().unwrap_or(CURRENT));
     }
@@ -107,7 +107,7 @@ fn releases(catalogue: &Catalogue) -> Vec<(&str, Vec<&str>)> {
     for windows in &catalogue.windows {
         match releases
             .iter_mut()
-            .find(|(media, _)| *media == windows.media)
+            .find(|(driver_source, _)| *driver_source == windows.media)
         {
             Some((_, names)) => names.push(&windows.name),
             None => releases.push((&windows.media, vec![&windows.name])),
@@ -118,7 +118,7 @@ fn releases(catalogue: &Catalogue) -> Vec<(&str, Vec<&str>)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::media::Memory;
+    use super::super::driver_source::Memory;
     use super::*;
 
     #[test]
@@ -149,8 +149,12 @@ mod tests {
             ("drivers/other.inf", false),
             ("viostor.inf/readme.txt", false),
         ] {
-            let media = Memory::new([(path.to_string(), vec![1])]);
-            assert_eq!(is_driver_source(&media, &catalogue), is_source, "{path}");
+            let driver_source = Memory::new([(path.to_string(), vec![1])]);
+            assert_eq!(
+                is_driver_source(&driver_source, &catalogue),
+                is_source,
+                "{path}"
+            );
         }
     }
 
@@ -169,8 +173,8 @@ mod tests {
     fn a_release_is_listed_once_with_all_that_need_it() {
         let mut catalogue = Catalogue::builtin();
         catalogue.windows.truncate(3);
-        for (windows, media) in catalogue.windows.iter_mut().zip(["one", "two", "one"]) {
-            windows.media = media.into();
+        for (windows, driver_source) in catalogue.windows.iter_mut().zip(["one", "two", "one"]) {
+            windows.media = driver_source.into();
             windows.name = windows.id.clone();
         }
         let ids: Vec<_> = catalogue.windows.iter().map(|w| w.id.as_str()).collect();
@@ -192,9 +196,9 @@ mod tests {
             )
         );
         std::fs::write(dir.path().join("viostor.inf"), "x").unwrap();
-        let media = open(dir.path(), &catalogue).unwrap();
-        assert_eq!(media.files().len(), 2);
-        assert_eq!(media.describe(), format!("directory {shown}"));
+        let driver_source = open(dir.path(), &catalogue).unwrap();
+        assert_eq!(driver_source.files().len(), 2);
+        assert_eq!(driver_source.describe(), format!("directory {shown}"));
         let error = open(&dir.path().join("gone"), &catalogue).err().unwrap();
         let message = format!("opening the virtio-win drivers at {shown}/gone");
         assert_eq!(error.to_string(), message);

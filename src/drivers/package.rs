@@ -249,7 +249,7 @@ pub fn stage(
     pkg.files
         .iter()
         .filter(|f| !is_documentation(&f.name))
-        .map(|f| Ok((placement.staging.join(&f.name)?, f.media_path.clone())))
+        .map(|f| Ok((placement.staging.join(&f.name)?, f.path_in_source.clone())))
         .collect()
 }
 
@@ -386,7 +386,7 @@ impl Builder<'_> {
             let files = self.pkg.store_files();
             if let Some(file) = files.iter().find(|f| f.name.eq_ignore_ascii_case(catalog)) {
                 let to = self.catalogues()?.join(&file.name)?;
-                result.files.push((to, file.media_path.clone()));
+                result.files.push((to, file.path_in_source.clone()));
             }
         }
         Ok(result)
@@ -420,7 +420,7 @@ impl Builder<'_> {
             let source = files.iter().find(|f| f.name.eq_ignore_ascii_case(name));
             // A service without its file is worse than none.
             if let (Some(to), Some(from)) = (self.guest_path(&service.binary)?, source) {
-                result.files.push((to, from.media_path.clone()));
+                result.files.push((to, from.path_in_source.clone()));
                 self.service(service, &mut result.system);
             }
         }
@@ -461,7 +461,7 @@ impl Builder<'_> {
                 if let (Some(to), Some(from)) = (self.guest_path(&copy.to)?, source)
                     && !files.iter().any(|(known, _)| *known == to)
                 {
-                    files.push((to, from.media_path.clone()));
+                    files.push((to, from.path_in_source.clone()));
                 }
             }
         }
@@ -476,7 +476,7 @@ impl Builder<'_> {
             if let (Some(to), Some(from)) = (self.guest_path(binary)?, source)
                 && !files.iter().any(|(known, _)| *known == to)
             {
-                files.push((to, from.media_path.clone()));
+                files.push((to, from.path_in_source.clone()));
             }
         }
         Ok(files)
@@ -491,14 +491,14 @@ impl Builder<'_> {
         let mut files = Vec::new();
         let catalog = self.pkg.inf.catalog.as_deref().unwrap_or_default();
         for file in self.pkg.store_files() {
-            files.push((folder.join(&file.name)?, file.media_path.clone()));
+            files.push((folder.join(&file.name)?, file.path_in_source.clone()));
             if file.name.eq_ignore_ascii_case(catalog) {
                 let name = format!("oem{}.cat", self.at.oem);
-                files.push((self.catalogues()?.join(&name)?, file.media_path.clone()));
+                files.push((self.catalogues()?.join(&name)?, file.path_in_source.clone()));
             }
             if file.name.eq_ignore_ascii_case(&self.pkg.inf_name) {
                 let inf = self.at.windows.join("INF")?.join(&self.oem)?;
-                files.push((inf, file.media_path.clone()));
+                files.push((inf, file.path_in_source.clone()));
             }
         }
         Ok(files)

@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::demo::virtio_win::{self, Layout};
 use crate::drivers::catalogue::Catalogue;
-use crate::drivers::media::Memory;
+use crate::drivers::driver_source::Memory;
 use crate::drivers::select::select;
 use crate::drivers::target::Arch;
 use crate::registry::{HiveView, RegEdits};
@@ -24,9 +24,9 @@ pub(super) fn target(major: u32, minor: u32, build: u32, arch: Arch) -> WindowsT
 }
 
 pub(super) fn demo_set(target: &WindowsTarget) -> (DriverSet, Memory) {
-    let media = Memory::new(virtio_win::files(Layout::Iso, &image));
-    let set = select(&media, &Catalogue::builtin(), target).unwrap();
-    (set, media)
+    let driver_source = Memory::new(virtio_win::files(Layout::Iso, &image));
+    let set = select(&driver_source, &Catalogue::builtin(), target).unwrap();
+    (set, driver_source)
 }
 
 pub(super) fn placement(oem: u32) -> Placement {
@@ -154,7 +154,7 @@ Two = "Second"
     pkg.files = ["X.INF", "x.sys", "tool.exe", "other.dll"]
         .map(|name| super::super::PackageFile {
             name: name.into(),
-            media_path: format!("m/{name}"),
+            path_in_source: format!("m/{name}"),
             size: 1,
         })
         .to_vec();
@@ -639,10 +639,10 @@ fn staging() {
     }));
     // Documentation for people stays in the driver source.
     for name in ["README.md", "license.TXT"] {
-        let media_path = format!("NetKVM/w10/amd64/{name}");
+        let path_in_source = format!("NetKVM/w10/amd64/{name}");
         set.packages[2].files.push(super::super::PackageFile {
             name: name.into(),
-            media_path,
+            path_in_source,
             size: 10,
         });
     }
@@ -650,7 +650,7 @@ fn staging() {
     // The same file name twice: shared if the size is the same, otherwise kept apart.
     let shared = super::super::PackageFile {
         name: "WdfCoInstaller01011.dll".into(),
-        media_path: "a/WdfCoInstaller01011.dll".into(),
+        path_in_source: "a/WdfCoInstaller01011.dll".into(),
         size: 10,
     };
     for pkg in &mut set.packages[2..5] {
@@ -688,7 +688,7 @@ fn a_package_whose_readme_and_driver_differ_has_its_own_directory() {
         for name in ["a.txt", "z.dll"] {
             let file = super::super::PackageFile {
                 name: name.into(),
-                media_path: format!("{size}/{name}"),
+                path_in_source: format!("{size}/{name}"),
                 size,
             };
             pkg.files.insert(0, file.clone());
@@ -754,11 +754,11 @@ fn merged_into_real_hives() {
         let Some(bytes) = corpus(hive) else {
             return;
         };
-        let (set, media) = demo_set(&target);
+        let (set, driver_source) = demo_set(&target);
         let dir = tempfile::tempdir().unwrap();
         let mut edits = RegEdits::new("HKEY_LOCAL_MACHINE\\SYSTEM");
         for (oem, pkg) in (12..).zip(set.boot_storage()) {
-            let digest = digest(&pkg.read_files(&media, target.arch).unwrap());
+            let digest = digest(&pkg.read_files(&driver_source, target.arch).unwrap());
             let result = install(pkg, &digest, &target, &placement(oem)).unwrap();
             edits.ops.extend(result.system);
         }

@@ -3,7 +3,7 @@
 use super::tests::{demo, image, target};
 use super::*;
 use crate::demo::virtio_win::{self, Layout};
-use crate::drivers::media::Memory;
+use crate::drivers::driver_source::Memory;
 
 /// The demo's ISO with its directories named otherwise.
 fn renamed(from: &str, to: &str) -> Memory {

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::catalogue::{Catalogue, DriverSpec, Role, VirtioDevice, Windows};
+use super::driver_source::{DriverFile, DriverSource, DriverSourceError};
 use super::inf::{DriverInf, InfError, ServiceInstall};
-use super::media::{Media, MediaError, MediaFile};
 use super::pe;
 use super::target::{Arch, WindowsTarget};
 use crate::error::Blocker;
@@ -49,16 +49,16 @@ pub enum DriverError {
     #[error("{folder}/{inf} installs no boot-start service for its device")]
     NoService { folder: String, inf: String },
     #[error("reading the driver source")]
-    Media(#[from] MediaError),
+    DriverSource(#[from] DriverSourceError),
 }
 
 /// A required driver is missing from all directories for this Windows.
 #[derive(Debug, thiserror::Error)]
-#[error("{media} has no {driver} driver for {windows}: looked for {}, found {}", .looked_for.join(", "), list(.available))]
+#[error("{driver_source} has no {driver} driver for {windows}: looked for {}, found {}", .looked_for.join(", "), list(.available))]
 pub struct NoDriver {
     pub driver: String,
     pub windows: String,
-    pub media: String,
+    pub driver_source: String,
     pub looked_for: Vec<String>,
     /// OS directories that contain the driver for this architecture.
     pub available: Vec<String>,
@@ -82,7 +82,7 @@ impl DriverError {
             DriverError::Inf { .. } | DriverError::NoService { .. } => "driver-inf-unusable",
             DriverError::MissingFile { .. } => "driver-package-incomplete",
             DriverError::WrongImage { .. } => "driver-wrong-image",
-            DriverError::Media(_) => "driver-media-unreadable",
+            DriverError::DriverSource(_) => "driver-media-unreadable",
         }
     }
 
@@ -100,7 +100,7 @@ impl DriverError {
             DriverError::MissingFile { .. }
             | DriverError::WrongImage { .. }
             | DriverError::NoService { .. }
-            | DriverError::Media(_) => {
+            | DriverError::DriverSource(_) => {
                 "get a fresh copy of the virtio-win ISO and pass it with --virtio-iso".to_string()
             }
         }
@@ -120,7 +120,7 @@ impl DriverError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PackageFile {
     pub name: String,
-    pub media_path: String,
+    pub path_in_source: String,
     pub size: u64,
 }
 
@@ -169,18 +169,18 @@ impl DriverPackage {
     /// Reads every file, and checks that the driver image is one for this architecture.
     pub fn read_files(
         &self,
-        media: &dyn Media,
+        driver_source: &dyn DriverSource,
         arch: Arch,
     ) -> Result<Vec<(String, Vec<u8>)>, DriverError> {
         let images = self.images();
         let mut contents = Vec::new();
         for file in &self.files {
-            let bytes = media.read(&file.media_path)?;
+            let bytes = driver_source.read(&file.path_in_source)?;
             if images.contains(&file.name.to_lowercase())
                 && pe::machine(&bytes) != Some(arch.pe_machine())
             {
                 return Err(DriverError::WrongImage {
-                    file: file.media_path.clone(),
+                    file: file.path_in_source.clone(),
                     arch,
                 });
             }
@@ -227,7 +227,7 @@ impl DriverSet {
 
 /// Chooses the packages for a Windows.
 pub fn select(
-    media: &dyn Media,
+    driver_source: &dyn DriverSource,
     catalogue: &Catalogue,
     target: &WindowsTarget,
 ) -> Result<DriverSet, DriverError> {
@@ -237,18 +237,18 @@ pub fn select(
             windows: target.to_string(),
         })?;
     let search = Search {
-        media,
+        driver_source,
         catalogue,
         target,
         windows,
-        folders: Folder::index(media.files()),
+        folders: Folder::index(driver_source.files()),
     };
     let mut set = DriverSet {
         windows: windows.name.clone(),
         os_folder: String::new(),
         packages: Vec::new(),
         notes: Vec::new(),
-        guest_agent_msi: guest_agent(media.files(), target.arch),
+        guest_agent_msi: guest_agent(driver_source.files(), target.arch),
     };
     for spec in &catalogue.drivers {
         let exists = !windows
@@ -311,13 +311,13 @@ struct Folder<'m> {
     /// The components in lower case.
     parts: Vec<String>,
     /// The files by lower-case name.
-    files: BTreeMap<String, &'m MediaFile>,
+    files: BTreeMap<String, &'m DriverFile>,
 }
 
 impl<'m> Folder<'m> {
     /// The directories with files, the shallowest first.
-    fn index(files: &'m [MediaFile]) -> Vec<Self> {
-        let mut folders: BTreeMap<&str, BTreeMap<String, &MediaFile>> = BTreeMap::new();
+    fn index(files: &'m [DriverFile]) -> Vec<Self> {
+        let mut folders: BTreeMap<&str, BTreeMap<String, &DriverFile>> = BTreeMap::new();
         for file in files {
             if let Some((folder, name)) = file.path.rsplit_once('/') {
                 folders
@@ -348,7 +348,7 @@ impl<'m> Folder<'m> {
                 .all(|(part, names)| names.contains(part))
     }
 
-    fn inf(&self, spec: &DriverSpec) -> Option<&'m MediaFile> {
+    fn inf(&self, spec: &DriverSpec) -> Option<&'m DriverFile> {
         spec.inf
             .iter()
             .find_map(|name| self.files.get(&name.to_lowercase()).copied())
@@ -356,7 +356,7 @@ impl<'m> Folder<'m> {
 }
 
 struct Search<'a> {
-    media: &'a dyn Media,
+    driver_source: &'a dyn DriverSource,
     catalogue: &'a Catalogue,
     target: &'a WindowsTarget,
     windows: &'a Windows,
@@ -379,7 +379,7 @@ impl Search<'_> {
                     if i > 0 {
                         notes.push(format!(
                             "{} has no {} directory with {}: the one in {} is taken, which {} accepts",
-                            self.media.describe(),
+                            self.driver_source.describe(),
                             self.windows.folders[0],
                             spec.name,
                             package.folder,
@@ -436,15 +436,13 @@ impl Search<'_> {
             .inf(spec)
             .ok_or_else(|| missing(&spec.inf.join(" or ")))?;
         let inf_name = file_name(&inf_file.path).to_string();
-        let inf =
-            DriverInf::parse(&self.media.read(&inf_file.path)?, self.target).map_err(|source| {
-                DriverError::Inf {
-                    folder: folder.path.to_string(),
-                    inf: inf_name.clone(),
-                    windows: self.windows.name.clone(),
-                    source: Box::new(source),
-                    remedy: self.remedy(),
-                }
+        let inf = DriverInf::parse(&self.driver_source.read(&inf_file.path)?, self.target)
+            .map_err(|source| DriverError::Inf {
+                folder: folder.path.to_string(),
+                inf: inf_name.clone(),
+                windows: self.windows.name.clone(),
+                source: Box::new(source),
+                remedy: self.remedy(),
             })?;
         self.check_signing(spec, folder, &inf, notes)?;
         let start = |s: &ServiceInstall| spec.start.map_or(s.start_type, |start| start as u32);
@@ -468,7 +466,7 @@ impl Search<'_> {
             .filter(|(name, _)| names.contains(*name) || (alone && !self.catalogue.skips(name)))
             .map(|(_, file)| PackageFile {
                 name: file_name(&file.path).to_string(),
-                media_path: file.path.clone(),
+                path_in_source: file.path.clone(),
                 size: file.size,
             })
             .collect();
@@ -541,7 +539,7 @@ impl Search<'_> {
         DriverError::NoDriver(Box::new(NoDriver {
             driver: spec.name.clone(),
             windows: format!("{} ({})", self.windows.name, self.target.arch),
-            media: self.media.describe(),
+            driver_source: self.driver_source.describe(),
             looked_for: self.windows.folders.clone(),
             available,
             remedy: self.remedy(),
@@ -567,7 +565,7 @@ fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-fn guest_agent(files: &[MediaFile], arch: Arch) -> Option<String> {
+fn guest_agent(files: &[DriverFile], arch: Arch) -> Option<String> {
     let wanted = match arch {
         Arch::X86 => "qemu-ga-i386.msi",
         Arch::Amd64 => "qemu-ga-x86_64.msi",

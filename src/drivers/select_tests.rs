@@ -1,6 +1,6 @@
 use super::*;
 use crate::demo::virtio_win::{self, Layout};
-use crate::drivers::media::Memory;
+use crate::drivers::driver_source::Memory;
 
 pub(super) fn image(arch: Arch) -> Vec<u8> {
     crate::drivers::pe::head(arch.pe_machine())
@@ -59,9 +59,9 @@ fn targets() -> Vec<(WindowsTarget, &'static str)> {
 fn the_demo_folder_in_both_layouts() {
     let catalogue = Catalogue::builtin();
     for layout in [Layout::Iso, Layout::Rpm] {
-        let media = demo(layout);
+        let driver_source = demo(layout);
         for (target, folder) in targets() {
-            let set = select(&media, &catalogue, &target).unwrap();
+            let set = select(&driver_source, &catalogue, &target).unwrap();
             assert_eq!(set.os_folder, folder, "{target}");
             assert_eq!(set.notes, Vec::<String>::new(), "{target}");
             let names: Vec<&str> = set.packages.iter().map(|p| p.driver.as_str()).collect();
@@ -79,7 +79,7 @@ fn the_demo_folder_in_both_layouts() {
             let boot: Vec<&str> = set.boot_storage().map(|p| p.driver.as_str()).collect();
             assert_eq!(boot, ["viostor", "vioscsi"]);
             for package in &set.packages {
-                let contents = package.read_files(&media, target.arch).unwrap();
+                let contents = package.read_files(&driver_source, target.arch).unwrap();
                 assert_eq!(contents.len(), package.files.len());
                 assert!(package.files.iter().all(|f| !f.name.ends_with(".pdb")));
                 assert!(package.files.iter().any(|f| f.name == package.inf_name));
@@ -145,9 +145,9 @@ fn the_real_file_lists() {
     };
     let catalogue = Catalogue::builtin();
     for list in ["virtio-win-iso-files.txt", "virtio-win-rpm-files.txt"] {
-        let media = listed(&std::fs::read_to_string(corpus.join(list)).unwrap());
+        let driver_source = listed(&std::fs::read_to_string(corpus.join(list)).unwrap());
         for (target, folder) in targets() {
-            let set = select(&media, &catalogue, &target)
+            let set = select(&driver_source, &catalogue, &target)
                 .unwrap_or_else(|e| panic!("{list} {target}: {}", e.blocker().reason));
             assert_eq!(set.os_folder, folder, "{list} {target}");
             // Substitutes only for optional drivers (there is no viogpudo for w8, only for 2k12).
@@ -191,7 +191,7 @@ fn the_real_file_lists() {
             target(6, 0, 6002, true, Arch::Amd64),
             target(10, 0, 22631, false, Arch::Arm64),
         ] {
-            match select(&media, &catalogue, &target).unwrap_err() {
+            match select(&driver_source, &catalogue, &target).unwrap_err() {
                 DriverError::NoDriver(missing) => {
                     assert_eq!(missing.driver, "viostor");
                     assert!(missing.remedy.starts_with("use "), "{missing}");
@@ -205,7 +205,7 @@ fn the_real_file_lists() {
 #[test]
 fn the_demo_has_drivers_for_the_windows_that_virtio_win_has() {
     let catalogue = Catalogue::builtin();
-    let media = demo(Layout::Iso);
+    let driver_source = demo(Layout::Iso);
     let mut there = Vec::new();
     for windows in &catalogue.windows {
         for arch in Arch::ALL {
@@ -215,7 +215,7 @@ fn the_demo_has_drivers_for_the_windows_that_virtio_win_has() {
             // Each example is one of the Windows that its entry is for.
             let target = windows.example(arch);
             assert_eq!(catalogue.windows_for(&target).unwrap().id, windows.id);
-            if select(&media, &catalogue, &target).is_ok() {
+            if select(&driver_source, &catalogue, &target).is_ok() {
                 there.push((windows.id.as_str(), arch));
             }
         }
@@ -230,8 +230,8 @@ fn the_demo_has_drivers_for_the_windows_that_virtio_win_has() {
 #[test]
 fn a_missing_required_driver_is_an_error_with_a_remedy() {
     let w7 = target(6, 1, 7601, false, Arch::Amd64);
-    let media = demo_without(|p| p.contains("/w7/") || p.contains("/2k8R2/"));
-    let error = select(&media, &Catalogue::builtin(), &w7).unwrap_err();
+    let driver_source = demo_without(|p| p.contains("/w7/") || p.contains("/2k8R2/"));
+    let error = select(&driver_source, &Catalogue::builtin(), &w7).unwrap_err();
     let blocker = error.blocker();
     assert_eq!(blocker.code, "driver-missing");
     assert_eq!(
@@ -244,21 +244,21 @@ fn a_missing_required_driver_is_an_error_with_a_remedy() {
         "use virtio-win 0.1.173 or older and pass it with --virtio-iso"
     );
 
-    let media = demo_without(|p| p.starts_with("vioscsi/w10/") || p.starts_with("amd64/"));
+    let driver_source = demo_without(|p| p.starts_with("vioscsi/w10/") || p.starts_with("amd64/"));
     let w10 = target(10, 0, 19045, false, Arch::Amd64);
-    let error = select(&media, &Catalogue::builtin(), &w10).unwrap_err();
+    let error = select(&driver_source, &Catalogue::builtin(), &w10).unwrap_err();
     assert!(matches!(error, DriverError::NoDriver(e) if e.driver == "vioscsi"));
 
     let nt4 = target(4, 0, 1381, true, Arch::X86);
-    let error = select(&media, &Catalogue::builtin(), &nt4).unwrap_err();
+    let error = select(&driver_source, &Catalogue::builtin(), &nt4).unwrap_err();
     assert!(error.remedy().contains("--driver-config"));
 }
 
 #[test]
 fn an_accepted_substitute_is_noted() {
     let s25 = target(10, 0, 26100, true, Arch::Amd64);
-    let media = demo_without(|p| p.contains("2k25"));
-    let set = select(&media, &Catalogue::builtin(), &s25).unwrap();
+    let driver_source = demo_without(|p| p.contains("2k25"));
+    let set = select(&driver_source, &Catalogue::builtin(), &s25).unwrap();
     assert_eq!(set.os_folder, "w11");
     assert!(
         set.notes[0].contains("has no 2k25 directory with viostor"),
@@ -302,8 +302,8 @@ fn drivers_this_windows_would_not_load() {
     // Like Windows 7, which accepts later ones after an update.
     let w7 = target(6, 1, 7601, false, Arch::Amd64);
     for (stamp, notes) in [("17399", 0), ("17400", 5)] {
-        let media = change("61.77.104.17300", &format!("61.77.104.{stamp}"));
-        let set = select(&media, &catalogue, &w7).unwrap();
+        let driver_source = change("61.77.104.17300", &format!("61.77.104.{stamp}"));
+        let set = select(&driver_source, &catalogue, &w7).unwrap();
         assert_eq!(set.notes.len(), notes, "{stamp}: {:?}", set.notes);
     }
     let newer = change("61.77.104.17300", "61.80.104.20000");
@@ -337,8 +337,8 @@ fn broken_packages() {
     let catalogue = Catalogue::builtin();
     let w10 = target(10, 0, 19045, false, Arch::Amd64);
     // For an optional driver, a note. For a required one, an error.
-    let media = demo_without(|p| p == "Balloon/w10/amd64/balloon.sys");
-    let set = select(&media, &catalogue, &w10).unwrap();
+    let driver_source = demo_without(|p| p == "Balloon/w10/amd64/balloon.sys");
+    let set = select(&driver_source, &catalogue, &w10).unwrap();
     assert!(set.package("balloon").is_none());
     assert_eq!(
         set.notes,
@@ -347,13 +347,14 @@ fn broken_packages() {
           balloon.sys is missing"
         ]
     );
-    let media = demo_without(|p| p == "viostor/w10/amd64/viostor.cat");
-    let error = select(&media, &catalogue, &w10).unwrap_err();
+    let driver_source = demo_without(|p| p == "viostor/w10/amd64/viostor.cat");
+    let error = select(&driver_source, &catalogue, &w10).unwrap_err();
     assert!(matches!(&error, DriverError::MissingFile { file, .. } if file == "viostor.cat"));
 
-    let media = Memory::new(virtio_win::files(Layout::Iso, &|_| image(Arch::X86)));
-    let set = select(&media, &catalogue, &w10).unwrap();
-    let error = set.packages[0].read_files(&media, Arch::Amd64).unwrap_err();
+    let driver_source = Memory::new(virtio_win::files(Layout::Iso, &|_| image(Arch::X86)));
+    let set = select(&driver_source, &catalogue, &w10).unwrap();
+    let package = &set.packages[0];
+    let error = package.read_files(&driver_source, Arch::Amd64).unwrap_err();
     assert!(matches!(error, DriverError::WrongImage { .. }));
 }
 
@@ -361,13 +362,12 @@ fn broken_packages() {
 #[test]
 fn a_set_has_the_drivers_that_exist_for_its_windows() {
     let xp = target(5, 1, 2600, false, Arch::X86);
-    let set = select(&crate::testing::media(), &Catalogue::builtin(), &xp).unwrap();
+    let set = select(&crate::testing::driver_source(), &Catalogue::builtin(), &xp).unwrap();
     let names: Vec<_> = set.packages.iter().map(|p| p.driver.as_str()).collect();
     assert_eq!((names, set.os_folder.as_str()), (vec!["viostor"], "xp"));
     let s25 = target(10, 0, 26100, true, Arch::Amd64);
-    let media =
-        demo_without(|p| p.starts_with("viostor/2k25/") || p.starts_with("amd64/2k25/viostor"));
-    let set = select(&media, &Catalogue::builtin(), &s25).unwrap();
+    let gone = |p: &str| p.starts_with("viostor/2k25/") || p.starts_with("amd64/2k25/viostor");
+    let set = select(&demo_without(gone), &Catalogue::builtin(), &s25).unwrap();
     let folders: Vec<_> = set.packages.iter().map(|p| p.os_folder.as_str()).collect();
     assert_eq!(folders, ["w11", "2k25", "2k25", "2k25", "2k25", "2k25"]);
     assert_eq!(set.os_folder, "w11");
@@ -388,8 +388,8 @@ fn the_guest_agent_is_that_of_the_processor_and_of_the_highest_directory() {
         // Shorter, but deeper.
         "a/b/qemu-ga-x86_64.msi",
     ];
-    let media = Memory::new(paths.map(|path| (path.to_string(), vec![0])));
-    let agent = |arch| guest_agent(media.files(), arch);
+    let driver_source = Memory::new(paths.map(|path| (path.to_string(), vec![0])));
+    let agent = |arch| guest_agent(driver_source.files(), arch);
     assert_eq!(agent(Arch::Amd64).as_deref(), Some(paths[1]));
     assert_eq!(agent(Arch::X86).as_deref(), Some(paths[3]));
     assert_eq!(agent(Arch::Arm64), None);
@@ -426,15 +426,15 @@ fn a_driver_is_left_out_where_the_one_it_stands_in_for_is_there() {
 /// docs/drivers.md: `archs` empty means all.
 #[test]
 fn a_limit_of_signatures_without_architectures_holds_for_all() {
-    let mut media = Vec::new();
+    let mut driver_source = Vec::new();
     for (path, bytes) in virtio_win::files(Layout::Iso, &image) {
         let bytes = match String::from_utf8(bytes.clone()) {
             Ok(text) => text.replace(".104.21500", ".104.24000").into_bytes(),
             Err(_) => bytes,
         };
-        media.push((path, bytes));
+        driver_source.push((path, bytes));
     }
-    let media = Memory::new(media);
+    let driver_source = Memory::new(driver_source);
     for (archs, refused) in [
         (&[][..], [true, true]),
         (&[Arch::Amd64], [false, true]),
@@ -447,7 +447,7 @@ fn a_limit_of_signatures_without_architectures_holds_for_all() {
             }
         }
         let found = [Arch::X86, Arch::Amd64].map(|arch| {
-            match select(&media, &catalogue, &target(6, 3, 9600, false, arch)) {
+            match select(&driver_source, &catalogue, &target(6, 3, 9600, false, arch)) {
                 Err(error) => error.code() == "driver-not-signed",
                 Ok(_) => false,
             }
@@ -460,13 +460,13 @@ fn a_limit_of_signatures_without_architectures_holds_for_all() {
 #[test]
 fn what_is_wrong_with_a_driver_is_said() {
     let fresh = "get a fresh copy of the virtio-win ISO and pass it with --virtio-iso";
-    let media = MediaError::NotFound { path: "x".into() };
+    let driver_source = DriverSourceError::NotFound { path: "x".into() };
     let inf = InfError::MissingSection("Version");
     let missing = |available: &[&str]| {
         DriverError::NoDriver(Box::new(NoDriver {
             driver: "viostor".into(),
             windows: "W".into(),
-            media: "m".into(),
+            driver_source: "m".into(),
             looked_for: vec!["w1".into(), "w2".into()],
             available: available.iter().map(ToString::to_string).collect(),
             remedy: "help".into(),
@@ -544,7 +544,7 @@ fn what_is_wrong_with_a_driver_is_said() {
             fresh,
         ),
         (
-            DriverError::Media(media),
+            DriverError::DriverSource(driver_source),
             "driver-media-unreadable",
             "reading the driver source: x does not exist",
             fresh,
@@ -575,7 +575,7 @@ fn a_package_has_what_the_source_and_the_catalogue_say() {
         let names: Vec<_> = p
             .files
             .iter()
-            .map(|f| format!("{} {}", f.name, f.media_path))
+            .map(|f| format!("{} {}", f.name, f.path_in_source))
             .collect();
         let store: Vec<_> = p.store_files().iter().map(|f| f.name.as_str()).collect();
         text.push_str(&format!(
@@ -648,8 +648,8 @@ fn a_substitute_and_a_mixed_source_are_noted() {
         .unwrap()
         .folders
         .clone();
-    let media = demo_without(|p| p.starts_with("vioscsi/2k22/") || p.starts_with("amd64/2k22/"));
-    let set = select(&media, &Catalogue::builtin(), &s22).unwrap();
+    let mixed = demo_without(|p| p.starts_with("vioscsi/2k22/") || p.starts_with("amd64/2k22/"));
+    let set = select(&mixed, &Catalogue::builtin(), &s22).unwrap();
     let used = set.package("vioscsi").unwrap().folder.clone();
     assert_eq!(used, format!("vioscsi/{}/amd64", folders[1]));
     assert_eq!(
@@ -667,16 +667,16 @@ fn a_substitute_and_a_mixed_source_are_noted() {
 #[test]
 fn the_image_of_another_processor_is_refused_by_its_name_only() {
     let w10 = target(10, 0, 19045, false, Arch::Amd64);
-    let media = demo(Layout::Iso);
-    let set = select(&media, &Catalogue::builtin(), &w10).unwrap();
+    let driver_source = demo(Layout::Iso);
+    let set = select(&driver_source, &Catalogue::builtin(), &w10).unwrap();
     let package = set.package("netkvm").unwrap();
-    let contents = package.read_files(&media, Arch::Amd64).unwrap();
+    let contents = package.read_files(&driver_source, Arch::Amd64).unwrap();
     for (name, bytes) in &contents {
         let file = package.files.iter().find(|f| f.name == *name).unwrap();
-        assert_eq!(media.read(&file.media_path).unwrap(), *bytes);
+        assert_eq!(driver_source.read(&file.path_in_source).unwrap(), *bytes);
         assert_eq!(file.size, bytes.len() as u64);
     }
-    let error = package.read_files(&media, Arch::Arm64).unwrap_err();
+    let error = package.read_files(&driver_source, Arch::Arm64).unwrap_err();
     assert_eq!(
         error.to_string(),
         "NetKVM/w10/amd64/netkvm.sys is not a driver image for arm64"
@@ -715,8 +715,8 @@ fn a_source_with_its_names_in_capitals_has_the_same_packages() {
     };
     for (target, folder) in targets() {
         let plain = select(&Memory::new(files.clone()), &Catalogue::builtin(), &target).unwrap();
-        let media = capitals(&files);
-        let set = select(&media, &Catalogue::builtin(), &target).unwrap();
+        let driver_source = capitals(&files);
+        let set = select(&driver_source, &Catalogue::builtin(), &target).unwrap();
         assert_eq!((set.os_folder.as_str(), &set.notes), (folder, &vec![]));
         let shown = |set: &DriverSet| -> Vec<_> {
             let package = |p: &DriverPackage| {
@@ -728,13 +728,13 @@ fn a_source_with_its_names_in_capitals_has_the_same_packages() {
         assert_eq!(shown(&set), shown(&plain), "{target}");
         for (package, plain) in set.packages.iter().zip(&plain.packages) {
             assert_eq!(package.store_files().len(), plain.store_files().len());
-            package.read_files(&media, target.arch).unwrap();
+            package.read_files(&driver_source, target.arch).unwrap();
             // The name of an image is that of its service in any case.
             let other = match target.arch {
                 Arch::X86 => Arch::Amd64,
                 _ => Arch::X86,
             };
-            let error = package.read_files(&media, other).unwrap_err();
+            let error = package.read_files(&driver_source, other).unwrap_err();
             assert!(matches!(error, DriverError::WrongImage { .. }), "{error}");
         }
     }

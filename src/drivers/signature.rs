@@ -17,7 +17,7 @@ use der::{Decode, Reader, SliceReader, Tag, Tagged};
 use sha2::{Digest, Sha256};
 
 use super::authenticode;
-use super::media::{Media, MediaError};
+use super::driver_source::{DriverSource, DriverSourceError};
 use super::select::{DriverPackage, DriverSet};
 use crate::error::Blocker;
 use crate::text::guest_text;
@@ -309,10 +309,13 @@ impl Review {
 }
 
 /// Checks every package of the set.
-pub fn review(drivers: &DriverSet, media: &dyn Media) -> Result<Review, MediaError> {
+pub fn review(
+    drivers: &DriverSet,
+    driver_source: &dyn DriverSource,
+) -> Result<Review, DriverSourceError> {
     let mut review = Review::default();
     for package in &drivers.packages {
-        match check(package, media)? {
+        match check(package, driver_source)? {
             Ok(signer) => {
                 review.signers.insert(package.driver.clone(), signer);
             }
@@ -326,7 +329,10 @@ pub fn review(drivers: &DriverSet, media: &dyn Media) -> Result<Review, MediaErr
     Ok(review)
 }
 
-fn check(package: &DriverPackage, media: &dyn Media) -> Result<Result<String, Fault>, MediaError> {
+fn check(
+    package: &DriverPackage,
+    driver_source: &dyn DriverSource,
+) -> Result<Result<String, Fault>, DriverSourceError> {
     let files = package.store_files();
     let catalogue = package.inf.catalog.as_deref().and_then(|name| {
         package
@@ -337,14 +343,14 @@ fn check(package: &DriverPackage, media: &dyn Media) -> Result<Result<String, Fa
     let Some(catalogue) = catalogue else {
         return Ok(Err(Fault::NoCatalogue));
     };
-    let Some(listing) = listing(&media.read(&catalogue.media_path)?) else {
+    let Some(listing) = listing(&driver_source.read(&catalogue.path_in_source)?) else {
         return Ok(Err(Fault::Damaged));
     };
     // The files that Windows checks before it loads a driver: the INF and the images.
     for file in files {
         let lower = file.name.to_lowercase();
         if (lower.ends_with(".sys") || lower.ends_with(".inf"))
-            && !listing.lists(&media.read(&file.media_path)?)
+            && !listing.lists(&driver_source.read(&file.path_in_source)?)
         {
             let file = file.name.clone();
             return Ok(Err(Fault::NotListed { file }));
@@ -488,7 +494,7 @@ mod tests {
     #[test]
     fn the_signer_of_a_package_is_recorded() {
         use crate::demo::virtio_win::{self, Layout};
-        use crate::drivers::media::Memory;
+        use crate::drivers::driver_source::Memory;
         use crate::drivers::package::{Placement, install};
         use crate::drivers::{Catalogue, WindowsTarget, select};
         use crate::guest::GuestPath;
@@ -504,8 +510,8 @@ mod tests {
             arch: Arch::Amd64,
             server: false,
         };
-        let media = Memory::new(virtio_win::files(Layout::Iso, &|_| image()));
-        let set = select::select(&media, &Catalogue::builtin(), &target).unwrap();
+        let driver_source = Memory::new(virtio_win::files(Layout::Iso, &|_| image()));
+        let set = select::select(&driver_source, &Catalogue::builtin(), &target).unwrap();
         let windows = GuestPath::parse("\\Windows").unwrap();
         let placement = Placement::new(crate::types::ControlSet::new(1), windows, 5).unwrap();
         let dir = tempfile::tempdir().unwrap();

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::demo::cat::{self, Certificate};
-use crate::drivers::media::Memory;
+use crate::drivers::driver_source::Memory;
 use crate::drivers::{Catalogue, WindowsTarget, select};
-use crate::testing::media;
+use crate::testing::driver_source;
 use crate::types::Arch;
 
 const UTF8: u8 = 0x0c;
@@ -119,7 +119,7 @@ const WINDOWS_10: WindowsTarget = WindowsTarget {
 
 /// The packages of a driver source whose viostor has this catalogue, and the driver `change`d.
 fn reviewed(catalogue: impl Fn(&[&[u8]]) -> Vec<u8>, change: fn(&mut DriverPackage)) -> Review {
-    let source = media();
+    let source = driver_source();
     let mut set = select::select(&source, &Catalogue::builtin(), &WINDOWS_10).unwrap();
     let package = set
         .packages
@@ -132,7 +132,7 @@ fn reviewed(catalogue: impl Fn(&[&[u8]]) -> Vec<u8>, change: fn(&mut DriverPacka
             .iter()
             .find(|f| f.name.ends_with(end))
             .unwrap();
-        source.read(&file.media_path).unwrap()
+        source.read(&file.path_in_source).unwrap()
     };
     let catalogue = catalogue(&[&contents(".inf"), &contents(".sys")]);
     let name = package
@@ -140,7 +140,7 @@ fn reviewed(catalogue: impl Fn(&[&[u8]]) -> Vec<u8>, change: fn(&mut DriverPacka
         .iter()
         .find(|f| f.name.ends_with(".cat"))
         .unwrap();
-    let name = name.media_path.clone();
+    let name = name.path_in_source.clone();
     let changed = source.files().iter().map(|f| {
         let bytes = match f.path == name {
             true => catalogue.clone(),
@@ -275,7 +275,7 @@ fn what_is_said_of_each_fault() {
 /// Windows records the name on the catalogue, valid or not, but none that is made up here.
 #[test]
 fn the_signer_of_a_package_is_the_one_its_catalogue_names() {
-    let set = select::select(&media(), &Catalogue::builtin(), &WINDOWS_10).unwrap();
+    let set = select::select(&driver_source(), &Catalogue::builtin(), &WINDOWS_10).unwrap();
     let package = set.package("viostor").unwrap();
     let one = certificate(1, RED_HAT, ROOT);
     let other = certificate(2, ROOT, ROOT);

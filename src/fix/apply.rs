@@ -6,7 +6,7 @@ use std::io;
 use crate::actions::{
     Action, ActionError, Backups, Change, EditedHives, Merging, Saver, Walking, Work,
 };
-use crate::drivers::media::Media;
+use crate::drivers::driver_source::DriverSource;
 use crate::error::{Blocker, Error, ErrorKind};
 use crate::failpoint;
 use crate::guest::{GuestError, GuestRead, GuestWrite, VolumeId};
@@ -121,7 +121,7 @@ pub fn back_up(
 pub struct Fix<'a> {
     pub actions: &'a [Action],
     pub volume: VolumeId,
-    pub media: &'a dyn Media,
+    pub driver_source: &'a dyn DriverSource,
     /// A reader of the guest before the fix.
     pub before: &'a dyn GuestRead,
     /// The hives, if they were already edited.
@@ -161,7 +161,7 @@ impl Fix<'_> {
         point("backed-up")?;
         let mut work = Work {
             volume: self.volume,
-            media: self.media,
+            driver_source: self.driver_source,
             before: self.before,
             writer,
             saver: self.saver.clone(),
@@ -206,11 +206,11 @@ mod tests {
 
     use super::*;
     use crate::actions::{CopyFiles, FileCopy};
-    use crate::drivers::media::Memory;
+    use crate::drivers::driver_source::Memory;
     use crate::fix::journal::{DiskRef, FILE_NAME};
     use crate::guest::{Extent, GuestPath};
     use crate::plan::Skipped;
-    use crate::testing::{MemoryGuest, bootstrap, media};
+    use crate::testing::{MemoryGuest, bootstrap, driver_source};
 
     type Written<T> = Result<T, GuestError>;
 
@@ -280,7 +280,8 @@ mod tests {
 
     fn plan() -> Plan {
         let version = crate::demo::WinVersion::Win10;
-        let prepared = MemoryGuest::new(version).prepare(&media(), Some(bootstrap(version)));
+        let prepared =
+            MemoryGuest::new(version).prepare(&driver_source(), Some(bootstrap(version)));
         let copy = |id: &str| {
             let file = FileCopy {
                 to: GuestPath::parse(&format!("\\Windows\\{id}")).unwrap(),
@@ -311,7 +312,7 @@ mod tests {
             let fix = Fix {
                 actions: &plan.actions,
                 volume: survey.inspection.windows.as_ref().unwrap().system_volume,
-                media: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
+                driver_source: &Memory::new([("new.sys".to_string(), b"new".to_vec())]),
                 before: guest,
                 edited: &EditedHives::default(),
                 saver: Saver {
@@ -475,7 +476,8 @@ mod tests {
     #[test]
     fn nothing_is_written_where_the_originals_of_the_hives_cannot_be_saved() {
         let version = crate::demo::WinVersion::Win10;
-        let prepared = MemoryGuest::new(version).prepare(&media(), Some(bootstrap(version)));
+        let prepared =
+            MemoryGuest::new(version).prepare(&driver_source(), Some(bootstrap(version)));
         assert!(
             prepared
                 .plan

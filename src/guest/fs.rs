@@ -171,7 +171,7 @@ pub fn fat(head: &[u8]) -> Option<FatFacts> {
         && per_cluster.is_power_of_two()
         && reserved > 0
         && (1..=2).contains(&fats)
-        && (boot.media == 0xf0 || boot.media >= 0xf8);
+        && (boot.driver_source == 0xf0 || boot.driver_source >= 0xf8);
     if !credible {
         return None;
     }

@@ -7,7 +7,7 @@ use crate::drivers::Catalogue;
 use crate::plan::firstboot::Preferences;
 use crate::plan::{Action, Options};
 use crate::registry::KeyTree;
-use crate::testing::{self, MemoryGuest, media};
+use crate::testing::{self, MemoryGuest, driver_source};
 use crate::types::DiskBus;
 
 const SETS: [&str; 2] = ["ControlSet001", "ControlSet002"];
@@ -22,7 +22,13 @@ fn edits(guest: &MemoryGuest, keep_tools: bool, of: HiveName) -> Vec<RegOp> {
         ..testing::options(Some(DiskBus::Sata))
     };
     let draft = guest.look(&[], |fake, survey| {
-        prepare::draft(survey, fake, &media(), &catalogue, (options, &wishes))
+        prepare::draft(
+            survey,
+            fake,
+            &driver_source(),
+            &catalogue,
+            (options, &wishes),
+        )
     });
     let actions = draft.unwrap().0.actions.into_iter();
     let found = actions.filter_map(|action| match action {

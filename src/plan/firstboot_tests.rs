@@ -4,10 +4,10 @@ use super::*;
 use crate::convert::prepare;
 use crate::demo::{GuestSpec, WinVersion};
 use crate::drivers::Catalogue;
-use crate::drivers::media::{Media, Memory};
+use crate::drivers::driver_source::{DriverSource, Memory};
 use crate::inspect::model::Tool;
 use crate::plan::{Action, Draft, Options};
-use crate::testing::{self, MemoryGuest, media};
+use crate::testing::{self, MemoryGuest, driver_source};
 use crate::types::DiskBus;
 
 use WinVersion::{Server2019, Win7, Win10, Win81, Xp};
@@ -40,10 +40,15 @@ impl Planned {
     }
 }
 
-fn planned(guest: &MemoryGuest, media: &Memory, options: Options, wishes: &Preferences) -> Planned {
+fn planned(
+    guest: &MemoryGuest,
+    driver_source: &Memory,
+    options: Options,
+    wishes: &Preferences,
+) -> Planned {
     guest.look(&[], |fake, survey| {
         let catalogue = Catalogue::builtin();
-        let drafted = prepare::draft(survey, fake, media, &catalogue, (options, wishes));
+        let drafted = prepare::draft(survey, fake, driver_source, &catalogue, (options, wishes));
         let (draft, basis) = drafted.unwrap();
         let text =
             |(name, bytes): &Generated| (name.clone(), String::from_utf8(bytes.clone()).unwrap());
@@ -55,7 +60,7 @@ fn planned(guest: &MemoryGuest, media: &Memory, options: Options, wishes: &Prefe
 fn of(version: WinVersion, wishes: &Preferences) -> Planned {
     let guest = MemoryGuest::of(GuestSpec::new(version));
     let options = testing::options(Some(testing::bootstrap(version)));
-    planned(&guest, &media(), options, wishes)
+    planned(&guest, &driver_source(), options, wishes)
 }
 
 /// A setting that is lost must be said. A script that is not run too, but not to the one who wanted
@@ -124,7 +129,7 @@ fn the_build_that_learned_to_remove_devices_does() {
             }),
         };
         let options = testing::options(Some(DiskBus::Sata));
-        let planned = planned(&guest, &media(), options, &Preferences::default());
+        let planned = planned(&guest, &driver_source(), options, &Preferences::default());
         let found = planned.script().contains("call :ghost pnputil");
         assert_eq!(found, removes, "{build}");
     }
@@ -136,7 +141,7 @@ fn the_users_scripts_and_the_agent_lie_beside_the_script() {
         user_scripts: vec![b"echo 1".to_vec(), b"echo two".to_vec()],
         ..Preferences::default()
     };
-    let with_agent = media();
+    let with_agent = driver_source();
     let agent = |path: &str| path.ends_with("qemu-ga-x86_64.msi");
     let size = with_agent
         .files()
@@ -150,11 +155,11 @@ fn the_users_scripts_and_the_agent_lie_beside_the_script() {
             .filter(|path| !agent(path))
             .map(|path| (path.clone(), with_agent.read(&path).unwrap())),
     );
-    for (media, there) in [(&with_agent, true), (&without, false)] {
+    for (driver_source, there) in [(&with_agent, true), (&without, false)] {
         let guest = MemoryGuest::of(GuestSpec::new(Win10));
         let planned = planned(
             &guest,
-            media,
+            driver_source,
             testing::options(Some(DiskBus::Sata)),
             &wishes,
         );
@@ -227,7 +232,7 @@ fn tools_are_uninstalled_on_request_by_their_product_codes() {
         };
         let planned = planned(
             &guest,
-            &media(),
+            &driver_source(),
             testing::options(Some(DiskBus::Sata)),
             &wishes,
         );
@@ -248,7 +253,7 @@ fn the_script_speaks_on_the_port_that_windows_leaves_free() {
         }
         let planned = planned(
             &guest,
-            &media(),
+            &driver_source(),
             testing::options(Some(DiskBus::Sata)),
             &Preferences::default(),
         );
@@ -269,8 +274,8 @@ fn the_setting_to_put_back_is_the_guests_own() {
             guest.system.dword(&key, "AutoReboot", number);
         }
         for _ in 0..2 {
-            let prepared = guest.prepare(&media(), Some(DiskBus::Sata));
-            guest.apply(&prepared, &media());
+            let prepared = guest.prepare(&driver_source(), Some(DiskBus::Sata));
+            guest.apply(&prepared, &driver_source());
             let parameters = format!("ControlSet001\\Services\\{SERVICE}\\Parameters");
             let number = |key: &str| {
                 let found = guest.system.value(key, "AutoReboot");
@@ -301,24 +306,24 @@ fn each_staged_inf_stands_with_its_own_service_and_version() {
 /// Without netkvm no NIC carries the old settings on.
 #[test]
 fn static_addresses_are_carried_over_with_the_driver_of_the_nic_only() {
-    let whole = media();
+    let whole = driver_source();
     let files = whole.files().iter().map(|f| f.path.clone());
     let without = Memory::new(
         files
             .filter(|path| !path.to_lowercase().contains("netkvm"))
             .map(|path| (path.clone(), whole.read(&path).unwrap())),
     );
-    for (media, carried) in [(&whole, true), (&without, false)] {
+    for (driver_source, carried) in [(&whole, true), (&without, false)] {
         let guest = MemoryGuest::of(GuestSpec::new(Win10));
         let options = testing::options(Some(DiskBus::Sata));
-        let planned = planned(&guest, media, options, &Preferences::default());
+        let planned = planned(&guest, driver_source, options, &Preferences::default());
         assert_eq!(planned.script().contains("192.0.2.10"), carried);
         // What is lost is lost without a script too.
         let none = Preferences {
             none: true,
             ..Preferences::default()
         };
-        let without_script = self::planned(&guest, media, options, &none);
+        let without_script = self::planned(&guest, driver_source, options, &none);
         for planned in [planned, without_script] {
             let warnings = &planned.draft.warnings;
             let told = warnings
@@ -358,7 +363,7 @@ fn the_wishes_for_the_network_reach_the_script() {
             ..Preferences::default()
         };
         let options = testing::options(Some(DiskBus::Sata));
-        let planned = planned(&guest, &media(), options, &wishes);
+        let planned = planned(&guest, &driver_source(), options, &wishes);
         let script = planned.script();
         assert_eq!(script.contains("192.0.2.10"), address, "{network:?}");
         assert_eq!(script.contains("WANT=525400123456"), named, "{network:?}");
@@ -371,7 +376,7 @@ fn the_script_knows_whether_there_is_a_second_boot() {
     let script = |bootstrap| {
         let guest = MemoryGuest::of(GuestSpec::new(Win10));
         let options = testing::options(bootstrap);
-        let planned = planned(&guest, &media(), options, &Preferences::default());
+        let planned = planned(&guest, &driver_source(), options, &Preferences::default());
         planned.script().to_string()
     };
     let (two, one) = (script(Some(DiskBus::Sata)), script(None));
@@ -385,15 +390,15 @@ fn the_script_knows_whether_there_is_a_second_boot() {
 /// A driver source may name its files in any case.
 #[test]
 fn an_inf_in_capitals_is_installed_as_the_driver_it_is() {
-    let whole = media();
+    let whole = driver_source();
     let files = whole.files().iter().map(|f| f.path.clone());
-    let media = Memory::new(files.map(|path| {
+    let driver_source = Memory::new(files.map(|path| {
         let bytes = whole.read(&path).unwrap();
         (path.replace("netkvm.inf", "NetKVM.INF"), bytes)
     }));
     let guest = MemoryGuest::of(GuestSpec::new(Win10));
     let options = testing::options(Some(DiskBus::Sata));
-    let planned = planned(&guest, &media, options, &Preferences::default());
+    let planned = planned(&guest, &driver_source, options, &Preferences::default());
     let mut lines = planned.script().lines();
     let line = lines.find(|line| line.contains("\\NetKVM.INF")).unwrap();
     assert!(line.contains(" netkvm "), "{line}");
@@ -426,7 +431,7 @@ fn a_disk_that_windows_does_not_know_is_told() {
         let data = RegData::Binary(data);
         guest.system.set("MountedDevices", "\\DosDevices\\K:", data);
         let options = testing::options(Some(DiskBus::Sata));
-        let planned = planned(&guest, &media(), options, &Preferences::default());
+        let planned = planned(&guest, &driver_source(), options, &Preferences::default());
         let told = |w: &String| w.contains("the disk of drive K:");
         let warnings = &planned.draft.warnings;
         assert_eq!(warnings.iter().any(told), !known, "{warnings:?}");
@@ -453,7 +458,7 @@ fn disks_are_brought_online_by_the_records_of_the_control_set_that_boots() {
             )
             .set(&key, "PartitionTableCache", table_of(0x20, &[3; 16]));
         let options = testing::options(Some(DiskBus::Sata));
-        let planned = planned(&guest, &media(), options, &Preferences::default());
+        let planned = planned(&guest, &driver_source(), options, &Preferences::default());
         let found = planned
             .script()
             .contains("20202020-2020-2020-2020-202020202020");
@@ -474,8 +479,8 @@ fn the_setting_of_each_control_set_is_kept_beside_its_own_service() {
         let key = format!("{set}\\Control\\CrashControl");
         guest.system.dword(&key, "AutoReboot", number);
     }
-    let prepared = guest.prepare(&media(), Some(DiskBus::Sata));
-    guest.apply(&prepared, &media());
+    let prepared = guest.prepare(&driver_source(), Some(DiskBus::Sata));
+    guest.apply(&prepared, &driver_source());
     for (set, number) in sets {
         let key = format!("{set}\\Services\\{SERVICE}\\Parameters");
         let found = guest.system.value(&key, "AutoReboot").unwrap();

@@ -377,7 +377,7 @@ fn with_sizes(
         .packages
         .iter()
         .flat_map(|p| &p.files)
-        .map(|f| (f.media_path.as_str(), f.size))
+        .map(|f| (f.path_in_source.as_str(), f.size))
         .collect();
     let mut seen = BTreeSet::new();
     files

@@ -9,7 +9,7 @@ use crate::inspect::Survey;
 use crate::plan::firstboot::Preferences;
 use crate::plan::{Draft, Options};
 use crate::registry::KeyTree;
-use crate::testing::{self, MemoryGuest, bootstrap, media};
+use crate::testing::{self, MemoryGuest, bootstrap, driver_source};
 
 use WinVersion::{Win7, Win10, Xp};
 
@@ -35,7 +35,13 @@ fn guest(version: WinVersion, change: impl Fn(&mut KeyTree)) -> MemoryGuest {
 fn draft(guest: &MemoryGuest, options: Options) -> Draft {
     guest.look(&[], |fake, survey| {
         let (catalogue, wishes) = (Catalogue::builtin(), Preferences::default());
-        let drafted = prepare::draft(survey, fake, &media(), &catalogue, (options, &wishes));
+        let drafted = prepare::draft(
+            survey,
+            fake,
+            &driver_source(),
+            &catalogue,
+            (options, &wishes),
+        );
         drafted.unwrap().0
     })
 }
@@ -279,8 +285,8 @@ fn every_fault_that_an_edit_repairs_is_repaired_in_both_control_sets() {
         let first = Some(bootstrap(version));
         // A driver that is bound by one plan is looked at by the next.
         for left in [version != Win10, false] {
-            let prepared = guest.prepare(&media(), first);
-            guest.apply(&prepared, &media());
+            let prepared = guest.prepare(&driver_source(), first);
+            guest.apply(&prepared, &driver_source());
             if !left {
                 assert_eq!(prepared.plan.blockers, [], "{version:?}");
                 break;
@@ -307,10 +313,10 @@ fn a_driver_of_windows_gets_its_service_back_only_with_its_file() {
         if !there {
             guest.without("atapi.sys");
         }
-        let prepared = guest.prepare(&media(), Some(bootstrap(Xp)));
+        let prepared = guest.prepare(&driver_source(), Some(bootstrap(Xp)));
         let refused: Vec<_> = prepared.plan.blockers.iter().map(|b| &b.code).collect();
         assert_eq!(refused.is_empty(), there, "{refused:?}");
-        guest.apply(&prepared, &media());
+        guest.apply(&prepared, &driver_source());
         for set in SETS {
             let start = guest
                 .system
@@ -333,8 +339,8 @@ fn a_mark_of_deletion_is_removed_from_drivers_that_boot_only() {
         }
         set.set(SESSION, PENDING, multi(&[&boot, "", &net, ""]));
     });
-    let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
-    guest.apply(&prepared, &media());
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(Win10)));
+    guest.apply(&prepared, &driver_source());
     for set in SETS {
         let flags = names.map(|name| {
             let key = format!("{set}\\Services\\{name}");
@@ -356,8 +362,8 @@ fn a_file_that_windows_replaces_stays_in_the_list_of_moves() {
     let mut guest = guest(Win10, |set| {
         set.set(SESSION, PENDING, multi(&of_both));
     });
-    let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
-    guest.apply(&prepared, &media());
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(Win10)));
+    guest.apply(&prepared, &driver_source());
     for set in SETS {
         let found = guest.system.value(&format!("{set}\\{SESSION}"), PENDING);
         assert_eq!(found, Some(&multi(&moves).to_value()), "{set}");
@@ -382,9 +388,9 @@ fn a_filter_whose_service_is_repaired_stays_in_its_list() {
             change(set);
             set.set(DISK_CLASS, "UpperFilters", multi(&["gone", "PartMgr"]));
         });
-        let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
+        let prepared = guest.prepare(&driver_source(), Some(bootstrap(Win10)));
         assert_eq!(prepared.plan.blockers, []);
-        guest.apply(&prepared, &media());
+        guest.apply(&prepared, &driver_source());
         for set in SETS {
             let key = format!("{set}\\{DISK_CLASS}");
             let found = guest.system.value(&key, "UpperFilters").unwrap();
@@ -400,8 +406,8 @@ fn a_device_is_switched_on_only_where_it_is_known() {
         set.dword(MET, "ConfigFlags", 1);
     });
     guest.system.remove("ControlSet002\\Enum");
-    let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
-    guest.apply(&prepared, &media());
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(Win10)));
+    guest.apply(&prepared, &driver_source());
     let flags = |set: &str| {
         let found = guest.system.value(&format!("{set}\\{MET}"), "ConfigFlags");
         found.and_then(|value| value.as_dword())
@@ -421,7 +427,7 @@ fn a_path_outside_of_windows_is_no_edit_but_a_blocker() {
         let guest = guest(Xp, |set| {
             set.sz("Services\\disk", "ImagePath", path);
         });
-        let plan = guest.prepare(&media(), Some(bootstrap(Xp))).plan;
+        let plan = guest.prepare(&driver_source(), Some(bootstrap(Xp))).plan;
         let codes: Vec<_> = plan.blockers.iter().map(|b| b.code.as_str()).collect();
         assert!(codes.contains(&"boot-driver-file"), "{path}: {codes:?}");
         for action in &plan.actions {
@@ -445,7 +451,7 @@ fn a_device_that_was_met_before_is_a_warning_that_names_its_driver() {
                 set.sz(MET, "Service", name);
             }
         });
-        let plan = guest.prepare(&media(), Some(bootstrap(Win10))).plan;
+        let plan = guest.prepare(&driver_source(), Some(bootstrap(Win10))).plan;
         let mut warnings = plan
             .warnings
             .iter()
@@ -686,8 +692,8 @@ fn each_control_set_keeps_its_own_lists() {
             .set(&class, "UpperFilters", multi(filters))
             .set(&session, PENDING, multi(&[file, "", &viostor, ""]));
     }
-    let prepared = guest.prepare(&media(), Some(bootstrap(Win10)));
-    guest.apply(&prepared, &media());
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(Win10)));
+    guest.apply(&prepared, &driver_source());
     for (set, filters, file) in [
         (SETS[0], &["partmgr", "disk"][..], &first),
         (SETS[1], &["partmgr"], &second),

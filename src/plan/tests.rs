@@ -15,7 +15,7 @@ use crate::inspect::model::Fallback;
 use crate::inspect::{Finding, Firmware, HiveName, Hives, Severity};
 use crate::registry::{HiveError, RegData, RegEdits, RegOp};
 use crate::report::text;
-use crate::testing::{self, MemoryGuest, bootstrap, media};
+use crate::testing::{self, MemoryGuest, bootstrap, driver_source};
 use crate::types::DiskBus;
 
 use super::firstboot::Preferences;
@@ -29,10 +29,10 @@ fn versions() -> impl Iterator<Item = WinVersion> {
 
 #[test]
 fn plans_of_every_windows() {
-    let media = media();
+    let driver_source = driver_source();
     for version in versions() {
         let guest = MemoryGuest::of(GuestSpec::new(version));
-        let prepared = guest.prepare(&media, Some(bootstrap(version)));
+        let prepared = guest.prepare(&driver_source, Some(bootstrap(version)));
         assert_eq!(prepared.plan.blockers, [], "{version:?}");
         insta::assert_snapshot!(
             format!("{version:?}"),
@@ -44,10 +44,10 @@ fn plans_of_every_windows() {
 /// One Windows with an IDE bootstrap, one with the CriticalDeviceDatabase, one with the DriverDatabase.
 #[test]
 fn registry_edits_of_three_generations() {
-    let media = media();
+    let driver_source = driver_source();
     for version in [WinVersion::Xp, WinVersion::Win7, WinVersion::Win10] {
         let guest = MemoryGuest::of(GuestSpec::new(version));
-        let prepared = guest.prepare(&media, Some(bootstrap(version)));
+        let prepared = guest.prepare(&driver_source, Some(bootstrap(version)));
         for action in &prepared.plan.actions {
             let Action::EditHive(EditHive { hive, edits, .. }) = action else {
                 continue;
@@ -62,14 +62,14 @@ fn registry_edits_of_three_generations() {
 /// need.
 #[test]
 fn no_other_controller_is_proposed_for_a_driver_of_every_controller() {
-    let media = media();
+    let driver_source = driver_source();
     for (service, elsewhere) in [("partmgr", false), ("storahci", true)] {
         let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
         for set in ["ControlSet001", "ControlSet002"] {
             guest.system.remove(&format!("{set}\\Services\\{service}"));
         }
         let plan = guest
-            .prepare(&media, Some(bootstrap(WinVersion::Win10)))
+            .prepare(&driver_source, Some(bootstrap(WinVersion::Win10)))
             .plan;
         let mut missing = plan.blockers.iter();
         let missing = missing.find(|b| b.code == "boot-driver-missing");
@@ -82,21 +82,21 @@ fn no_other_controller_is_proposed_for_a_driver_of_every_controller() {
 
 #[test]
 fn a_second_plan_has_nothing_to_do() {
-    let media = media();
+    let driver_source = driver_source();
     for version in versions() {
         let mut guest = MemoryGuest::of(GuestSpec::new(version));
-        let first = guest.prepare(&media, Some(bootstrap(version)));
-        guest.apply(&first, &media);
-        let second = guest.prepare(&media, Some(bootstrap(version)));
+        let first = guest.prepare(&driver_source, Some(bootstrap(version)));
+        guest.apply(&first, &driver_source);
+        let second = guest.prepare(&driver_source, Some(bootstrap(version)));
         assert_eq!(second.plan.actions, [], "{version:?}");
     }
 }
 
 #[test]
 fn the_finished_plan_has_the_blockers_of_every_source() {
-    let media = media();
+    let driver_source = driver_source();
     let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Xp));
-    let prepared = guest.prepare_with(&media, Some(bootstrap(WinVersion::Xp)), |seen| {
+    let prepared = guest.prepare_with(&driver_source, Some(bootstrap(WinVersion::Xp)), |seen| {
         seen.options.require_signed = true;
         seen.options.storage = DiskBus::VirtioScsi;
         seen.limits
@@ -111,15 +111,15 @@ fn the_finished_plan_has_the_blockers_of_every_source() {
 
 #[test]
 fn a_fault_that_was_accepted_is_a_warning_and_not_ready() {
-    let media = media();
+    let driver_source = driver_source();
     let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     guest.without("storahci.sys");
     let sata = Some(bootstrap(WinVersion::Win10));
-    let refused = guest.prepare(&media, sata).plan;
+    let refused = guest.prepare(&driver_source, sata).plan;
     assert_eq!(refused.blockers[0].code, "boot-driver-file");
     let accept = |codes: &[&str]| {
         let codes: Vec<String> = codes.iter().map(|code| (*code).to_string()).collect();
-        let plan = guest.prepare_with(&media, sata, |_| Accepted::parse(&codes).unwrap());
+        let plan = guest.prepare_with(&driver_source, sata, |_| Accepted::parse(&codes).unwrap());
         plan.plan
     };
     // By its own code, or by that of the check that fails because of it.
@@ -172,7 +172,7 @@ fn a_volume_with_a_hibernated_session_is_not_written() {
 
 /// The edit of the SYSTEM hive.
 fn system_action(guest: &MemoryGuest, version: WinVersion) -> (RegEdits, Vec<GuestPath>) {
-    let prepared = guest.prepare(&media(), Some(bootstrap(version)));
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(version)));
     let mut actions = prepared.plan.actions.into_iter();
     let found = actions.find_map(|action| match action {
         Action::EditHive(edit) if edit.hive == HiveName::System => {
@@ -229,7 +229,7 @@ fn logs_of_an_edited_hive_are_emptied() {
 fn a_hive_that_cannot_be_read_to_its_end_is_a_blocker() {
     let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     let sata = Some(bootstrap(WinVersion::Win10));
-    let prepared = guest.prepare_with(&media(), sata, |seen| {
+    let prepared = guest.prepare_with(&driver_source(), sata, |seen| {
         seen.after = Err(HiveError::NoKey("Select".into()));
         Accepted::default()
     });
@@ -249,7 +249,7 @@ fn a_value_that_cannot_be_written_anew_is_a_blocker() {
         // The plan marks the numbers of the drivers beside it.
         guest.system.set("DriverDatabase", "Large", large);
         let sata = Some(bootstrap(WinVersion::Win10));
-        let plan = guest.prepare(&media(), sata).plan;
+        let plan = guest.prepare(&driver_source(), sata).plan;
         let found = plan.blockers.iter().find(|b| b.code == "hive-value-large");
         assert_eq!(found.is_some(), blocked, "{size}");
         if let Some(blocker) = found {
@@ -265,7 +265,7 @@ fn a_value_that_cannot_be_written_anew_is_a_blocker() {
         let mut tree = crate::demo::hives::software_tree(&guest.spec);
         tree.set(key, "Large", RegData::Binary(vec![7; 16345]));
         *guest.file("SOFTWARE") = tree.to_bytes("SOFTWARE");
-        let plan = guest.prepare(&media(), Some(DiskBus::Sata)).plan;
+        let plan = guest.prepare(&driver_source(), Some(DiskBus::Sata)).plan;
         let found = codes(&plan).contains(&"hive-value-large");
         assert_eq!(found, blocked, "{key}");
     }
@@ -314,7 +314,7 @@ fn a_file_is_copied_unless_it_is_there_and_a_directory_in_its_place_is_a_blocker
 /// is left to Windows.
 #[test]
 fn a_recovered_hive_is_written_without_an_edit() {
-    let media = media();
+    let driver_source = driver_source();
     for (version, hive, change) in [
         (
             WinVersion::Win10,
@@ -333,14 +333,15 @@ fn a_recovered_hive_is_written_without_an_edit() {
     ] {
         let mut guest = MemoryGuest::of(GuestSpec::new(version));
         let bootstrap = Some(bootstrap(version));
-        let first = guest.prepare(&media, bootstrap);
-        guest.apply(&first, &media);
+        let first = guest.prepare(&driver_source, bootstrap);
+        guest.apply(&first, &driver_source);
         guest.look(&[], |fake, survey| {
             let mut survey = survey.clone();
             change(survey.hives.as_mut().unwrap());
             let (catalogue, preferences) = (Catalogue::builtin(), Preferences::default());
             let options = (testing::options(bootstrap), &preferences);
-            let (draft, _) = prepare::draft(&survey, fake, &media, &catalogue, options).unwrap();
+            let (draft, _) =
+                prepare::draft(&survey, fake, &driver_source, &catalogue, options).unwrap();
             let written: Vec<_> = (draft.actions.iter())
                 .map(|action| match action {
                     Action::EditHive(edit) => (edit.hive, edit.edits.ops.len()),
@@ -358,12 +359,12 @@ fn a_recovered_hive_is_written_without_an_edit() {
 /// `--accept` covers only what may keep Windows from starting, whichever check names it.
 #[test]
 fn what_loses_data_is_not_accepted_by_the_name_of_a_check() {
-    let media = media();
+    let driver_source = driver_source();
     let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     guest.volume = Some(|volume| volume.state.hibernated = true);
     let sata = Some(bootstrap(WinVersion::Win10));
     for accepted in [&[][..], &["no-blockers", "boot-path"]] {
-        let plan = guest.prepare_with(&media, sata, |_| Accepted::parse(accepted).unwrap());
+        let plan = guest.prepare_with(&driver_source, sata, |_| Accepted::parse(accepted).unwrap());
         let codes: Vec<_> = (plan.plan.blockers.iter())
             .map(|b| b.code.as_str())
             .collect();
@@ -393,7 +394,13 @@ fn a_filter_of_the_old_hypervisor_leaves_all_lists_when_its_service_is_disabled(
             ..testing::options(Some(bootstrap(WinVersion::Win10)))
         };
         let draft = guest.look(&[], |fake, survey| {
-            prepare::draft(survey, fake, &media(), &catalogue, (options, &preferences))
+            prepare::draft(
+                survey,
+                fake,
+                &driver_source(),
+                &catalogue,
+                (options, &preferences),
+            )
         });
         let system = draft
             .unwrap()
@@ -472,7 +479,7 @@ fn codes(plan: &super::Plan) -> Vec<&str> {
 
 #[test]
 fn windows_is_never_left_on_sata_and_not_on_a_bus_without_a_driver() {
-    let media = media();
+    let driver_source = driver_source();
     let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     use DiskBus::{Ide, Sata, VirtioBlk, VirtioScsi};
     for (storage, wanted, expected) in [
@@ -483,7 +490,7 @@ fn windows_is_never_left_on_sata_and_not_on_a_bus_without_a_driver() {
         (Sata, &[Sata, VirtioBlk, VirtioScsi], &["storage-sata"]),
         (Ide, &[Sata, VirtioBlk], &[]),
     ] {
-        let plan = guest.prepare_with(&media, Some(Sata), |seen| {
+        let plan = guest.prepare_with(&driver_source, Some(Sata), |seen| {
             seen.options.storage = storage;
             seen.wanted = wanted.to_vec();
             Accepted::default()
@@ -495,10 +502,10 @@ fn windows_is_never_left_on_sata_and_not_on_a_bus_without_a_driver() {
 /// Without `--require-signed` a driver that is not in order is a warning; who signed the others is kept.
 #[test]
 fn signatures_are_warnings_or_blockers_as_the_user_wants() {
-    let media = media();
+    let driver_source = driver_source();
     let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     for require_signed in [false, true] {
-        let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |seen| {
+        let plan = guest.prepare_with(&driver_source, Some(DiskBus::Sata), |seen| {
             seen.options.require_signed = require_signed;
             let signers = &mut seen.signatures.signers;
             signers.insert("viostor".into(), "Red Hat, Inc.".into());
@@ -518,7 +525,7 @@ fn signatures_are_warnings_or_blockers_as_the_user_wants() {
 /// A fault that the fix repairs blocks nothing; one that only shows after it does.
 #[test]
 fn the_guest_as_the_plan_leaves_it_decides() {
-    let media = media();
+    let driver_source = driver_source();
     let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     fn finding(id: &'static str) -> Finding {
         Finding {
@@ -542,7 +549,7 @@ fn the_guest_as_the_plan_leaves_it_decides() {
             &["bcd-device", "boot-manager-damaged"],
         ),
     ] {
-        let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |seen| {
+        let plan = guest.prepare_with(&driver_source, Some(DiskBus::Sata), |seen| {
             let inspection = &mut seen.after.as_mut().unwrap().inspection;
             inspection.findings = after.iter().map(|id| finding(id)).collect();
             Accepted::default()
@@ -555,14 +562,14 @@ fn the_guest_as_the_plan_leaves_it_decides() {
 /// A check that fails for a reason of its own is a blocker, with what it saw.
 #[test]
 fn a_failed_check_is_a_blocker_with_its_evidence() {
-    let media = media();
+    let driver_source = driver_source();
     let guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     for (severity, evidence, reason) in [
         (Severity::Blocker, "", Some("it is so")),
         (Severity::Blocker, "seen", Some("it is so (seen)")),
         (Severity::Warning, "seen", None),
     ] {
-        let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |seen| {
+        let plan = guest.prepare_with(&driver_source, Some(DiskBus::Sata), |seen| {
             let check = Check {
                 evidence: evidence.into(),
                 ..Check::new("firmware", severity, CheckState::Fault, "it is so")
@@ -579,7 +586,7 @@ fn a_failed_check_is_a_blocker_with_its_evidence() {
 
 #[test]
 fn what_was_accepted_in_vain_is_told() {
-    let media = media();
+    let driver_source = driver_source();
     let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     guest.survey = Some(|survey| {
         survey.inspection.findings.push(Finding {
@@ -590,7 +597,7 @@ fn what_was_accepted_in_vain_is_told() {
             evidence: String::new(),
         });
     });
-    let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |_| {
+    let plan = guest.prepare_with(&driver_source, Some(DiskBus::Sata), |_| {
         Accepted::parse(&["compact-os", "bcd-device"]).unwrap()
     });
     let warnings = &plan.plan.warnings;
@@ -606,7 +613,7 @@ fn what_was_accepted_in_vain_is_told() {
 /// The drivers that are not needed to boot are recorded in DRIVERS, or wait for the first boot.
 #[test]
 fn without_a_sound_drivers_hive_only_the_boot_drivers_are_installed() {
-    let media = media();
+    let driver_source = driver_source();
     for (change, text) in [
         ((|_| {}) as fn(&mut MemoryGuest), None),
         (|g| g.without("DRIVERS"), Some("was not found")),
@@ -621,7 +628,7 @@ fn without_a_sound_drivers_hive_only_the_boot_drivers_are_installed() {
     ] {
         let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
         change(&mut guest);
-        let plan = guest.prepare(&media, Some(DiskBus::Sata)).plan;
+        let plan = guest.prepare(&driver_source, Some(DiskBus::Sata)).plan;
         let warning = plan
             .warnings
             .iter()
@@ -662,7 +669,8 @@ fn hives_are_edited_on_their_volumes_and_system_last() {
         };
         windows.boot.fallback = Some(fallback.clone());
         assert_ne!(store, system);
-        let (draft, _) = prepare::draft(&survey, fake, &media(), &catalogue, options).unwrap();
+        let (draft, _) =
+            prepare::draft(&survey, fake, &driver_source(), &catalogue, options).unwrap();
         let hives: Vec<_> = (draft.actions.iter())
             .filter_map(|action| match action {
                 Action::EditHive(edit) => Some((edit.hive, edit.volume)),
@@ -698,11 +706,11 @@ fn hives_are_edited_on_their_volumes_and_system_last() {
 /// An accepted blocker keeps its place among the warnings; a check that passes is not marked.
 #[test]
 fn what_was_accepted_is_told_once_with_its_reason() {
-    let media = media();
+    let driver_source = driver_source();
     let mut guest = MemoryGuest::of(GuestSpec::new(WinVersion::Win10));
     guest.without("storahci.sys");
     for left in [&[][..], &["hive-damaged"]] {
-        let plan = guest.prepare_with(&media, Some(DiskBus::Sata), |seen| {
+        let plan = guest.prepare_with(&driver_source, Some(DiskBus::Sata), |seen| {
             if !left.is_empty() {
                 let limit = Blocker::new("hive-damaged", "why", "what helps");
                 seen.limits.push(limit);

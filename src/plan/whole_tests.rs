@@ -5,14 +5,14 @@ use crate::actions::PatchBootSector;
 use crate::convert::prepare;
 use crate::demo::{Arch, GuestSpec, Leftovers, WinVersion};
 use crate::drivers::Catalogue;
-use crate::drivers::media::{Media, Memory};
+use crate::drivers::driver_source::{DriverSource, Memory};
 use crate::guest::{FsKind, GuestRead, Volume};
 use crate::ids::Accepted;
 use crate::inspect::model::{Fallback, Tool};
 use crate::inspect::{Finding, SectorField, Severity, Survey};
 use crate::plan::firstboot::Preferences;
 use crate::registry::RegData;
-use crate::testing::{self, MemoryGuest, media};
+use crate::testing::{self, MemoryGuest, driver_source};
 
 fn guest(version: WinVersion, arch: Arch) -> MemoryGuest {
     MemoryGuest::of(GuestSpec {
@@ -57,7 +57,13 @@ fn action(action: &Action) -> String {
 fn shown(guest: &MemoryGuest, options: Options, wishes: &Preferences) -> String {
     guest.look(&[], |fake, survey| {
         let catalogue = Catalogue::builtin();
-        let drafted = prepare::draft(survey, fake, &media(), &catalogue, (options, wishes));
+        let drafted = prepare::draft(
+            survey,
+            fake,
+            &driver_source(),
+            &catalogue,
+            (options, wishes),
+        );
         let (draft, basis) = drafted.unwrap();
         let mut text: String = draft.actions.iter().map(action).collect();
         for skipped in &draft.skipped {
@@ -213,7 +219,7 @@ fn the_whole_plan_of_a_guest_with_many_faults() {
         ("many-faults-accepted", DiskBus::VirtioBlk, false, accept),
         ("many-faults-sata", DiskBus::Sata, false, &["boot-path"]),
     ] {
-        let prepared = guest.prepare_with(&media(), Some(DiskBus::Sata), |seen| {
+        let prepared = guest.prepare_with(&driver_source(), Some(DiskBus::Sata), |seen| {
             seen.options.storage = storage;
             seen.options.require_signed = required;
             if storage == DiskBus::VirtioScsi {
@@ -292,7 +298,7 @@ fn a_volume_that_must_not_be_written_is_named_with_its_state() {
 #[test]
 fn a_driver_without_the_modern_device_is_a_warning_of_the_draft() {
     let xp = guest(WinVersion::Xp, Arch::X86);
-    let plan = xp.prepare(&media(), Some(DiskBus::Ide)).plan;
+    let plan = xp.prepare(&driver_source(), Some(DiskBus::Ide)).plan;
     let told = plan.warnings.iter().any(|w| {
         w == "viostor 61.77.104.17300 does not list the modern virtio device, which is what q35 machines show"
     });
@@ -300,8 +306,8 @@ fn a_driver_without_the_modern_device_is_a_warning_of_the_draft() {
 }
 
 /// The driver source after a change of each file; one without contents is left out.
-fn media_with(change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> Memory {
-    let whole = media();
+fn driver_source_with(change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> Memory {
+    let whole = driver_source();
     let files = whole.files().iter().filter_map(|file| {
         let bytes = change(&file.path, whole.read(&file.path).unwrap())?;
         Some((file.path.clone(), bytes))
@@ -316,7 +322,7 @@ fn only_a_driver_that_boots_needs_the_modern_device() {
         ("viostor", "DEV_1042", "DEV_1001"),
         ("balloon", "DEV_1045", "DEV_1002"),
     ];
-    let media = media_with(|path, bytes| {
+    let driver_source = driver_source_with(|path, bytes| {
         let of = |name: &str| path.ends_with(&format!("/w10/amd64/{name}.inf"));
         let Some((_, modern, old)) = changed.iter().find(|(name, ..)| of(name)) else {
             return Some(bytes);
@@ -326,7 +332,7 @@ fn only_a_driver_that_boots_needs_the_modern_device() {
         Some(text.replace(modern, old).into_bytes())
     });
     let win10 = guest(WinVersion::Win10, Arch::Amd64);
-    let prepared = win10.prepare(&media, Some(DiskBus::Sata));
+    let prepared = win10.prepare(&driver_source, Some(DiskBus::Sata));
     for (name, ..) in changed {
         let package = prepared.basis.drivers.package(name).unwrap();
         assert!(!package.forms().modern, "{name}");
@@ -340,7 +346,7 @@ fn only_a_driver_that_boots_needs_the_modern_device() {
 /// A map of numbers in a hive without an edit would be the only reason to write that hive.
 #[test]
 fn numbers_of_packages_are_marked_in_the_hives_that_record_packages() {
-    let only_boot = media_with(|path, bytes| {
+    let only_boot = driver_source_with(|path, bytes| {
         let boot = ["viostor/", "vioscsi/"].iter();
         boot.clone()
             .any(|folder| path.starts_with(folder))
@@ -367,16 +373,16 @@ fn numbers_of_packages_are_marked_in_the_hives_that_record_packages() {
 /// Two drivers with different files of one name cannot lie in one directory.
 #[test]
 fn a_driver_that_is_staged_by_itself_is_told() {
-    let whole = media();
+    let whole = driver_source();
     let files = whole.files().iter().map(|f| f.path.clone());
     let files = files.map(|path| (path.clone(), whole.read(&path).unwrap()));
     let clash = [("NetKVM", 3), ("Balloon", 4)].map(|(driver, len)| {
         let path = format!("{driver}/w10/amd64/clash.dll");
         (path, vec![0; len])
     });
-    let media = Memory::new(files.chain(clash));
+    let driver_source = Memory::new(files.chain(clash));
     let win10 = guest(WinVersion::Win10, Arch::Amd64);
-    let plan = win10.prepare(&media, Some(DiskBus::Sata)).plan;
+    let plan = win10.prepare(&driver_source, Some(DiskBus::Sata)).plan;
     let told = |w: &&String| w.contains("is staged in a directory of its own: its clash.dll");
     assert_eq!(
         plan.warnings.iter().filter(told).count(),
@@ -404,7 +410,9 @@ fn the_controllers_that_must_boot_are_the_first_ones_and_those_with_a_driver() {
         ),
         (WinVersion::Xp, Arch::X86, Some(Ide), &[Ide, VirtioBlk]),
     ] {
-        let basis = guest(version, arch).prepare(&media(), bootstrap).basis;
+        let basis = guest(version, arch)
+            .prepare(&driver_source(), bootstrap)
+            .basis;
         assert_eq!(wanted(bootstrap, &basis.drivers), expected);
         for package in &basis.drivers.packages {
             let boot = ["viostor", "vioscsi"].contains(&&*package.driver);

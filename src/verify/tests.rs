@@ -9,11 +9,11 @@ use crate::demo::guest::GuestFile;
 use crate::demo::pe::{self, Subsystem};
 use crate::demo::{Arch, GuestSpec, Role, WinVersion, hives};
 use crate::disk::layout::Scheme;
-use crate::drivers::media::Memory;
+use crate::drivers::driver_source::Memory;
 use crate::guest::GuestPath;
 use crate::inspect::{Finding, Severity, Survey};
 use crate::registry::{RegData, base};
-use crate::testing::{MemoryGuest, bootstrap, media};
+use crate::testing::{MemoryGuest, bootstrap, driver_source};
 use crate::types::DiskBus;
 
 use super::{CHECKS, Outcome, hives::Walks, planned, predict, result, verify};
@@ -386,9 +386,9 @@ fn a_check_is_a_blocker_when_something_is_at_stake() {
 
 fn converted(version: WinVersion) -> MemoryGuest {
     let mut guest = MemoryGuest::of(GuestSpec::new(version));
-    let media = media();
-    let prepared = guest.prepare(&media, Some(bootstrap(version)));
-    guest.apply(&prepared, &media);
+    let driver_source = driver_source();
+    let prepared = guest.prepare(&driver_source, Some(bootstrap(version)));
+    guest.apply(&prepared, &driver_source);
     guest
 }
 
@@ -495,15 +495,15 @@ fn a_check_is_as_severe_as_what_inspection_found() {
 }
 
 /// The two checks that compare a guest with its plan.
-fn compared(guest: &MemoryGuest, prepared: &Prepared, media: &Memory) -> Vec<Check> {
-    let media = prepared.basis.media(media);
+fn compared(guest: &MemoryGuest, prepared: &Prepared, driver_source: &Memory) -> Vec<Check> {
+    let driver_source = prepared.basis.driver_source(driver_source);
     let volume = prepared.basis.windows.system_volume;
     guest.look(&[], |read, survey| {
         let converted = Converted {
             volume,
             guest: read,
             hives: survey.hives.as_ref().unwrap(),
-            media: &media,
+            driver_source: &driver_source,
         };
         planned(&prepared.plan.actions, Some(&converted))
     })
@@ -511,14 +511,14 @@ fn compared(guest: &MemoryGuest, prepared: &Prepared, media: &Memory) -> Vec<Che
 
 #[test]
 fn what_is_not_as_planned_is_a_fault() {
-    let media = media();
+    let driver_source = driver_source();
     let mut guest = MemoryGuest::of(GuestSpec::new(Win7));
-    let prepared = guest.prepare(&media, Some(bootstrap(Win7)));
-    guest.apply(&prepared, &media);
+    let prepared = guest.prepare(&driver_source, Some(bootstrap(Win7)));
+    guest.apply(&prepared, &driver_source);
     let checks = |change: fn(&mut MemoryGuest)| {
         let mut changed = guest.clone();
         change(&mut changed);
-        compared(&changed, &prepared, &media)
+        compared(&changed, &prepared, &driver_source)
     };
     let states = |change: fn(&mut MemoryGuest)| {
         let checks = checks(change);
@@ -632,7 +632,7 @@ fn a_controller_that_was_not_evaluated_is_not_ready() {
 #[test]
 fn without_hives_nothing_is_as_planned() {
     let guest = MemoryGuest::of(GuestSpec::new(Win7));
-    let prepared = guest.prepare(&media(), Some(bootstrap(Win7)));
+    let prepared = guest.prepare(&driver_source(), Some(bootstrap(Win7)));
     for actions in [&prepared.plan.actions[..], &[]] {
         let checks = planned(actions, None);
         let bad = checks.iter().all(|c| c.state == CheckState::Fault);

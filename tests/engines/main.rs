@@ -89,11 +89,11 @@ fn starts(lab: &Lab) -> usize {
 }
 
 /// The converted disk as raw, and the report.
-fn convert(lab: &Lab, media: &Path, engine: &str) -> (PathBuf, Value) {
+fn convert(lab: &Lab, driver_source: &Path, engine: &str) -> (PathBuf, Value) {
     let (raw, out) = (lab.raw.to_str().unwrap(), lab.path("out"));
     let mut args = vec!["convert", raw, "--json", "-o", out.to_str().unwrap()];
     args.extend(["--engine", engine, "--format", "raw", "--virtio-iso"]);
-    args.push(media.to_str().unwrap());
+    args.push(driver_source.to_str().unwrap());
     let mut command = Command::new(support::binary());
     command.args(args).env("PATH", counted(lab));
     let report = support::finish(command).expect(0).json();
@@ -165,9 +165,9 @@ const FOR_ADMINISTRATORS: [&str; 3] = [
     "1800ff011f0001020000000000052000000020020000",
 ];
 
-fn same_result(lab: &Lab, media: &Path) -> PathBuf {
-    let (by_embedded, report) = convert(lab, media, "embedded");
-    let (by_guestfish, other) = convert(lab, media, "guestfish");
+fn same_result(lab: &Lab, driver_source: &Path) -> PathBuf {
+    let (by_embedded, report) = convert(lab, driver_source, "embedded");
+    let (by_guestfish, other) = convert(lab, driver_source, "guestfish");
     // `bytes` counts what the copy had to write: NTFS drivers choose other clusters.
     // `request` says which engine was asked for, `files` when each was written.
     let differ = [
@@ -328,9 +328,12 @@ fn windows_xp() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let media = dir.path().join("virtio-win");
-    drivers_for_old_windows(&media);
-    same_result(&lab(WinVersion::Xp, Arch::X86, Firmware::Bios), &media);
+    let driver_source = dir.path().join("virtio-win");
+    drivers_for_old_windows(&driver_source);
+    same_result(
+        &lab(WinVersion::Xp, Arch::X86, Firmware::Bios),
+        &driver_source,
+    );
 }
 
 /// Windows 7, and by hand: our registry files merged by `virt-win-reg` into the untouched guest give

@@ -46,14 +46,14 @@ fn images_that_name_others() {
     let refused = |what: &str, image: &Path, says: &str| {
         eprintln!("{what}");
         let out = here.join("out");
-        let media = text(crate::support::virtio_win());
+        let driver_source = text(crate::support::virtio_win());
         for args in [
             &["inspect", text(image)][..],
             &[
                 "convert",
                 text(image),
                 "--virtio-iso",
-                media,
+                driver_source,
                 "-o",
                 text(&out),
             ],

@@ -329,12 +329,20 @@ fn with_data_disks(guest: &Guest, count: usize) -> PathBuf {
 fn run_on(
     source: &std::path::Path,
     out: &std::path::Path,
-    media: &str,
+    driver_source: &str,
     verb: &str,
     more: &[&str],
 ) -> Run {
     let (source, out) = (source.to_str().unwrap(), out.to_str().unwrap());
-    let fixed = [verb, source, "--virtio-iso", media, "-o", out, "--json"];
+    let fixed = [
+        verb,
+        source,
+        "--virtio-iso",
+        driver_source,
+        "-o",
+        out,
+        "--json",
+    ];
     h2k([&fixed[..], more].concat())
 }
 
@@ -345,9 +353,9 @@ fn more_disks_than_the_first_bus_has_places() {
     }
     let guest = ten();
     let xml = with_data_disks(&guest, 20);
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     let out = guest.path("out");
-    let run = |verb: &str, more: &[&str]| run_on(&xml, &out, media, verb, more);
+    let run = |verb: &str, more: &[&str]| run_on(&xml, &out, driver_source, verb, more);
     // Proxmox has 16 places on virtio and 6 on SATA; the remedy gives 31.
     let proxmox = ["--emit", "proxmox"];
     let blocker = refused_alike("proxmox", "emit-limit", |verb| run(verb, &proxmox));
@@ -392,8 +400,8 @@ fn a_data_disk_that_cannot_be_read_is_refused_before_anything_is_written() {
     let (head, tail) = text.split_at(text.rfind("type='raw'").unwrap());
     fs::write(&xml, format!("{head}{}", tail.replacen("raw", "qcow2", 1))).unwrap();
     let out = guest.path("out");
-    let media = virtio_win().to_str().unwrap();
-    let codes = ["plan", "convert"].map(|verb| run_on(&xml, &out, media, verb, &[]).code);
+    let driver_source = virtio_win().to_str().unwrap();
+    let codes = ["plan", "convert"].map(|verb| run_on(&xml, &out, driver_source, verb, &[]).code);
     assert_eq!(codes, [1, 1]);
 }
 
@@ -406,13 +414,19 @@ fn guests_no_domain_can_be_written_for() {
         arch: Arch::Arm64,
         ..spec(WinVersion::Win11)
     });
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     let out = arm.path("out");
     let blocker = refused_alike("ARM64", "guest-arch", |verb| {
-        run_on(&arm.raw, &out, media, verb, &[])
+        run_on(&arm.raw, &out, driver_source, verb, &[])
     });
     assert!(blocker["remedy"].as_str().unwrap().contains("x86"));
-    let usage = run_on(&arm.raw, &out, media, "plan", &["--accept", "guest-arch"]);
+    let usage = run_on(
+        &arm.raw,
+        &out,
+        driver_source,
+        "plan",
+        &["--accept", "guest-arch"],
+    );
     assert_eq!(usage.code, 2);
 
     let dir = tempfile::tempdir().unwrap();
@@ -517,8 +531,8 @@ fn an_output_folder_without_room() {
         .collect();
     guest.write(Place::Windows, "data.bin", &bytes);
     let out = small.join("out");
-    let media = virtio_win().to_str().unwrap();
-    let run = |verb: &str, more: &[&str]| run_on(&guest.disk, &out, media, verb, more);
+    let driver_source = virtio_win().to_str().unwrap();
+    let run = |verb: &str, more: &[&str]| run_on(&guest.disk, &out, driver_source, verb, more);
     let mut codes = Vec::new();
     for filler in [60u64, 30, 0] {
         fs::write(small.join("filler"), vec![1; (filler << 20) as usize]).unwrap();

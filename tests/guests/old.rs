@@ -17,9 +17,9 @@ fn old_windows() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let media = dir.path().join("virtio-win");
-    drivers_for_old_windows(&media);
-    let media = media.to_str().unwrap();
+    let driver_source = dir.path().join("virtio-win");
+    drivers_for_old_windows(&driver_source);
+    let driver_source = driver_source.to_str().unwrap();
     for version in [WinVersion::Xp, WinVersion::Server2003, WinVersion::Vista] {
         eprintln!("{version:?}");
         let lab = Lab::new(GuestSpec {
@@ -28,11 +28,18 @@ fn old_windows() {
         });
         let convert = |more: &[&str]| {
             let (disk, out) = (lab.raw.to_str().unwrap(), lab.path("out"));
-            let fixed = ["convert", disk, "--json", "--virtio-iso", media, "-o"];
+            let fixed = [
+                "convert",
+                disk,
+                "--json",
+                "--virtio-iso",
+                driver_source,
+                "-o",
+            ];
             let out = [out.to_str().unwrap()];
             h2k([&fixed[..], &out[..], more].concat())
         };
-        // Current media have nothing for them.
+        // Current releases have nothing for them.
         assert_refusal("driver-missing", &lab.convert(&lab.raw, &[]));
         let report = convert(&[]).expect(0).json();
         let nt5 = version != WinVersion::Vista;
@@ -109,11 +116,13 @@ fn signatures_that_old_windows_refuses() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let media = dir.path().join("virtio-win");
-    drivers_of(266, &media);
+    let driver_source = dir.path().join("virtio-win");
+    drivers_of(266, &driver_source);
     let plan = |disk: &Path| {
         let args = ["plan", disk.to_str().unwrap(), "--virtio-iso"];
-        h2k(args.into_iter().chain([media.to_str().unwrap(), "--json"]))
+        h2k(args
+            .into_iter()
+            .chain([driver_source.to_str().unwrap(), "--json"]))
     };
     let seven = plan(&base(WinVersion::Win7).raw).expect(0).json();
     let warnings = seven["warnings"].as_array().unwrap();
@@ -130,16 +139,16 @@ fn boot_ini_names_partitions() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let media = dir.path().join("virtio-win");
-    drivers_for_old_windows(&media);
-    let media = media.to_str().unwrap();
+    let driver_source = dir.path().join("virtio-win");
+    drivers_for_old_windows(&driver_source);
+    let driver_source = driver_source.to_str().unwrap();
     let lab = Lab::new(GuestSpec {
         disk_size: 2 << 30,
         ..spec(WinVersion::Server2003)
     });
     let run = |guest: &Guest, verb: &str, more: &[&str]| {
         let (disk, out) = (guest.disk.to_str().unwrap(), guest.path("out"));
-        let fixed = [verb, disk, "--json", "--virtio-iso", media, "-o"];
+        let fixed = [verb, disk, "--json", "--virtio-iso", driver_source, "-o"];
         h2k([&fixed[..], &[out.to_str().unwrap()], more].concat())
     };
     let guest = Guest::of(&lab);
@@ -168,9 +177,9 @@ fn installed_on_scsi() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let media = dir.path().join("virtio-win");
-    drivers_for_old_windows(&media);
-    let media = media.to_str().unwrap();
+    let driver_source = dir.path().join("virtio-win");
+    drivers_for_old_windows(&driver_source);
+    let driver_source = driver_source.to_str().unwrap();
     for version in [WinVersion::Xp, WinVersion::Server2003] {
         let lab = Lab::new(GuestSpec {
             disk_size: 2 << 30,
@@ -203,7 +212,7 @@ fn installed_on_scsi() {
             }
             let run = |verb: &str, more: &[&str]| {
                 let (disk, out) = (guest.disk.to_str().unwrap(), guest.path("out"));
-                let fixed = [verb, disk, "--json", "--virtio-iso", media, "-o"];
+                let fixed = [verb, disk, "--json", "--virtio-iso", driver_source, "-o"];
                 h2k([&fixed[..], &[out.to_str().unwrap()], more].concat())
             };
             if files.is_empty() {

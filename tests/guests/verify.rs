@@ -41,14 +41,14 @@ fn verify_of_an_output_folder() {
     }
     // No driver for virtio-scsi exists, and none is asked for.
     let dir = tempfile::tempdir().unwrap();
-    let media = dir.path().join("virtio-win");
-    drivers_for_old_windows(&media);
+    let driver_source = dir.path().join("virtio-win");
+    drivers_for_old_windows(&driver_source);
     let lab = Lab::new(GuestSpec {
         disk_size: 2 << 30,
         ..spec(WinVersion::Xp)
     });
     let (disk, out) = (lab.raw.to_str().unwrap(), lab.path("out"));
-    let iso = media.to_str().unwrap();
+    let iso = driver_source.to_str().unwrap();
     h2k([
         "convert",
         disk,

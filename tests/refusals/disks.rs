@@ -24,7 +24,7 @@ fn files_that_are_no_disks() {
     unreadable(&lab, "folder/none.vmdk", 1, &["does not exist"]);
     not_convertible(&lab, "notes.txt", &["notes.txt"], &["notes.txt"]);
     not_convertible(&lab, "tiny.raw", &["tiny.raw"], &["tiny.raw"]);
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     fails_with(
         &lab,
         &[
@@ -33,7 +33,7 @@ fn files_that_are_no_disks() {
             "--source-format",
             "vmdk9",
             "--virtio-iso",
-            media,
+            driver_source,
         ],
         &[],
         2,
@@ -270,8 +270,8 @@ fn damaged_windows() {
 fn broken_hive(lab: &Lab, name: &str) {
     eprintln!("== hive: {name}");
     let digest = sha256(&lab.raw);
-    let media = virtio_win().to_str().unwrap();
-    let args = ["convert", "guest.raw", "--virtio-iso", media];
+    let driver_source = virtio_win().to_str().unwrap();
+    let args = ["convert", "guest.raw", "--virtio-iso", driver_source];
     fails_with(lab, &args, &[], 3, &["SYSTEM"]);
     run_in(lab, &["inspect", "guest.raw"], &[]).expect(0);
     assert_eq!(sha256(&lab.raw), digest);
@@ -298,11 +298,11 @@ fn several_windows_and_none_complete() {
         });
     }
     let lab = Lab::new(spec);
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     for verb in ["convert", "plan"] {
         fails_with(
             &lab,
-            &[verb, "guest.raw", "--virtio-iso", media],
+            &[verb, "guest.raw", "--virtio-iso", driver_source],
             &[],
             3,
             &["more than one Windows", "Win2", "--root"],
@@ -312,7 +312,7 @@ fn several_windows_and_none_complete() {
         "plan",
         "guest.raw",
         "--virtio-iso",
-        media,
+        driver_source,
         "--root",
         "\\Windows",
     ];

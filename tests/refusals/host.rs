@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn driver_media() {
+fn a_driver_source_that_cannot_be_used() {
     if !have(&TOOLS) {
         return;
     }
@@ -37,7 +37,7 @@ fn driver_media() {
         ],
     );
     fs::remove_file(holes.join("viostor/w10/amd64/viostor.sys")).unwrap();
-    for (media, code, says) in [
+    for (driver_source, code, says) in [
         ("nowhere.iso", 1, "nowhere.iso"),
         ("not.iso", 1, "not.iso"),
         ("empty.iso", 1, "empty.iso"),
@@ -46,9 +46,9 @@ fn driver_media() {
         ("only-xp", 3, "viostor"),
         ("holes", 3, "viostor"),
     ] {
-        eprintln!("== media {media}");
+        eprintln!("== driver source {driver_source}");
         for verb in ["convert", "plan"] {
-            let args = [verb, "guest.raw", "--virtio-iso", media];
+            let args = [verb, "guest.raw", "--virtio-iso", driver_source];
             fails_with(&lab, &args, &[], code, &[says]);
         }
     }
@@ -79,7 +79,7 @@ fn driver_media() {
         assert!(run.stderr.contains("closed"), "{}", run.stderr);
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     for (text, says) in [
         ("windows:\n  - id: x\n    folders: [", "bad.yaml, line"),
         ("drivers: 7\n", "bad.yaml, line"),
@@ -92,7 +92,7 @@ fn driver_media() {
             "convert",
             "guest.raw",
             "--virtio-iso",
-            media,
+            driver_source,
             "--driver-config",
             "bad.yaml",
         ];
@@ -104,7 +104,7 @@ fn driver_media() {
             "convert",
             "guest.raw",
             "--virtio-iso",
-            media,
+            driver_source,
             "--driver-config",
             "none.yaml",
         ],
@@ -143,9 +143,16 @@ fn output_folders() {
         return;
     }
     let lab = Lab::new(small(WinVersion::Win10));
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     let convert = |out: &'static str, more: &[&'static str]| {
-        let mut args = vec!["convert", "guest.raw", "--virtio-iso", media, "-o", out];
+        let mut args = vec![
+            "convert",
+            "guest.raw",
+            "--virtio-iso",
+            driver_source,
+            "-o",
+            out,
+        ];
         args.extend(more);
         args
     };
@@ -243,12 +250,12 @@ fn a_full_disk() {
     }
     let _mounted = Mounted(small_disk.clone());
     let digest = sha256(&lab.raw);
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     let args = [
         "convert",
         "guest.raw",
         "--virtio-iso",
-        media,
+        driver_source,
         "-o",
         "small/out",
     ];
@@ -312,11 +319,11 @@ fn images_others_write_to() {
             .unwrap();
         let holder = Holder(child);
         let name = image.file_name().unwrap().to_str().unwrap();
-        let media = virtio_win().to_str().unwrap();
+        let driver_source = virtio_win().to_str().unwrap();
         for args in [
             vec!["inspect", name],
-            vec!["convert", name, "--virtio-iso", media],
-            vec!["convert", name, "--virtio-iso", media, "--in-place"],
+            vec!["convert", name, "--virtio-iso", driver_source],
+            vec!["convert", name, "--virtio-iso", driver_source, "--in-place"],
         ] {
             let run = run_in(&lab, &args, &[]).expect(1);
             assert!(
@@ -395,7 +402,7 @@ fn missing_tools() {
         return;
     }
     let lab = Lab::new(small(WinVersion::Win10));
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     let bin = lab.path("bin");
     for missing in ["qemu-img", "qemu-storage-daemon"] {
         eprintln!("== without {missing}");
@@ -408,7 +415,7 @@ fn missing_tools() {
             }
         }
         let env = [("PATH", bin.as_os_str())];
-        let args = ["convert", "guest.raw", "--virtio-iso", media];
+        let args = ["convert", "guest.raw", "--virtio-iso", driver_source];
         fails_with(&lab, &args, &env, 5, &[missing, "is not installed"]);
         let doctor = run_in(&lab, &["doctor", "--json"], &env).expect(5);
         assert!(doctor.stdout.contains(missing), "{}", doctor.stdout);
@@ -436,10 +443,10 @@ fn without_libhivex_nothing_is_written() {
     if hidden(&["true"]).code != 0 {
         return skip("mount", "no mount namespace of one's own");
     }
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     for verb in ["plan", "convert"] {
         let program = binary();
-        let run = hidden(&[program, verb, "guest.raw", "--virtio-iso", media]).expect(5);
+        let run = hidden(&[program, verb, "guest.raw", "--virtio-iso", driver_source]).expect(5);
         let says = "libhivex (edits hives) is not installed";
         assert!(run.stderr.contains(says), "{}", run.stderr);
         assert!(run.stderr.contains("libhivex0"), "{}", run.stderr);

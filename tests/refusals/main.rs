@@ -114,9 +114,15 @@ fn assert_plain(text: &str) {
 fn unreadable(lab: &Lab, name: &str, code: i32, says: &[&str]) {
     eprintln!("== {name}");
     fails_with(lab, &["inspect", name], &[], code, says);
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     for verb in ["convert", "plan"] {
-        fails_with(lab, &[verb, name, "--virtio-iso", media], &[], code, says);
+        fails_with(
+            lab,
+            &[verb, name, "--virtio-iso", driver_source],
+            &[],
+            code,
+            says,
+        );
     }
 }
 
@@ -134,9 +140,9 @@ fn not_convertible(lab: &Lab, name: &str, says: &[&str], shows: &[&str]) {
         .expect(0)
         .json();
     assert_eq!(json["schema"], "hyper2kvm/inspect/1");
-    let media = virtio_win().to_str().unwrap();
+    let driver_source = virtio_win().to_str().unwrap();
     for verb in ["convert", "plan"] {
-        let args = [verb, name, "--virtio-iso", media];
+        let args = [verb, name, "--virtio-iso", driver_source];
         fails_with(lab, &args, &[], 3, says);
     }
     assert_eq!(sha256(&lab.path(name)), digest);

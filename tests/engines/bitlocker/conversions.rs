@@ -232,8 +232,8 @@ fn a_suspended_windows_is_converted_in_place_and_back() {
     assert_eq!(inspected["bitlocker"], true);
     let said = &findings(&inspected)["bitlocker-suspended"];
     assert!(said.contains("stays so"), "{said}");
-    let media = virtio_win().to_str().unwrap();
-    h2k(["plan", source, "--json", "--virtio-iso", media]).expect(0);
+    let driver_source = virtio_win().to_str().unwrap();
+    h2k(["plan", source, "--json", "--virtio-iso", driver_source]).expect(0);
 
     let before = sha256(&locked.disk);
     let out = locked.lab.path("in-place");
@@ -242,7 +242,7 @@ fn a_suspended_windows_is_converted_in_place_and_back() {
         "-o",
         out.to_str().unwrap(),
         "--virtio-iso",
-        media,
+        driver_source,
         "--json",
     ];
     let run = h2k([&["convert", source][..], &args].concat())

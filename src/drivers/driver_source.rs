@@ -19,7 +19,7 @@ const MAX_DEPTH: usize = 16;
 const MAX_ENTRIES: usize = 100_000;
 
 #[derive(Debug, thiserror::Error)]
-pub enum MediaError {
+pub enum DriverSourceError {
     #[error("{path} does not exist")]
     NotFound { path: String },
     #[error("{path} is neither a directory nor an ISO image")]
@@ -37,18 +37,18 @@ pub enum MediaError {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct MediaFile {
+pub struct DriverFile {
     pub path: String,
     pub size: u64,
 }
 
-pub trait Media {
+pub trait DriverSource {
     /// Describes the driver source for people: its kind and path.
     fn describe(&self) -> String;
     /// The files, sorted by path.
-    fn files(&self) -> &[MediaFile];
+    fn files(&self) -> &[DriverFile];
     /// Reads a whole file; the path may differ in case.
-    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError>;
+    fn read(&self, path: &str) -> Result<Vec<u8>, DriverSourceError>;
     /// Whether names are truncated to eight characters and three, so that drivers with longer names
     /// are not found.
     fn has_short_names(&self) -> bool {
@@ -57,25 +57,25 @@ pub trait Media {
 }
 
 /// The warning about a driver source with such names.
-pub fn short_names_warning(media: &dyn Media) -> Option<String> {
-    media.has_short_names().then(|| {
+pub fn short_names_warning(driver_source: &dyn DriverSource) -> Option<String> {
+    driver_source.has_short_names().then(|| {
         format!(
             "{} has names of 8.3 characters only (neither Joliet nor Rock Ridge): drivers and tools with \
              longer names are not found on it and are left out; use the ISO as the virtio-win project publishes \
              it, or a directory with its files",
-            media.describe()
+            driver_source.describe()
         )
     })
 }
 
 /// A driver source with additional generated files under a directory.
 pub struct WithGenerated<'a> {
-    pub source: &'a dyn Media,
+    pub source: &'a dyn DriverSource,
     pub folder: &'a str,
     pub generated: &'a [(String, Vec<u8>)],
 }
 
-impl Media for WithGenerated<'_> {
+impl DriverSource for WithGenerated<'_> {
     fn describe(&self) -> String {
         self.source.describe()
     }
@@ -84,11 +84,11 @@ impl Media for WithGenerated<'_> {
         self.source.has_short_names()
     }
 
-    fn files(&self) -> &[MediaFile] {
+    fn files(&self) -> &[DriverFile] {
         self.source.files()
     }
 
-    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+    fn read(&self, path: &str) -> Result<Vec<u8>, DriverSourceError> {
         let own = path
             .strip_prefix(self.folder)
             .and_then(|rest| rest.strip_prefix('/'))
@@ -101,29 +101,29 @@ impl Media for WithGenerated<'_> {
 }
 
 /// Opens a directory or an ISO image and lists its files.
-pub fn open(path: &Path) -> Result<Box<dyn Media>, MediaError> {
+pub fn open(path: &Path) -> Result<Box<dyn DriverSource>, DriverSourceError> {
     let name = path.display().to_string();
     let meta = std::fs::metadata(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => MediaError::NotFound { path: name.clone() },
-        _ => MediaError::Io {
+        io::ErrorKind::NotFound => DriverSourceError::NotFound { path: name.clone() },
+        _ => DriverSourceError::Io {
             path: name.clone(),
             source,
         },
     })?;
-    let media: Box<dyn Media> = if meta.is_dir() {
+    let driver_source: Box<dyn DriverSource> = if meta.is_dir() {
         Box::new(Folder::open(path)?)
     } else if meta.is_file() {
         Box::new(IsoImage::open(path)?)
     } else {
-        return Err(MediaError::NotIso { path: name });
+        return Err(DriverSourceError::NotIso { path: name });
     };
-    if media.files().is_empty() {
-        return Err(MediaError::Empty { path: name });
+    if driver_source.files().is_empty() {
+        return Err(DriverSourceError::Empty { path: name });
     }
-    Ok(media)
+    Ok(driver_source)
 }
 
-fn index(files: &[MediaFile]) -> HashMap<String, usize> {
+fn index(files: &[DriverFile]) -> HashMap<String, usize> {
     files
         .iter()
         .enumerate()
@@ -134,7 +134,7 @@ fn index(files: &[MediaFile]) -> HashMap<String, usize> {
 /// A driver source in memory.
 #[cfg(test)]
 pub struct Memory {
-    files: Vec<MediaFile>,
+    files: Vec<DriverFile>,
     contents: Vec<Vec<u8>>,
     index: HashMap<String, usize>,
 }
@@ -148,7 +148,7 @@ impl Memory {
             .into_iter()
             .map(|(path, bytes)| {
                 let size = bytes.len() as u64;
-                (MediaFile { path, size }, bytes)
+                (DriverFile { path, size }, bytes)
             })
             .unzip();
         Self {
@@ -160,38 +160,38 @@ impl Memory {
 }
 
 #[cfg(test)]
-impl Media for Memory {
+impl DriverSource for Memory {
     fn describe(&self) -> String {
         "driver files in memory".to_string()
     }
 
-    fn files(&self) -> &[MediaFile] {
+    fn files(&self) -> &[DriverFile] {
         &self.files
     }
 
-    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+    fn read(&self, path: &str) -> Result<Vec<u8>, DriverSourceError> {
         self.index
             .get(&path.to_lowercase())
             .and_then(|&i| self.contents.get(i))
             .cloned()
-            .ok_or_else(|| MediaError::NotFound { path: path.into() })
+            .ok_or_else(|| DriverSourceError::NotFound { path: path.into() })
     }
 }
 
 struct Folder {
     root: String,
-    files: Vec<MediaFile>,
+    files: Vec<DriverFile>,
     real: Vec<PathBuf>,
     index: HashMap<String, usize>,
 }
 
 impl Folder {
-    fn open(path: &Path) -> Result<Self, MediaError> {
+    fn open(path: &Path) -> Result<Self, DriverSourceError> {
         Self::with_at_most(MAX_ENTRIES, path)
     }
 
-    fn with_at_most(most: usize, path: &Path) -> Result<Self, MediaError> {
-        let io = |at: &Path, source| MediaError::Io {
+    fn with_at_most(most: usize, path: &Path) -> Result<Self, DriverSourceError> {
+        let io = |at: &Path, source| DriverSourceError::Io {
             path: at.display().to_string(),
             source,
         };
@@ -199,7 +199,7 @@ impl Folder {
         let mut found = Vec::new();
         let mut open = vec![(String::new(), root.clone(), 0usize)];
         let mut entries = 0usize;
-        let limit = |limit| MediaError::Limit {
+        let limit = |limit| DriverSourceError::Limit {
             path: path.display().to_string(),
             limit,
         };
@@ -238,7 +238,7 @@ impl Folder {
                     }
                     open.push((relative, real, depth + 1));
                 } else if meta.is_file() {
-                    let file = MediaFile {
+                    let file = DriverFile {
                         path: relative,
                         size: meta.len(),
                     };
@@ -257,23 +257,23 @@ impl Folder {
     }
 }
 
-impl Media for Folder {
+impl DriverSource for Folder {
     fn describe(&self) -> String {
         format!("directory {}", self.root)
     }
 
-    fn files(&self) -> &[MediaFile] {
+    fn files(&self) -> &[DriverFile] {
         &self.files
     }
 
-    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+    fn read(&self, path: &str) -> Result<Vec<u8>, DriverSourceError> {
         let (file, real) = self
             .index
             .get(&path.to_lowercase())
             .and_then(|&i| self.files.get(i).zip(self.real.get(i)))
-            .ok_or_else(|| MediaError::NotFound { path: path.into() })?;
+            .ok_or_else(|| DriverSourceError::NotFound { path: path.into() })?;
         check_size(file)?;
-        let io = |source| MediaError::Io {
+        let io = |source| DriverSourceError::Io {
             path: real.display().to_string(),
             source,
         };
@@ -284,7 +284,7 @@ impl Media for Folder {
             .read_to_end(&mut bytes)
             .map_err(io)?;
         if bytes.len() as u64 > MAX_FILE {
-            return Err(MediaError::TooLarge {
+            return Err(DriverSourceError::TooLarge {
                 path: path.into(),
                 size: bytes.len() as u64,
             });
@@ -293,9 +293,9 @@ impl Media for Folder {
     }
 }
 
-fn check_size(file: &MediaFile) -> Result<(), MediaError> {
+fn check_size(file: &DriverFile) -> Result<(), DriverSourceError> {
     if file.size > MAX_FILE {
-        return Err(MediaError::TooLarge {
+        return Err(DriverSourceError::TooLarge {
             path: file.path.clone(),
             size: file.size,
         });
@@ -304,7 +304,7 @@ fn check_size(file: &MediaFile) -> Result<(), MediaError> {
 }
 
 /// Whether every part of the path has at most eight characters and three.
-fn is_short(file: &MediaFile) -> bool {
+fn is_short(file: &DriverFile) -> bool {
     file.path.split('/').all(|name| {
         let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
         stem.len() <= 8 && extension.len() <= 3
@@ -316,29 +316,29 @@ struct IsoImage {
     label: String,
     short_names: bool,
     image: Mutex<Iso<BufReader<File>>>,
-    files: Vec<MediaFile>,
+    files: Vec<DriverFile>,
     iso_files: Vec<IsoFile>,
     index: HashMap<String, usize>,
 }
 
 impl IsoImage {
-    fn open(path: &Path) -> Result<Self, MediaError> {
+    fn open(path: &Path) -> Result<Self, DriverSourceError> {
         let name = path.display().to_string();
-        let file = File::open(path).map_err(|source| MediaError::Io {
+        let file = File::open(path).map_err(|source| DriverSourceError::Io {
             path: name.clone(),
             source,
         })?;
         let mut iso = Iso::open(BufReader::new(file)).map_err(|source| match source {
-            IsoError::NotIso => MediaError::NotIso { path: name.clone() },
-            source => MediaError::Iso {
+            IsoError::NotIso => DriverSourceError::NotIso { path: name.clone() },
+            source => DriverSourceError::Iso {
                 path: name.clone(),
                 source,
             },
         })?;
         let iso_files = std::mem::take(&mut iso.files);
-        let files: Vec<MediaFile> = iso_files
+        let files: Vec<DriverFile> = iso_files
             .iter()
-            .map(|f| MediaFile {
+            .map(|f| DriverFile {
                 path: f.path.clone(),
                 size: f.size,
             })
@@ -355,7 +355,7 @@ impl IsoImage {
     }
 }
 
-impl Media for IsoImage {
+impl DriverSource for IsoImage {
     fn describe(&self) -> String {
         format!("ISO image {} ({})", self.path, self.label)
     }
@@ -364,23 +364,25 @@ impl Media for IsoImage {
         self.short_names
     }
 
-    fn files(&self) -> &[MediaFile] {
+    fn files(&self) -> &[DriverFile] {
         &self.files
     }
 
-    fn read(&self, path: &str) -> Result<Vec<u8>, MediaError> {
+    fn read(&self, path: &str) -> Result<Vec<u8>, DriverSourceError> {
         let (file, iso_file) = self
             .index
             .get(&path.to_lowercase())
             .and_then(|&i| self.files.get(i).zip(self.iso_files.get(i)))
-            .ok_or_else(|| MediaError::NotFound { path: path.into() })?;
+            .ok_or_else(|| DriverSourceError::NotFound { path: path.into() })?;
         check_size(file)?;
         // The reader of a thread that panicked is reused safely: every read seeks first.
         let mut image = self.image.lock().unwrap_or_else(|e| e.into_inner());
-        image.read(iso_file).map_err(|source| MediaError::Iso {
-            path: format!("{} in {}", path, self.path),
-            source,
-        })
+        image
+            .read(iso_file)
+            .map_err(|source| DriverSourceError::Iso {
+                path: format!("{} in {}", path, self.path),
+                source,
+            })
     }
 }
 
@@ -406,13 +408,20 @@ mod tests {
         symlink(outside.path().join("secret"), root.join("secret")).unwrap();
         symlink("..", root.join("Viostor/loop")).unwrap();
         symlink("nowhere", root.join("dangling")).unwrap();
-        let media = open(root).unwrap();
-        let paths: Vec<&str> = media.files().iter().map(|f| f.path.as_str()).collect();
+        let driver_source = open(root).unwrap();
+        let paths: Vec<&str> = driver_source
+            .files()
+            .iter()
+            .map(|f| f.path.as_str())
+            .collect();
         assert_eq!(paths, ["Viostor/2k22/a.inf", "Viostor/w10/a.inf"]);
-        assert_eq!(media.read("VIOSTOR/W10/A.INF").unwrap(), b"inf");
+        assert_eq!(driver_source.read("VIOSTOR/W10/A.INF").unwrap(), b"inf");
         for path in ["secret", "out/secret", "../secret", "/etc/passwd", ""] {
             assert!(
-                matches!(media.read(path), Err(MediaError::NotFound { .. })),
+                matches!(
+                    driver_source.read(path),
+                    Err(DriverSourceError::NotFound { .. })
+                ),
                 "{path}"
             );
         }
@@ -439,7 +448,7 @@ mod tests {
             ("b.inf".to_owned(), b"source".to_vec()),
         ]);
         let generated = [("a.inf".to_owned(), b"generated".to_vec())];
-        let media = WithGenerated {
+        let driver_source = WithGenerated {
             source: &source,
             folder: "own",
             generated: &generated,
@@ -452,7 +461,7 @@ mod tests {
             ("own/b.inf", None),
             ("own/own/a.inf", None),
         ] {
-            let bytes = media.read(path).ok();
+            let bytes = driver_source.read(path).ok();
             assert_eq!(bytes.as_deref(), found.map(str::as_bytes), "{path}");
         }
     }
@@ -469,7 +478,7 @@ mod tests {
             ("README", true),
             ("w8.1/a.b", true),
         ] {
-            let file = MediaFile {
+            let file = DriverFile {
                 path: path.into(),
                 size: 1,
             };
@@ -483,7 +492,7 @@ mod tests {
         for (name, size, fine) in [("most", MAX_FILE, true), ("more", MAX_FILE + 2, false)] {
             let path = dir.path().join(name);
             std::fs::File::create(&path).unwrap().set_len(size).unwrap();
-            let file = MediaFile {
+            let file = DriverFile {
                 path: name.into(),
                 size,
             };
@@ -518,17 +527,17 @@ mod tests {
         let levels = |n: usize| dir.path().join(vec!["d"; n].join("/"));
         std::fs::create_dir_all(levels(MAX_DEPTH)).unwrap();
         std::fs::write(levels(MAX_DEPTH).join("a"), b"x").unwrap();
-        let media = open(dir.path()).unwrap();
+        let driver_source = open(dir.path()).unwrap();
         assert_eq!(
-            media.files()[0].path,
+            driver_source.files()[0].path,
             format!("{}a", "d/".repeat(MAX_DEPTH))
         );
         assert_eq!(
-            media.describe(),
+            driver_source.describe(),
             format!("directory {}", dir.path().display())
         );
-        assert!(!media.has_short_names());
-        assert_eq!(short_names_warning(media.as_ref()), None);
+        assert!(!driver_source.has_short_names());
+        assert_eq!(short_names_warning(driver_source.as_ref()), None);
         std::fs::create_dir(levels(MAX_DEPTH + 1)).unwrap();
         let error = open(dir.path()).err().unwrap();
         let message = format!(
