@@ -8,13 +8,13 @@ use serde_yaml::{DuplicateKeyPolicy, Error, MergeKeyPolicy, Options};
 
 /// A fault of such a file.
 #[derive(Debug)]
-pub(crate) struct Fault {
+pub(crate) struct YamlFault {
     pub(crate) line: usize,
     /// The description, with line and column.
     pub(crate) message: String,
 }
 
-impl From<Error> for Fault {
+impl From<Error> for YamlFault {
     fn from(e: Error) -> Self {
         let (line, column) = e.location().map_or((1, 1), |at| (at.line(), at.column()));
         // As the messages of JSON have it.
@@ -51,7 +51,7 @@ fn options() -> Options {
     }
 }
 
-pub(crate) fn parse<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, Fault> {
+pub(crate) fn parse<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, YamlFault> {
     Ok(serde_yaml::from_str_with_options(text, options())?)
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn parse<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, Fault
 pub(crate) fn parse_with<'de, T>(
     text: &'de str,
     read: impl for<'e> FnOnce(serde_yaml::Deserializer<'de, 'e>) -> Result<T, Error>,
-) -> Result<T, Fault> {
+) -> Result<T, YamlFault> {
     Ok(serde_yaml::with_deserializer_from_str_with_options(
         text,
         options(),

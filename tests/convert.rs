@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::pe::{self, Subsystem};
-use hyper2kvm::demo::{Arch, ExtraFile, Firmware, GuestSpec, Place, Role, WinVersion, pack};
+use hyper2kvm::demo::{Arch, DemoVolume, ExtraFile, Firmware, GuestSpec, Role, WinVersion, pack};
 use hyper2kvm::guest::ntfs3g::{MountOptions, Ntfs3g};
 use hyper2kvm::guest::{GuestPath, wof};
 use serde_json::Value;
@@ -420,7 +420,7 @@ fn compact_os() {
     let lab = Lab::new(spec(WinVersion::Win10, |s| {
         s.compact_os = true;
         s.extra_files.push(ExtraFile {
-            place: Place::Windows,
+            place: DemoVolume::Windows,
             path: r"Windows\System32\drivers\viostor.sys".into(),
             contents: old.clone(),
         });

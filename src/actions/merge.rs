@@ -190,7 +190,7 @@ pub struct Walking {
     walk: JoinHandle<Walk>,
 }
 
-type Walk = std::result::Result<walk::Stats, walk::Fault>;
+type Walk = std::result::Result<walk::Stats, walk::CellFault>;
 
 /// A hive that was walked before it was written.
 #[derive(Debug, Clone)]

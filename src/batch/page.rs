@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::report::page::{escape, head, link, now};
 use crate::ui::{bytes, count};
 
-use super::report::{Line, State, Summary, TITLE};
+use super::report::{JobState, Line, Summary, TITLE};
 
 const STYLE: &str = "\
 body{max-width:76rem}\
@@ -72,7 +72,7 @@ fn totals(h: &mut String, summary: &Summary) {
     let size = sum(|l| l.bytes_virtual.unwrap_or(0));
     let warnings: usize = machines.iter().map(|l| l.warnings.len()).sum();
     h.push_str("<ul class=\"totals\">");
-    for state in State::ALL.into_iter().filter(|s| summary.count(*s) > 0) {
+    for state in JobState::ALL.into_iter().filter(|s| summary.count(*s) > 0) {
         let (n, name) = (summary.count(state), state.name());
         let class = class(state);
         let _ = write!(h, "<li class=\"{class}\"><strong>{n}</strong> {name}</li>");
@@ -86,7 +86,7 @@ fn totals(h: &mut String, summary: &Summary) {
     );
 }
 
-fn class(state: State) -> String {
+fn class(state: JobState) -> String {
     state.name().replace(' ', "-")
 }
 
@@ -101,7 +101,7 @@ fn choices(h: &mut String, summary: &Summary) {
         );
     };
     choice("show", "all", "all", true);
-    for state in State::ALL.into_iter().filter(|s| summary.count(*s) > 0) {
+    for state in JobState::ALL.into_iter().filter(|s| summary.count(*s) > 0) {
         choice("show", &class(state), state.name(), false);
     }
     if summary.machines.iter().any(|l| !l.warnings.is_empty()) {
@@ -115,7 +115,7 @@ fn choices(h: &mut String, summary: &Summary) {
 
 fn choices_style() -> String {
     let mut style = String::new();
-    let shown = State::ALL.map(class);
+    let shown = JobState::ALL.map(class);
     for class in shown.iter().map(String::as_str).chain(["warned"]) {
         let _ = write!(
             style,
@@ -188,7 +188,7 @@ fn row(h: &mut String, line: &Line, folder: &Path, style: &str) {
     }
     let name = escape(&line.name);
     let name = match line.state {
-        State::Converted | State::Skipped => {
+        JobState::Converted | JobState::Skipped => {
             let report = line.output_dir.join("report.html");
             format!("<a href=\"{}\">{name}</a>", escape(&link(&report, folder)))
         }

@@ -16,7 +16,7 @@ pub(super) const TITLE: &str = "hyper2kvm: batch";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum JobState {
     Converted,
     /// The VM was only planned (`--dry-run`).
     Planned,
@@ -28,14 +28,14 @@ pub enum State {
     NotStarted,
 }
 
-impl State {
-    pub(super) const ALL: [State; 6] = [
-        State::Converted,
-        State::Planned,
-        State::Skipped,
-        State::Failed,
-        State::Interrupted,
-        State::NotStarted,
+impl JobState {
+    pub(super) const ALL: [JobState; 6] = [
+        JobState::Converted,
+        JobState::Planned,
+        JobState::Skipped,
+        JobState::Failed,
+        JobState::Interrupted,
+        JobState::NotStarted,
     ];
 
     fn tone(self) -> Tone {
@@ -79,7 +79,7 @@ pub struct Line {
     pub source: PathBuf,
     #[serde(serialize_with = "crate::text::json_path::serialize")]
     pub output_dir: PathBuf,
-    pub state: State,
+    pub state: JobState,
     pub seconds: f64,
     pub ready: Option<bool>,
     pub bytes_virtual: Option<u64>,
@@ -94,7 +94,7 @@ pub struct Line {
 
 impl Line {
     /// A VM with no data but that of the list.
-    pub fn new(name: &str, source: &Path, output_dir: &Path, state: State) -> Self {
+    pub fn new(name: &str, source: &Path, output_dir: &Path, state: JobState) -> Self {
         Self {
             name: name.to_owned(),
             source: source.to_owned(),
@@ -125,15 +125,15 @@ impl Line {
     /// The progress line: a verb and its object.
     pub fn status(&self) -> (&'static str, String) {
         match self.state {
-            State::Converted => (
+            JobState::Converted => (
                 "Converted",
                 format!("{} in {:.0} s", self.name, self.seconds),
             ),
-            State::Planned => ("Planned", self.name.clone()),
-            State::Skipped => ("Skipped", format!("{}: done before", self.name)),
-            State::Interrupted => ("Interrupted", self.name.clone()),
-            State::NotStarted => ("Not started", self.name.clone()),
-            State::Failed => ("Failed", format!("{}: {}", self.name, self.why())),
+            JobState::Planned => ("Planned", self.name.clone()),
+            JobState::Skipped => ("Skipped", format!("{}: done before", self.name)),
+            JobState::Interrupted => ("Interrupted", self.name.clone()),
+            JobState::NotStarted => ("Not started", self.name.clone()),
+            JobState::Failed => ("Failed", format!("{}: {}", self.name, self.why())),
         }
     }
 
@@ -152,7 +152,7 @@ pub struct Summary {
     pub file: PathBuf,
     pub jobs: usize,
     pub total_s: f64,
-    pub counts: BTreeMap<State, usize>,
+    pub counts: BTreeMap<JobState, usize>,
     /// The number of disks that failed VMs left changed by a fix in place.
     pub not_rolled_back: usize,
     pub machines: Vec<Line>,
@@ -160,7 +160,7 @@ pub struct Summary {
 
 impl Summary {
     pub fn new(file: &Path, jobs: usize, total_s: f64, machines: Vec<Line>) -> Self {
-        let mut counts: BTreeMap<State, usize> = State::ALL.map(|s| (s, 0)).into();
+        let mut counts: BTreeMap<JobState, usize> = JobState::ALL.map(|s| (s, 0)).into();
         for line in &machines {
             *counts.entry(line.state).or_default() += 1;
         }
@@ -178,7 +178,7 @@ impl Summary {
         }
     }
 
-    pub fn count(&self, state: State) -> usize {
+    pub fn count(&self, state: JobState) -> usize {
         self.counts.get(&state).copied().unwrap_or(0)
     }
 
@@ -187,10 +187,10 @@ impl Summary {
         if self.not_rolled_back > 0 {
             return Some(ErrorKind::NotRolledBack);
         }
-        if self.count(State::Interrupted) + self.count(State::NotStarted) > 0 {
+        if self.count(JobState::Interrupted) + self.count(JobState::NotStarted) > 0 {
             return Some(ErrorKind::Interrupted);
         }
-        match self.count(State::Failed) {
+        match self.count(JobState::Failed) {
             0 => None,
             n => Some(ErrorKind::SomeFailed(n)),
         }
@@ -198,7 +198,7 @@ impl Summary {
 
     /// `3 converted, 1 failed`.
     pub fn sentence(&self) -> String {
-        let parts = State::ALL.iter().filter(|s| self.count(**s) > 0);
+        let parts = JobState::ALL.iter().filter(|s| self.count(**s) > 0);
         let parts = parts.map(|s| format!("{} {}", self.count(*s), s.name()));
         parts.collect::<Vec<_>>().join(", ")
     }
@@ -214,7 +214,7 @@ impl Summary {
         let mut text = Styled::default();
         for line in self.urgent_first() {
             let what = match line.state {
-                State::Converted => {
+                JobState::Converted => {
                     let written = bytes(line.bytes_written.unwrap_or(0));
                     format!(
                         "{:.1} s, {written}, {}",
@@ -222,8 +222,8 @@ impl Summary {
                         line.output_dir.display()
                     )
                 }
-                State::Skipped => format!("done before: {}", line.output_dir.display()),
-                State::Failed => format!("({}) {}", self.code(line), line.why()),
+                JobState::Skipped => format!("done before: {}", line.output_dir.display()),
+                JobState::Failed => format!("({}) {}", self.code(line), line.why()),
                 _ => String::new(),
             };
             text.push(line.state.tone(), format!("{:<12}", line.state.name()));
@@ -256,7 +256,7 @@ impl Summary {
     /// Rows that need attention come first.
     pub(super) fn urgent_first(&self) -> Vec<&Line> {
         let mut lines: Vec<&Line> = self.machines.iter().collect();
-        lines.sort_by_key(|l| std::cmp::Reverse(l.state == State::Failed));
+        lines.sort_by_key(|l| std::cmp::Reverse(l.state == JobState::Failed));
         lines
     }
 
@@ -282,7 +282,7 @@ mod tests {
     use super::super::page;
     use super::*;
 
-    fn line(name: &str, state: State, code: u8) -> Line {
+    fn line(name: &str, state: JobState, code: u8) -> Line {
         Line {
             failure: (code > 0).then(|| Failure {
                 code,
@@ -301,20 +301,20 @@ mod tests {
     #[test]
     fn the_exit_code_says_how_many() {
         use ErrorKind::*;
-        let ok = || line("a", State::Converted, 0);
-        let bad = |n: usize| vec![line("b", State::Failed, 3); n];
+        let ok = || line("a", JobState::Converted, 0);
+        let bad = |n: usize| vec![line("b", JobState::Failed, 3); n];
         for (lines, kind, code) in [
-            (vec![ok(), line("s", State::Skipped, 0)], None, 0),
+            (vec![ok(), line("s", JobState::Skipped, 0)], None, 0),
             ([vec![ok()], bad(1)].concat(), Some(SomeFailed(1)), 101),
             (bad(20), Some(SomeFailed(20)), 120),
             (bad(500), Some(SomeFailed(500)), 120),
             (
-                [bad(3), vec![line("i", State::Interrupted, 130)]].concat(),
+                [bad(3), vec![line("i", JobState::Interrupted, 130)]].concat(),
                 Some(Interrupted),
                 130,
             ),
             (
-                [bad(3), vec![line("x", State::Failed, 7)]].concat(),
+                [bad(3), vec![line("x", JobState::Failed, 7)]].concat(),
                 Some(NotRolledBack),
                 7,
             ),
@@ -328,8 +328,8 @@ mod tests {
     #[test]
     fn text_and_page() {
         let mut lines = vec![
-            line("good", State::Converted, 0),
-            line("bad", State::Failed, 3),
+            line("good", JobState::Converted, 0),
+            line("bad", JobState::Failed, 3),
         ];
         lines[0].warnings.push("look at the clock".into());
         let event = lines[1].event();

@@ -25,7 +25,7 @@ use crate::tool::{Cmd, ToolError, clean};
 use crate::transfer::Pace;
 use crate::ui::{Board, Ui};
 
-use super::report::{Failure, Line, State};
+use super::report::{Failure, JobState, Line};
 
 /// The path of this program, even if its file was replaced in the meantime.
 pub(crate) const SELF: &str = "/proc/self/exe";
@@ -78,7 +78,7 @@ pub enum Done {
 }
 
 impl Conversion {
-    fn line(&self, state: State) -> Line {
+    fn line(&self, state: JobState) -> Line {
         Line::new(&self.name, &self.source, &self.folder, state)
     }
 
@@ -243,7 +243,7 @@ pub fn run(machines: &[Conversion], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<
             };
             let line = one(machine, i, dry_run, &watch);
             watch.finished.fetch_add(1, Ordering::SeqCst);
-            if line.state == State::Failed {
+            if line.state == JobState::Failed {
                 watch.failed.fetch_add(1, Ordering::SeqCst);
             }
             let (verb, what) = line.status();
@@ -265,7 +265,7 @@ pub fn run(machines: &[Conversion], jobs: usize, dry_run: bool, ui: &Ui) -> Vec<
     });
     watch.board.finish();
     let lines = lines.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let not_started = |m: &Conversion| m.line(State::NotStarted);
+    let not_started = |m: &Conversion| m.line(JobState::NotStarted);
     let pairs = lines.into_iter().zip(machines);
     pairs
         .map(|(l, m)| l.unwrap_or_else(|| not_started(m)))
@@ -287,7 +287,7 @@ fn one(machine: &Conversion, i: usize, dry_run: bool, watch: &Watch) -> Line {
                 ],
                 ..Failure::default()
             }),
-            ..machine.line(State::Failed)
+            ..machine.line(JobState::Failed)
         },
         Done::No => {
             watch.change(i, |slot| {
@@ -312,7 +312,7 @@ fn one(machine: &Conversion, i: usize, dry_run: bool, watch: &Watch) -> Line {
                         message: error.to_string(),
                         ..Failure::default()
                     }),
-                    ..machine.line(State::Failed)
+                    ..machine.line(JobState::Failed)
                 },
             }
         }
@@ -324,7 +324,7 @@ fn one(machine: &Conversion, i: usize, dry_run: bool, watch: &Watch) -> Line {
 /// The line of a VM that an earlier run has converted, with the data of that run.
 fn skipped(machine: &Conversion) -> Line {
     let report = machine.report().unwrap_or(Value::Null);
-    told(&report, machine.line(State::Skipped))
+    told(&report, machine.line(JobState::Skipped))
 }
 
 /// The line with data from a report.
@@ -471,8 +471,8 @@ fn outcome(machine: &Conversion, ended: Ended, dry_run: bool) -> Line {
     } = ended;
     if status.success() && document.is_object() {
         let state = match dry_run {
-            true => State::Planned,
-            false => State::Converted,
+            true => JobState::Planned,
+            false => JobState::Converted,
         };
         return told(&document, machine.line(state));
     }
@@ -503,9 +503,9 @@ fn outcome(machine: &Conversion, ended: Ended, dry_run: bool) -> Line {
         failure: Some(failure),
         log,
         ..machine.line(if interrupted {
-            State::Interrupted
+            JobState::Interrupted
         } else {
-            State::Failed
+            JobState::Failed
         })
     }
 }
@@ -524,7 +524,7 @@ fn not_ready(machine: &Conversion, document: &Value, dry_run: bool) -> Line {
             message: format!("{done}, and NOT READY: accepted {}", codes.join(", ")),
             ..Failure::default()
         }),
-        ..machine.line(State::Failed)
+        ..machine.line(JobState::Failed)
     };
     told(document, line)
 }

@@ -45,7 +45,7 @@ use crate::stop;
 use crate::threads::joined;
 use crate::timeline;
 use crate::tool::ToolError;
-use crate::tool::virsh::{State, Virsh};
+use crate::tool::virsh::{DomainState, Virsh};
 use crate::ui::Ui;
 
 use files::{Domain, Files};
@@ -393,7 +393,7 @@ impl Run<'_> {
     /// Whether the domain is off, or not defined.
     fn is_off(&self) -> Result<bool> {
         let found = self.virsh.state(self.files.uuid)?;
-        Ok(found.is_none_or(|tick| tick.state == State::Off))
+        Ok(found.is_none_or(|tick| tick.state == DomainState::Off))
     }
 
     fn stage_record(&mut self, stage: Stage) -> &mut StageRecord {
@@ -450,7 +450,7 @@ impl Run<'_> {
                 Some(at) if at.elapsed() > SOON => self.virsh.tick(self.files.uuid, 1)?,
                 _ => self.virsh.state(self.files.uuid)?,
             };
-            let Some(tick) = found.filter(|tick| tick.state != State::Off) else {
+            let Some(tick) = found.filter(|tick| tick.state != DomainState::Off) else {
                 self.off = Some(Instant::now());
                 return Ok(());
             };

@@ -16,7 +16,7 @@ use crate::failpoint;
 use crate::stop;
 use crate::text::quote;
 use crate::timeline;
-use crate::tool::virsh::{State, Tick};
+use crate::tool::virsh::{DomainState, Tick};
 
 /// The time for which the script may still run after the agent answers.
 const AGENT_GRACE: Duration = Duration::from_secs(120);
@@ -37,7 +37,7 @@ impl Run<'_> {
             false => self.virsh.look(self.files.uuid)?,
         };
         if let Some((tick, xml)) = found {
-            let running = matches!(tick.state, State::Running | State::Paused);
+            let running = matches!(tick.state, DomainState::Running | DomainState::Paused);
             let (live, _) = files::identify(&xml)?;
             if running && live == Some(stage) && !tick.panicked {
                 self.ui.status(
@@ -46,7 +46,7 @@ impl Run<'_> {
                 );
                 return self.watch(stage, &log, Instant::now());
             }
-            if tick.state == State::Off
+            if tick.state == DomainState::Off
                 && live == Some(stage)
                 && self.stage_record(stage).started
                 && marked(&log)
@@ -56,8 +56,8 @@ impl Run<'_> {
                 return Ok(Outcome::Up("marker"));
             }
             match tick.state {
-                State::Off => {}
-                State::Crashed => self.virsh.destroy(self.files.uuid)?,
+                DomainState::Off => {}
+                DomainState::Crashed => self.virsh.destroy(self.files.uuid)?,
                 _ if tick.panicked => self.virsh.destroy(self.files.uuid)?,
                 _ => self.shut_down()?,
             }
@@ -159,7 +159,7 @@ impl Run<'_> {
             reboots += tick.reboots;
             // Read after the state: when the VM is off, the log is complete.
             if by_marker && marked(log) {
-                self.off = (tick.state == State::Off).then(Instant::now);
+                self.off = (tick.state == DomainState::Off).then(Instant::now);
                 break Outcome::Up("marker");
             }
             match self.line(&tick, &mut outages)? {
@@ -237,10 +237,10 @@ impl Run<'_> {
             );
         }
         match tick.state {
-            State::Off if self.options.wait == Wait::Manual && tick.reason == "shutdown" => {
+            DomainState::Off if self.options.wait == Wait::Manual && tick.reason == "shutdown" => {
                 return Some(Outcome::Up("manual"));
             }
-            State::Off => {
+            DomainState::Off => {
                 return failed(
                     "stopped",
                     format!(
@@ -250,7 +250,7 @@ impl Run<'_> {
                 );
             }
             // A user may have paused it; a disk that cannot be written to does not recover.
-            State::Paused if tick.is_io_error() => {
+            DomainState::Paused if tick.is_io_error() => {
                 return failed(
                     "paused",
                     "QEMU paused the machine: a disk gave an I/O error".into(),

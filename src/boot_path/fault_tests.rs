@@ -22,12 +22,12 @@ fn a_driver_that_starts_late_and_has_no_file_has_both_faults() {
     assert_eq!(
         faults,
         [
-            Fault::NotBootStart {
+            BootFault::NotBootStart {
                 service: "disk".into(),
                 start: 3,
                 start_override: None,
             },
-            Fault::Image {
+            BootFault::Image {
                 service: "disk".into(),
                 path: Some(path),
                 state: ImageState::Missing,
@@ -48,7 +48,7 @@ fn every_value_of_the_wrong_type_is_named() {
     let mut named = Vec::new();
     for fault in new_faults(&guest, VirtioBlk) {
         match fault {
-            Fault::Mistyped { service, value } if service == "disk" => named.push(value),
+            BootFault::Mistyped { service, value } if service == "disk" => named.push(value),
             other => panic!("{other:?}"),
         }
     }
@@ -64,8 +64,8 @@ fn a_key_that_is_marked_for_deletion_is_told_without_a_driver_too() {
     guest.tree.dword(&service("disk"), "DeleteFlag", 1);
     let faults = new_faults(&guest, VirtioBlk);
     let service = || "disk".to_string();
-    let deleted = Fault::Deleted { service: service() };
-    let missing = Fault::NotInstalled {
+    let deleted = BootFault::Deleted { service: service() };
+    let missing = BootFault::NotInstalled {
         service: service(),
         file: true,
     };
@@ -100,7 +100,7 @@ fn the_kernel_and_the_file_system_must_not_be_deleted_either() {
         let value = "PendingFileRenameOperations";
         guest.tree.set(&key, value, multi(&[&source, ""]));
         let path = guest.evaluate(VirtioBlk);
-        let fault = Fault::FileDeleted {
+        let fault = BootFault::FileDeleted {
             service: name.into(),
             path: GuestPath::parse(&format!("\\Windows\\{file}")).unwrap(),
         };
@@ -146,7 +146,7 @@ fn of_two_drivers_for_ide_that_of_intel_is_bound() {
         let spare = |guest: &Guest| {
             let faults = guest.evaluate(Ide).faults;
             faults.into_iter().find_map(|fault| match fault {
-                Fault::NotBound { spare, .. } => Some(spare),
+                BootFault::NotBound { spare, .. } => Some(spare),
                 _ => None,
             })
         };
@@ -189,11 +189,11 @@ fn a_device_may_be_switched_off_and_have_another_driver() {
         .dword(&key, "ConfigFlags", 1)
         .sz(&key, "ClassGUID", SCSI_ADAPTER)
         .sz(&key, "Service", "other");
-    let off = Fault::DeviceDisabled {
+    let off = BootFault::DeviceDisabled {
         path: path.into(),
         flags: 1,
     };
-    let other = Fault::Instance {
+    let other = BootFault::Instance {
         path: path.into(),
         service: Some("other".into()),
     };

@@ -625,7 +625,7 @@ fn a_driver_that_could_be_bound_is_named() {
         let spare = |guest: &Guest, controller| {
             let faults = guest.evaluate(controller).faults;
             faults.into_iter().find_map(|fault| match fault {
-                Fault::NotBound {
+                BootFault::NotBound {
                     decides: true,
                     spare,
                     ..
@@ -639,7 +639,7 @@ fn a_driver_that_could_be_bound_is_named() {
         let missing = |guest: &Guest| {
             let faults = guest.evaluate(IDE).faults;
             faults.into_iter().find_map(|fault| match fault {
-                Fault::NotInstalled { service, file } => Some((service, file)),
+                BootFault::NotInstalled { service, file } => Some((service, file)),
                 _ => None,
             })
         };
@@ -716,7 +716,7 @@ fn a_device_that_was_disabled_or_removed_is_switched_off() {
         let key = format!("{SET}\\Enum\\PCI\\VEN_1AF4&DEV_1042&SUBSYS_11001AF4&REV_01\\3&1");
         guest.tree.dword(&key, "ConfigFlags", flags);
         let path = guest.evaluate(DiskBus::VirtioBlk);
-        let found = (path.faults.iter()).any(|f| matches!(f, Fault::DeviceDisabled { .. }));
+        let found = (path.faults.iter()).any(|f| matches!(f, BootFault::DeviceDisabled { .. }));
         assert_eq!(found, off, "{flags}");
     }
 }
@@ -739,7 +739,7 @@ fn an_entry_of_the_critical_device_database_without_a_class_binds_nothing() {
 fn what_older_versions_do_not_know_does_not_help_them() {
     let named = |nt: (u32, u32)| {
         let path = Guest::new(nt).evaluate(DiskBus::VirtioBlk);
-        let api = |f: &Fault| matches!(f, Fault::Import { missing, .. } if missing.name.starts_with("ext-"));
+        let api = |f: &BootFault| matches!(f, BootFault::Import { missing, .. } if missing.name.starts_with("ext-"));
         path.faults.iter().any(api)
     };
     assert!(named((6, 0)) && !named(SEVEN) && !named(TEN));
@@ -752,7 +752,7 @@ fn what_older_versions_do_not_know_does_not_help_them() {
         guest.file("system32\\drivers\\msahci.sys", &["ntoskrnl.exe"]);
         let path = guest.evaluate(DiskBus::Sata);
         let spare = path.faults.iter().find_map(|f| match f {
-            Fault::NotBound { spare, .. } => *spare,
+            BootFault::NotBound { spare, .. } => *spare,
             _ => None,
         });
         assert_eq!(spare, wanted, "{nt:?}");

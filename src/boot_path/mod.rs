@@ -57,7 +57,7 @@ pub struct BootPath {
     pub steps: Vec<Step>,
     /// The typed faults for `plan`: the steps that are not `ok`.
     #[serde(skip)]
-    pub faults: Vec<Fault>,
+    pub faults: Vec<BootFault>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -78,7 +78,7 @@ impl Step {
 
 /// A fault that keeps Windows from booting, or may do so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
+pub enum BootFault {
     /// No driver is bound to a device with these ids (most specific first).
     NotBound {
         ids: Vec<String>,
@@ -191,7 +191,7 @@ pub fn evaluate(ctx: &BootContext<'_>, controller: DiskBus) -> BootPath {
     let mut walk = Walk::new(ctx);
     if let Err(error) = walk.run(controller) {
         let text = format!("the SYSTEM hive cannot be read: {error}");
-        walk.fail(Fault::Damaged(error.to_string()), text);
+        walk.fail(BootFault::Damaged(error.to_string()), text);
     }
     walk.finish()
 }
@@ -212,7 +212,7 @@ const CLASSES: [(&str, &str); 5] = [
     (SYSTEM, "System"),
 ];
 
-/// The key below `Control\\Class` of a class that [`Fault::DeadFilter`] names.
+/// The key below `Control\\Class` of a class that [`BootFault::DeadFilter`] names.
 pub fn class_guid(class: &str) -> Option<&'static str> {
     CLASSES
         .iter()

@@ -525,7 +525,7 @@ fn nt_5_on_ide() {
     let path = evaluate(&tree, DiskBus::Ide);
     assert!(!path.ready);
     assert!(
-        matches!(&path.faults[..], [Fault::NotBound { ids, decides: true, spare: Some("atapi") }] if ids[1] == "Primary_IDE_Channel")
+        matches!(&path.faults[..], [BootFault::NotBound { ids, decides: true, spare: Some("atapi") }] if ids[1] == "Primary_IDE_Channel")
     );
     bind(&mut tree, "Primary_IDE_Channel", "atapi");
     let path = evaluate(&tree, DiskBus::Ide);
@@ -723,7 +723,7 @@ fn damage_is_a_reason() {
             let path = guest.evaluate(controller);
             assert!(!path.ready);
             let damaged = path.faults.iter().find_map(|fault| match fault {
-                Fault::Damaged(text) => Some(text),
+                BootFault::Damaged(text) => Some(text),
                 _ => None,
             });
             if let Some(text) = damaged {

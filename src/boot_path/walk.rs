@@ -7,7 +7,7 @@ use super::binding::{self, Binding, Lookup};
 use super::pending::Pending;
 use super::service::{self, PathForm, Service};
 use super::{
-    BootContext, BootPath, CLASSES, DISK_DRIVE, DiskBus, Fault, HDC, ImageState, SCSI_ADAPTER,
+    BootContext, BootFault, BootPath, CLASSES, DISK_DRIVE, DiskBus, HDC, ImageState, SCSI_ADAPTER,
     SYSTEM, Step, VOLUME, loader, system_drivers,
 };
 use crate::guest::GuestPath;
@@ -31,7 +31,7 @@ pub(super) struct Walk<'w, 'a> {
     ctx: &'w BootContext<'a>,
     service: Option<String>,
     steps: Vec<Step>,
-    faults: Vec<Fault>,
+    faults: Vec<BootFault>,
     reason: Option<String>,
     /// The class of the controller.
     class: String,
@@ -107,19 +107,19 @@ impl Walk<'_, '_> {
     }
 
     /// Adds advice: a fault worth a repair that does not decide.
-    fn advise(&mut self, fault: Fault, text: String) {
+    fn advise(&mut self, fault: BootFault, text: String) {
         self.steps.push(Step::new(false, &text));
         self.faults.push(fault);
     }
 
-    pub fn fail(&mut self, fault: Fault, text: String) {
+    pub fn fail(&mut self, fault: BootFault, text: String) {
         self.reason
             .get_or_insert_with(|| guest_text(&text).unwrap_or_default());
         self.advise(fault, text);
     }
 
     /// Fails if `decides`, otherwise adds advice.
-    fn find(&mut self, decides: bool, fault: Fault, text: String) {
+    fn find(&mut self, decides: bool, fault: BootFault, text: String) {
         if decides {
             self.fail(fault, text);
         } else {
@@ -180,7 +180,7 @@ impl Walk<'_, '_> {
                     }
                     let spare = self.spare(controller);
                     let ids = device.ids();
-                    let fault = Fault::NotBound {
+                    let fault = BootFault::NotBound {
                         ids,
                         decides,
                         spare,
@@ -239,7 +239,7 @@ impl Walk<'_, '_> {
                     None => format!("the driver {name} is not installed"),
                 };
                 let file = self.has_file(name);
-                self.fail(Fault::NotInstalled { service, file }, text);
+                self.fail(BootFault::NotInstalled { service, file }, text);
                 return Ok(());
             }
         };
@@ -254,7 +254,7 @@ impl Walk<'_, '_> {
                 _ => format!("{name} does not start at boot (Start={start})"),
             };
             self.fail(
-                Fault::NotBootStart {
+                BootFault::NotBootStart {
                     service,
                     start,
                     start_override,
@@ -265,7 +265,7 @@ impl Walk<'_, '_> {
         }
         if !matches!(kind, 1 | 2) {
             let text = format!("{name} is not a kernel driver (Type={kind})");
-            self.fail(Fault::NotADriver { service, kind }, text);
+            self.fail(BootFault::NotADriver { service, kind }, text);
             return Ok(());
         }
         self.image(&state)
@@ -280,7 +280,7 @@ impl Walk<'_, '_> {
                 "the value {value} of the service {name} is of the wrong type: Windows drops the driver"
             );
             self.fail(
-                Fault::Mistyped {
+                BootFault::Mistyped {
                     service: service(),
                     value,
                 },
@@ -291,12 +291,12 @@ impl Walk<'_, '_> {
             let text = format!(
                 "the service {name} is marked for deletion (DeleteFlag): Windows removes it at its next start"
             );
-            self.fail(Fault::Deleted { service: service() }, text);
+            self.fail(BootFault::Deleted { service: service() }, text);
         }
         if let Some(value) = state.idle_override() {
             let text = format!("{name} has StartOverride={value}, which this Windows ignores");
             self.advise(
-                Fault::IdleOverride {
+                BootFault::IdleOverride {
                     service: service(),
                     value,
                 },
@@ -308,7 +308,7 @@ impl Walk<'_, '_> {
     fn image(&mut self, state: &Service) -> Result<()> {
         let name = &state.name;
         let Ok(path) = &state.image else {
-            let fault = Fault::Image {
+            let fault = BootFault::Image {
                 service: name.clone(),
                 path: None,
                 state: ImageState::Unreadable,
@@ -321,7 +321,7 @@ impl Walk<'_, '_> {
                 "the ImagePath of {name} ({}) is not relative to the directory of Windows, as a boot loader requires",
                 state.image_path.as_deref().unwrap_or_default()
             );
-            let fault = Fault::PathForm {
+            let fault = BootFault::PathForm {
                 service: name.clone(),
                 path: path.clone(),
                 decides,
@@ -359,13 +359,13 @@ impl Walk<'_, '_> {
                 for missing in loader::missing_imports(self.ctx, path, &mut self.files) {
                     let text = format!("{name}: {}", missing.text(self.ctx.arch));
                     let service = name.to_string();
-                    self.fail(Fault::Import { service, missing }, text);
+                    self.fail(BootFault::Import { service, missing }, text);
                 }
                 if self.pending.removes(path) {
                     let text = format!(
                         "{name}: Windows deletes {path} at its next start (PendingFileRenameOperations)"
                     );
-                    let fault = Fault::FileDeleted {
+                    let fault = BootFault::FileDeleted {
                         service: name.to_string(),
                         path: path.clone(),
                     };
@@ -374,7 +374,7 @@ impl Walk<'_, '_> {
                 return;
             }
         };
-        let fault = Fault::Image {
+        let fault = BootFault::Image {
             service: name.to_string(),
             path: Some(path.clone()),
             state: image,
@@ -431,7 +431,7 @@ impl Walk<'_, '_> {
                 self.pass(format!("{} is driven by {}", found.id, found.service));
             }
             Lookup::Unbound { .. } => self.fail(
-                Fault::NotBound {
+                BootFault::NotBound {
                     ids: IDE_CHANNELS.map(str::to_string).to_vec(),
                     decides: true,
                     spare: Some("atapi").filter(|name| self.has_file(name)),
@@ -484,7 +484,7 @@ impl Walk<'_, '_> {
             "no device on the way to this disk is of that class"
         };
         let text = format!("{list} of {class} names {name}, which {dead}: {then}");
-        let fault = Fault::DeadFilter {
+        let fault = BootFault::DeadFilter {
             class,
             list,
             service: name,
@@ -528,7 +528,7 @@ impl Walk<'_, '_> {
         if flags & DEVICE_OFF != 0 {
             let text = format!("the device {path} was here before and is switched off");
             let path = path.clone();
-            self.advise(Fault::DeviceDisabled { path, flags }, text);
+            self.advise(BootFault::DeviceDisabled { path, flags }, text);
         }
         let class = instance.string("ClassGUID")?.or(instance.string("Class")?);
         if class.is_none_or(|class| class.is_empty()) {
@@ -553,7 +553,7 @@ impl Walk<'_, '_> {
         let text = format!(
             "the device {path} was here before, {with}: Windows uses that driver again when it is in the same place"
         );
-        self.advise(Fault::Instance { path, service }, text);
+        self.advise(BootFault::Instance { path, service }, text);
         Ok(())
     }
 }

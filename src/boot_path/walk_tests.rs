@@ -9,7 +9,7 @@ use DiskBus::{Ide, VirtioBlk};
 const SIX: (u32, u32) = (6, 0);
 
 /// Returns the faults that a change of a guest has caused.
-pub(super) fn new_faults(guest: &Guest, controller: DiskBus) -> Vec<Fault> {
+pub(super) fn new_faults(guest: &Guest, controller: DiskBus) -> Vec<BootFault> {
     let known = Guest::new(guest.nt).evaluate(controller).faults;
     let faults = guest.evaluate(controller).faults.into_iter();
     faults.filter(|fault| !known.contains(fault)).collect()
@@ -24,7 +24,7 @@ fn a_fault_is_told_once_with_what_the_repair_needs() {
             (|g| {
                 g.tree.sz(&service("disk"), "Start", "0");
             }) as fn(&mut Guest),
-            vec![Fault::Mistyped {
+            vec![BootFault::Mistyped {
                 service: name(),
                 value: "Start",
             }],
@@ -35,7 +35,7 @@ fn a_fault_is_told_once_with_what_the_repair_needs() {
             |g| {
                 g.tree.dword(&service("disk"), "Start", 3);
             },
-            vec![Fault::NotBootStart {
+            vec![BootFault::NotBootStart {
                 service: name(),
                 start: 3,
                 start_override: None,
@@ -48,7 +48,7 @@ fn a_fault_is_told_once_with_what_the_repair_needs() {
                 let key = format!("{}\\StartOverride", service("disk"));
                 g.tree.dword(&key, "0", 4);
             },
-            vec![Fault::NotBootStart {
+            vec![BootFault::NotBootStart {
                 service: name(),
                 start: 0,
                 start_override: Some(4),
@@ -62,7 +62,7 @@ fn a_fault_is_told_once_with_what_the_repair_needs() {
                 let key = format!("{}\\StartOverride", service("disk"));
                 g.tree.dword(&key, "0", 4);
             },
-            vec![Fault::IdleOverride {
+            vec![BootFault::IdleOverride {
                 service: name(),
                 value: 4,
             }],
@@ -73,7 +73,7 @@ fn a_fault_is_told_once_with_what_the_repair_needs() {
             |g| {
                 g.tree.dword(&service("disk"), "DeleteFlag", 1);
             },
-            vec![Fault::Deleted { service: name() }],
+            vec![BootFault::Deleted { service: name() }],
             false,
         ),
         (
@@ -81,7 +81,7 @@ fn a_fault_is_told_once_with_what_the_repair_needs() {
             |g| {
                 g.tree.dword(&service("disk"), "Type", 16);
             },
-            vec![Fault::NotADriver {
+            vec![BootFault::NotADriver {
                 service: name(),
                 kind: 16,
             }],
@@ -127,7 +127,7 @@ fn a_dead_filter_is_told_with_its_class_and_list() {
             let names = RegData::MultiSz(vec!["disk".into(), "gone".into()]);
             guest.tree.set(&key, list, names);
             let path = guest.evaluate(VirtioBlk);
-            let fault = Fault::DeadFilter {
+            let fault = BootFault::DeadFilter {
                 class: name,
                 list,
                 service: "gone".into(),
@@ -167,7 +167,7 @@ fn a_device_that_was_met_is_told_unless_it_has_this_driver_or_none_yet() {
             guest.tree.sz(&key, name, text);
         }
         let path = guest.evaluate(VirtioBlk);
-        let expected = told.map(|service| Fault::Instance {
+        let expected = told.map(|service| BootFault::Instance {
             path: format!("PCI\\{device}"),
             service: service.map(str::to_string),
         });
@@ -214,7 +214,7 @@ fn the_drivers_of_every_boot_go_by_the_generation_of_windows() {
         let mut guest = Guest::new(nt);
         guest.tree.remove(&self::service(service));
         let faults = guest.evaluate(VirtioBlk).faults;
-        let missing = Fault::NotInstalled {
+        let missing = BootFault::NotInstalled {
             service: service.into(),
             file: true,
         };
@@ -244,7 +244,8 @@ fn windows_8_is_the_first_whose_drivers_are_bound_by_the_driver_database() {
         let mut guest = Guest::new(built_as);
         guest.nt = nt;
         let faults = guest.evaluate(VirtioBlk).faults;
-        let decides = |fault: &Fault| matches!(fault, Fault::NotBound { decides: true, .. });
+        let decides =
+            |fault: &BootFault| matches!(fault, BootFault::NotBound { decides: true, .. });
         faults.iter().any(decides)
     };
     for (nt, database) in [
@@ -284,8 +285,8 @@ fn the_driver_of_the_file_system_is_where_its_service_says() {
         }
         let path = guest.evaluate(VirtioBlk);
         assert_eq!(path.ready, ready, "{image_path:?} {file}: {}", path.reason);
-        let missing = |fault: &Fault| {
-            matches!(fault, Fault::Image { service, path: Some(path), .. }
+        let missing = |fault: &BootFault| {
+            matches!(fault, BootFault::Image { service, path: Some(path), .. }
                 if service == walk::NTFS && path.key().ends_with(image_path.unwrap_or(default)))
         };
         let told = path.faults.iter().any(missing);
@@ -639,7 +640,7 @@ fn all_files_that_a_driver_lacks_are_named() {
     let faults = guest.evaluate(VirtioBlk).faults;
     let mut names: Vec<_> = (faults.iter())
         .filter_map(|fault| match fault {
-            Fault::Import { service, missing } => Some(format!("{service} {}", missing.name)),
+            BootFault::Import { service, missing } => Some(format!("{service} {}", missing.name)),
             _ => None,
         })
         .collect();
@@ -686,11 +687,11 @@ fn what_else_a_control_set_has_counts_in_the_one_that_boots() {
                     names(&list),
                 );
             let faults = changed.evaluate_in(&second, VirtioBlk).faults;
-            let found = |is: fn(&Fault) -> bool| faults.iter().any(is);
+            let found = |is: fn(&BootFault) -> bool| faults.iter().any(is);
             let seen = [
-                found(|fault| matches!(fault, Fault::DeviceDisabled { .. })),
-                found(|fault| matches!(fault, Fault::DeadFilter { .. })),
-                found(|fault| matches!(fault, Fault::FileDeleted { .. })),
+                found(|fault| matches!(fault, BootFault::DeviceDisabled { .. })),
+                found(|fault| matches!(fault, BootFault::DeadFilter { .. })),
+                found(|fault| matches!(fault, BootFault::FileDeleted { .. })),
             ];
             assert_eq!(seen, [set == &*second; 3], "{nt:?} {set}: {faults:?}");
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::batch::file::{Kind, List, Rules, Section, Settings};
 use crate::batch::page::page as render;
-use crate::batch::report::{PAGE_TITLE, State, Summary};
+use crate::batch::report::{JobState, PAGE_TITLE, Summary};
 use crate::batch::run::{self, Conversion};
 use crate::convert::name::safe_name;
 use crate::error::{Error, ErrorKind, Result};
@@ -113,7 +113,7 @@ pub fn run(args: &BatchArgs, given: &Options, ui: &Ui) -> Result<()> {
     }
     let refused = ErrorKind::Refused.code();
     let mut failed = summary.machines.iter().filter_map(|l| l.failure.as_ref());
-    let only_refused = kind == ErrorKind::SomeFailed(summary.count(State::Failed))
+    let only_refused = kind == ErrorKind::SomeFailed(summary.count(JobState::Failed))
         && failed.all(|f| f.code == refused);
     Err(error.hint(match only_refused {
         true => "apply the remedies, then run the same command: it does what is not done yet",

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::convert::sync::{self, Order, State};
+use crate::convert::sync::{self, Order, SyncState};
 use crate::disk::remote;
 use crate::error::{Error, Result};
 use crate::source::{self, mirror};
@@ -73,7 +73,7 @@ pub fn run(args: &SyncArgs, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn text(state: &State) -> String {
+fn text(state: &SyncState) -> String {
     let Some(pass) = state.passes.last() else {
         return String::new();
     };

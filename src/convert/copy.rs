@@ -17,7 +17,7 @@ use crate::check::{Check, CheckState};
 use crate::disk::ImageError;
 use crate::disk::chain::Image;
 use crate::disk::copy::{self, Copied, CopyError, CopyOptions, Record, TargetFormat};
-use crate::disk::device::{Device, DeviceError};
+use crate::disk::device::{ClaimedDevice, DeviceError};
 use crate::domain::{self, DiskFormat};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -53,7 +53,7 @@ pub enum Target {
     /// A copy filled by the passes of a sync, and its second name in the new directory.
     Synced(Box<Synced>, PathBuf),
     Device {
-        device: Arc<Device>,
+        device: Arc<ClaimedDevice>,
         /// A scratch file that may be created during the copy.
         scratch: PathBuf,
     },

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use crate::disk::device::{Device, DeviceOptions};
+use crate::disk::device::{ClaimedDevice, DeviceOptions};
 use crate::error::{Error, Result};
 
 use super::job::Job;
 use crate::session::Disk;
 
 /// The claimed devices: one per disk, in the order of `disks`, or none.
-pub struct Devices(Vec<Arc<Device>>);
+pub struct Devices(Vec<Arc<ClaimedDevice>>);
 
 impl Devices {
     /// Claims the devices of the job without writing to them. `write` opens them for later writes.
@@ -34,12 +34,12 @@ impl Devices {
         let options = options(job, write);
         let mut devices = Vec::new();
         for (name, disk) in names.iter().zip(disks) {
-            devices.push(Arc::new(Device::claim(name, &disk.image, options)?));
+            devices.push(Arc::new(ClaimedDevice::claim(name, &disk.image, options)?));
         }
         Ok(Self(devices))
     }
 
-    pub fn of_disk(&self, i: usize) -> Option<&Arc<Device>> {
+    pub fn of_disk(&self, i: usize) -> Option<&Arc<ClaimedDevice>> {
         self.0.get(i)
     }
 
@@ -78,7 +78,7 @@ fn options(job: &Job, write: bool) -> DeviceOptions {
 
 #[cfg(test)]
 impl Devices {
-    pub(super) fn of(devices: Vec<Device>) -> Self {
+    pub(super) fn of(devices: Vec<ClaimedDevice>) -> Self {
         Self(devices.into_iter().map(Arc::new).collect())
     }
 }
@@ -127,7 +127,7 @@ mod tests {
                 std::fs::write(path, vec![0; 2 << 20]).unwrap();
                 let writes = read_only != Some(i);
                 let file = File::options().read(true).write(writes).open(path).unwrap();
-                devices.push(Device::of_file(path, file, Some(&vec![7; 1 << 20])));
+                devices.push(ClaimedDevice::of_file(path, file, Some(&vec![7; 1 << 20])));
             }
             let devices = Devices::of(devices);
             assert_eq!(devices.finish().is_ok(), read_only.is_none());

@@ -13,7 +13,7 @@ use crate::failpoint;
 use crate::files::{self, order, rename_new, rename_new_at};
 use crate::fix::trusted::TrustedFolder;
 
-use super::place::{Place, TargetLock, untrusted};
+use super::place::{OutputPlace, TargetLock, untrusted};
 use super::replace::Earlier;
 
 pub(super) const INTENT: &str = "hyper2kvm/replacing/1";
@@ -27,7 +27,7 @@ pub(super) struct Intent {
     pub(super) old: u64,
 }
 
-impl Place {
+impl OutputPlace {
     /// Puts the new directory under the name of the old one, in one step if the file system
     /// supports it.
     pub(super) fn exchange(&self) -> io::Result<()> {
@@ -122,7 +122,7 @@ impl Place {
 /// Finishes or undoes a replacement in which an earlier run was killed. Afterwards the result has
 /// its name again. Does nothing while another run holds the lock.
 pub fn repair(target: &Path) -> Result<()> {
-    let Ok(place) = Place::open(target, false) else {
+    let Ok(place) = OutputPlace::open(target, false) else {
         return Ok(());
     };
     let mut name = OsString::from(".");
@@ -143,14 +143,14 @@ pub fn lock_of_partial(folder: &Path) -> Result<Option<TargetLock>> {
     let name = name.and_then(|n| n.strip_prefix('.')?.strip_suffix(".partial"));
     match name {
         Some(name) => {
-            let place = Place::open(&folder.with_file_name(name), false)?;
+            let place = OutputPlace::open(&folder.with_file_name(name), false)?;
             place.lock().map(Some)
         }
         None => Ok(None),
     }
 }
 
-pub(super) fn repair_locked(place: &Place, lock: &TargetLock) -> Result<()> {
+pub(super) fn repair_locked(place: &OutputPlace, lock: &TargetLock) -> Result<()> {
     let shown = place.target.display();
     let failed = |e: io::Error| {
         Error::failed(format!(

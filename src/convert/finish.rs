@@ -48,7 +48,7 @@ use super::steps::{Disks, point, stopped};
 use crate::session::vm::VmDisks;
 
 /// A file of the output directory that is not written yet.
-pub(super) struct Document {
+pub(super) struct TextFile {
     pub(super) file: String,
     text: String,
     script: bool,
@@ -56,7 +56,7 @@ pub(super) struct Document {
 
 /// The VM as text: domain XML of each stage, and the formats of `--emit`.
 pub(super) struct Domains {
-    pub(super) documents: Vec<Document>,
+    pub(super) documents: Vec<TextFile>,
     bootstrap_xml: Option<String>,
     pub(super) final_xml: String,
     pub(super) emitted: Vec<String>,
@@ -234,9 +234,9 @@ pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Dom
         };
         domains.push((stage, element));
     }
-    let mut documents: Vec<Document> = domains
+    let mut documents: Vec<TextFile> = domains
         .iter()
-        .map(|(stage, element)| Document {
+        .map(|(stage, element)| TextFile {
             file: format!("{name}-{}.xml", stage.as_str()),
             text: element.to_document(),
             script: false,
@@ -254,7 +254,7 @@ pub(super) fn written(job: &Job, folder: &Path, machine: &Machine) -> Result<Dom
         for document in list {
             let file = format!("{name}{}", document.suffix);
             emitted.push(file.clone());
-            documents.push(Document {
+            documents.push(TextFile {
                 file,
                 text: document.text,
                 script: document.script,
@@ -315,7 +315,7 @@ const VALIDATE: &str = "virt-xml-validate";
 /// The program that the validator calls; Debian 12 installs one without the other.
 const XMLLINT: &str = "xmllint";
 
-pub(super) fn write(folder: &Path, document: &Document) -> Result<()> {
+pub(super) fn write(folder: &Path, document: &TextFile) -> Result<()> {
     let path = folder.join(&document.file);
     let write = || -> std::io::Result<()> {
         std::fs::write(&path, &document.text)?;

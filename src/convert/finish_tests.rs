@@ -220,7 +220,7 @@ fn a_domain_that_cannot_be_written_is_told_with_what_helps() {
 fn scripts_are_programs_of_their_owner_and_the_rest_is_not() {
     let dir = tempfile::tempdir().unwrap();
     for (file, script, mode) in [("a.sh", true, 0o100), ("a.xml", false, 0)] {
-        let document = Document {
+        let document = TextFile {
             file: file.into(),
             text: "text".into(),
             script,
@@ -232,7 +232,7 @@ fn scripts_are_programs_of_their_owner_and_the_rest_is_not() {
         assert_eq!(found & 0o111, mode, "{file} {found:o}");
     }
     let nowhere = dir.path().join("nowhere");
-    let document = Document {
+    let document = TextFile {
         file: "a.xml".into(),
         text: String::new(),
         script: false,

@@ -10,7 +10,7 @@ use crate::disk::chain::Image;
 use crate::drivers::driver_source::DriverSource;
 use crate::error::{Error, Result};
 use crate::fix::apply::{self, Fix};
-use crate::fix::journal::{self, Journal, JournalError, State};
+use crate::fix::journal::{self, Journal, JournalError, JournalState};
 use crate::fix::trim::DataMap;
 use crate::guest::ntfs3g::MountOptions;
 use crate::guest::{DiskId, FsKind, GuestRead, Volume, VolumeId};
@@ -224,7 +224,7 @@ impl Fixing<'_> {
             return Err(not_ready(&checks));
         }
         let mut journal = fix.journal;
-        journal.set_state(State::Verified).map_err(keeping)?;
+        journal.set_state(JournalState::Verified).map_err(keeping)?;
         let mut after = survey.inspection;
         after.source = fix.before.source.clone();
         Ok(Fixed {

@@ -8,7 +8,7 @@ use crate::disk::export::{self, Export};
 use crate::disk::partition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fix::commit::{self, Changing};
-use crate::fix::journal::{DiskRef, Journal, State};
+use crate::fix::journal::{DiskRef, Journal, JournalState};
 use crate::report::Bytes;
 use crate::text;
 use crate::tool::qemu_img;
@@ -203,7 +203,7 @@ pub enum RestoreError {
 
 /// Rolls back after a failed commit. The error states whether the disks were restored.
 pub(super) fn roll_back_after(disks: &VmDisks, journal: &mut Journal, error: Error) -> Error {
-    if journal.doc.state == State::Verified {
+    if journal.doc.state == JournalState::Verified {
         // The commit failed before it wrote.
         return error;
     }
@@ -344,14 +344,14 @@ mod tests {
         let disks = disks(dir.path(), 1, 0);
         let mut journal = journal(dir.path(), &disks);
         // Nothing was written yet.
-        journal.doc.state = State::Verified;
+        journal.doc.state = JournalState::Verified;
         let error = roll_back_after(&disks, &mut journal, Error::usage("why"));
         assert_eq!(
             (error.kind, error.message.as_str()),
             (ErrorKind::Usage, "why")
         );
         // The saved blocks are gone.
-        for state in [State::Committing, State::Committed] {
+        for state in [JournalState::Committing, JournalState::Committed] {
             journal.doc.state = state;
             let error = roll_back_after(&disks, &mut journal, Error::failed("why"));
             assert_eq!(error.kind, ErrorKind::NotRolledBack, "{state:?}");
@@ -459,6 +459,6 @@ mod tests {
         let said = error.to_string();
         let named = said.contains(path.to_str().unwrap());
         assert!(named && (said.contains("changed") || replaced), "{said}");
-        assert_eq!(journal.doc.state, State::Planned);
+        assert_eq!(journal.doc.state, JournalState::Planned);
     }
 }

@@ -31,7 +31,7 @@ use crate::timeline;
 
 use super::exchange::{INTENT, Intent, repair_locked};
 use super::job::Job;
-use super::place::{Place, TargetLock, cannot_write, needs_undo};
+use super::place::{OutputPlace, TargetLock, cannot_write, needs_undo};
 use super::replace::{self, Earlier, MARK, ReplaceOptions, Situation};
 use super::work::{OVERLAY, WORK, resume_file};
 
@@ -77,7 +77,7 @@ impl<'a> FolderOptions<'a> {
 
 /// The partial directory; removed when dropped before [`OutputFolder::complete`].
 pub struct OutputFolder {
-    place: Place,
+    place: OutputPlace,
     partial: PathBuf,
     /// The partial directory itself, even after its name has changed.
     fd: OwnedFd,
@@ -120,7 +120,7 @@ impl OutputFolder {
         if absolute.parent().is_some_and(|parent| !parent.exists()) {
             return Ok(absolute);
         }
-        let place = Place::open(&absolute, false)?;
+        let place = OutputPlace::open(&absolute, false)?;
         // Released immediately: a conversion that starts now must not fail because of this lock.
         drop(place.lock_if_there()?);
         let sources = place.sources(preference);
@@ -143,7 +143,7 @@ impl OutputFolder {
 
     /// Whether the directory contains an interrupted copy that the next run can continue.
     pub(super) fn holds_a_copy(target: &Path) -> bool {
-        let left = Place::open(target, false).and_then(|place| {
+        let left = OutputPlace::open(target, false).and_then(|place| {
             let _lock = place.lock_if_there()?;
             place.left_copy(&[])
         });
@@ -155,7 +155,7 @@ impl OutputFolder {
         if let Ok(absolute) = std::path::absolute(target) {
             refuse_unless_text(&absolute)?;
         }
-        let place = Place::open(target, true)?;
+        let place = OutputPlace::open(target, true)?;
         let lock = place.lock()?;
         repair_locked(&place, &lock)?;
         let sources = place.sources(preference);
@@ -470,7 +470,7 @@ impl OutputFolder {
     }
 }
 
-impl Place {
+impl OutputPlace {
     /// The files of the source; listed only if the target contains something that could be one of
     /// them.
     fn sources(&self, preference: &FolderOptions) -> Vec<PathBuf> {

@@ -104,12 +104,12 @@ fn a_run_starts_over_only_in_the_directory_that_is_its_own() {
 fn only_a_run_that_writes_makes_the_directories_above_its_target() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("a/b/vm-kvm");
-    assert!(Place::open(&target, false).is_err());
+    assert!(OutputPlace::open(&target, false).is_err());
     assert!(!dir.path().join("a").exists());
     OutputFolder::check(&target, &FolderOptions::default()).unwrap();
     assert!(!dir.path().join("a").exists());
     OutputFolder::check_writable(&target).unwrap();
-    Place::open(&target, true).unwrap();
+    OutputPlace::open(&target, true).unwrap();
     assert!(dir.path().join("a/b").is_dir() && !target.exists());
     OutputFolder::check_writable(&target).unwrap();
     // No directory can be made below a file, by whomever.

@@ -107,9 +107,9 @@ fn an_undo_log_is_never_removed() {
         in_place: true,
     };
     for (state, kept) in [
-        (journal::State::Verified, false),
-        (journal::State::RolledBack, false),
-        (journal::State::Committing, true),
+        (journal::JournalState::Verified, false),
+        (journal::JournalState::RolledBack, false),
+        (journal::JournalState::Committing, true),
     ] {
         let folder = plain(&target).unwrap();
         let partial = folder.path().to_path_buf();
@@ -124,7 +124,7 @@ fn an_undo_log_is_never_removed() {
     // The same in a finished result, even if the journal is unreadable.
     result(&target, "in place");
     let mut journal = Journal::create(&target, disk, vec![], vec![]).unwrap();
-    journal.set_state(journal::State::Committed).unwrap();
+    journal.set_state(journal::JournalState::Committed).unwrap();
     assert!(
         refusal(&target, &FORCE)
             .message
@@ -150,7 +150,7 @@ fn what_is_in_the_way_is_looked_at_again() {
                 in_place: true,
             };
             let mut journal = Journal::create(target, disk, vec![], vec![]).unwrap();
-            journal.set_state(journal::State::Committed).unwrap();
+            journal.set_state(journal::JournalState::Committed).unwrap();
         }),
         ("has changed since", |target| {
             fs::write(target.join("vm.qcow2"), "Windows wrote to it").unwrap();

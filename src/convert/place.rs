@@ -24,7 +24,7 @@ const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
 /// The names of one target in its open parent directory.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct OutputPlace {
     pub(super) parent: OwnedFd,
     pub(super) target: PathBuf,
     pub(super) name: OsString,
@@ -56,7 +56,7 @@ impl Drop for TargetLock {
     }
 }
 
-impl Place {
+impl OutputPlace {
     /// Opens the parent directory. `create` also makes the directories above the target.
     pub(super) fn open(target: &Path, create: bool) -> Result<Self> {
         let target = std::path::absolute(target)

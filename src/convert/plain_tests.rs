@@ -22,7 +22,7 @@ use crate::disk::partition;
 use crate::domain::DiskFormat;
 use crate::error::ErrorKind;
 use crate::fix::commit;
-use crate::fix::journal::{ActionState, FILE_NAME, Journal, State};
+use crate::fix::journal::{ActionState, FILE_NAME, Journal, JournalState};
 use crate::guest::{EmbeddedReader, GuestPath, VolumeId, embedded};
 use crate::types::DiskBus;
 
@@ -289,7 +289,10 @@ fn a_conversion_without_any_program_copies_what_was_fixed_and_says_all_of_it() {
     assert_eq!((bytes.resumed, bytes.left, bytes.fetched), (0, 0, 0));
 
     let journal = Journal::load(&out.join(FILE_NAME)).unwrap().doc;
-    assert_eq!((journal.state, journal.others.len()), (State::Verified, 0));
+    assert_eq!(
+        (journal.state, journal.others.len()),
+        (JournalState::Verified, 0)
+    );
     let disk = &journal.disk;
     assert_eq!((&disk.path, disk.size_bytes), (&lab.windows(), SIZE));
     assert!(disk.format == "raw" && !disk.in_place && journal.undo.is_none());
@@ -347,7 +350,7 @@ fn a_fix_that_does_not_make_the_disk_ready_is_no_result_unless_that_was_accepted
     let report = fixed(&job, accepted, |mut run, prepared, fixed| {
         run.clock.fixed();
         let fixed = fixed.unwrap();
-        assert_eq!(fixed.journal.doc.state, State::Verified);
+        assert_eq!(fixed.journal.doc.state, JournalState::Verified);
         let disks = copy::copy_disks(&run, fixed, &decided(&prepared.plan)).unwrap();
         finish::finish(run, &prepared, disks).unwrap()
     });
@@ -472,7 +475,7 @@ fn a_disk_in_place_that_needs_nothing_is_not_written_and_belongs_to_the_vm() {
             .all(|name| !name.ends_with(".raw") && !name.starts_with('.'))
     );
     let journal = Journal::load(&out.join(FILE_NAME)).unwrap();
-    assert_eq!(journal.doc.state, State::Verified);
+    assert_eq!(journal.doc.state, JournalState::Verified);
     assert!(journal.doc.disk.in_place && !journal.needs_undo());
     let xml = fs::read_to_string(out.join("vm-final.xml")).unwrap();
     assert!(xml.contains(lab.windows().to_str().unwrap()) && xml.contains("type=\"raw\""));
@@ -503,7 +506,7 @@ fn the_undo_log_has_the_old_and_the_new_blocks_of_all_that_the_overlay_changes()
                 total == changed && (1..1 << 20).contains(&changed),
                 "{changed}"
             );
-            assert_eq!(journal.doc.state, State::Verified);
+            assert_eq!(journal.doc.state, JournalState::Verified);
             let windows = FileDisk::open_rw(&lab.windows()).unwrap();
             commit::commit(&mut journal, &[&windows]).unwrap();
             let guest = open(&lab.windows());

@@ -579,7 +579,7 @@ impl Earlier {
 
     /// Reads an earlier result from any path; it lists nothing of a directory without a report.
     pub(super) fn of(folder: &Path) -> Result<Self> {
-        if let Some(state) = sync::State::load(folder)? {
+        if let Some(state) = sync::SyncState::load(folder)? {
             let own = OWN.iter().map(PathBuf::from).chain(state.files());
             return Ok(Self {
                 folder: folder.to_path_buf(),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::exchange::{INTENT, lock_of_partial, repair};
 use super::super::output::{FolderOptions, OutputFolder};
-use super::super::place::{Place, inside};
+use super::super::place::{OutputPlace, inside};
 use super::super::testing::names;
 use super::*;
 use crate::boot::record::{Phase, Record};
@@ -350,7 +350,7 @@ fn who_only_asks_leaves_nothing_and_is_told_the_same() {
     for refused in [asked, made] {
         assert_eq!(refused.unwrap_err().kind, ErrorKind::Usage);
     }
-    assert!(Place::open(Path::new("/"), false).is_err());
+    assert!(OutputPlace::open(Path::new("/"), false).is_err());
 }
 
 /// A note decides what is done to the directories: somebody else's would exchange them.
@@ -462,7 +462,7 @@ fn a_result_is_durable_before_it_has_its_name_and_its_name_is_after() {
 #[test]
 fn a_lock_with_a_note_outlives_its_run() {
     let dir = tempfile::tempdir().unwrap();
-    let place = Place::open(&dir.path().join("vm-kvm"), false).unwrap();
+    let place = OutputPlace::open(&dir.path().join("vm-kvm"), false).unwrap();
     for (note, stays) in [("", false), ("what was begun", true), ("", false)] {
         let lock = place.lock().unwrap();
         lock.set_note(note).unwrap();
@@ -540,7 +540,7 @@ fn a_listed_path_stays_in_its_directory_and_one_file_has_two_names() {
 fn without_an_exchange_the_old_result_is_put_back_if_the_new_one_cannot_take_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("vm-kvm");
-    let place = Place::open(&target, false).unwrap();
+    let place = OutputPlace::open(&target, false).unwrap();
     fs::create_dir(&target).unwrap();
     write(&target.join("x"), "old");
     place.exchange_in_steps().unwrap_err();
@@ -565,7 +565,7 @@ fn without_an_exchange_the_old_result_is_put_back_if_the_new_one_cannot_take_its
 fn what_is_left_of_an_old_result_gets_a_free_name_that_is_seen() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("vm-kvm");
-    let place = Place::open(&target, false).unwrap();
+    let place = OutputPlace::open(&target, false).unwrap();
     let partial = dir.path().join(".vm-kvm.partial");
     let error = std::io::Error::other("why");
     for wanted in [&["vm-kvm.kept-1"][..], &["vm-kvm.kept-1", "vm-kvm.kept-2"]] {

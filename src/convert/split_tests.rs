@@ -17,10 +17,10 @@ use super::*;
 use crate::block::{BlockRead, FileDisk};
 use crate::demo::Role;
 use crate::demo::bitlocker::{self, Lock, Reserved};
-use crate::disk::device::Device;
+use crate::disk::device::ClaimedDevice;
 use crate::disk::{Image, stand_in};
 use crate::domain::DiskFormat;
-use crate::fix::journal::{FILE_NAME, Journal, State};
+use crate::fix::journal::{FILE_NAME, Journal, JournalState};
 use crate::guest::fve::cipher::Method;
 use crate::guest::keys::Keys;
 use crate::guest::{DiskId, FsKind};
@@ -93,7 +93,7 @@ fn both_disks_that_a_fix_may_change_are_written_in_place_and_undone() {
     let figures = (bytes.virtual_size, bytes.skipped);
     assert_eq!(figures, (2 * SIZE, 2 * SIZE - bytes.written));
     let mut journal = Journal::load(&lab.path("out").join(FILE_NAME)).unwrap();
-    assert_eq!(journal.doc.state, State::Committed);
+    assert_eq!(journal.doc.state, JournalState::Committed);
     let changed: Vec<_> = journal
         .doc
         .changed()
@@ -284,7 +284,7 @@ fn devices(run: &mut Run<'_>, paths: &[PathBuf]) {
         drop(File::create_new(path).unwrap());
         let file = File::options().read(true).write(true).open(path).unwrap();
         file.set_len(SIZE + (1 << 20)).unwrap();
-        Device::of_file(path, file, None)
+        ClaimedDevice::of_file(path, file, None)
     };
     run.devices = Devices::of(paths.iter().map(device).collect());
 }

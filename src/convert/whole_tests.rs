@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::in_place::roll_back_after;
 use super::job::{Copying, Job};
-use super::sync::{Order, State as Synced};
+use super::sync::{Order, SyncState};
 use super::testing::{Lab, SIZE, data, names, spec, ui};
 use super::*;
 use crate::block::{BlockRead, BlockWrite, FileDisk};
@@ -21,7 +21,7 @@ use crate::disk::export::Export;
 use crate::disk::{Image, partition};
 use crate::domain::{DiskFormat, Emit};
 use crate::error::ErrorKind;
-use crate::fix::journal::{ActionState, FILE_NAME, Journal, State};
+use crate::fix::journal::{ActionState, FILE_NAME, Journal, JournalState};
 use crate::guest::{EmbeddedReader, GuestPath, VolumeId, embedded};
 use crate::inspect::Severity;
 use crate::later::Record;
@@ -236,7 +236,7 @@ fn a_conversion_copies_every_disk_and_leaves_the_source_as_it_was() {
 
     // The originals of the hives, and the journal.
     let journal = Journal::load(&out.join(FILE_NAME)).unwrap();
-    assert_eq!(journal.doc.state, State::Verified);
+    assert_eq!(journal.doc.state, JournalState::Verified);
     assert!(!journal.doc.disk.in_place && journal.doc.others.is_empty());
     assert_eq!(journal.doc.disk.path, lab.windows());
     let hives: Vec<_> = (journal.doc.actions.iter())
@@ -286,7 +286,7 @@ fn a_fix_in_place_is_undone_to_the_byte() {
     assert!(report.bytes.written > 0 && report.bytes.written < 64 << 20);
     assert_eq!(report.bytes.virtual_size, SIZE);
     let mut journal = Journal::load(&out.join(FILE_NAME)).unwrap();
-    assert_eq!(journal.doc.state, State::Committed);
+    assert_eq!(journal.doc.state, JournalState::Committed);
     assert!(journal.needs_undo() && journal.doc.disk.in_place);
     assert_eq!(journal.doc.disk.path, lab.windows());
     assert_eq!(report.trim, []);
@@ -294,7 +294,7 @@ fn a_fix_in_place_is_undone_to_the_byte() {
     let image = Image::open_info(&lab.windows(), Some("raw"), &[]).unwrap();
     restore(&[image], &mut journal, false).unwrap();
     assert_eq!(before.is(&lab), [true, true]);
-    assert_eq!(journal.doc.state, State::RolledBack);
+    assert_eq!(journal.doc.state, JournalState::RolledBack);
 
     // Once more, and what comes after the commit fails.
     let stop = || Error::new(ErrorKind::Interrupted, "stop");
@@ -508,7 +508,7 @@ fn a_sync_and_its_last_pass_have_what_the_vm_wrote_in_between() {
     let out = lab.path("out");
     assert!(contents(&out.join("vm-1.qcow2"), "qcow2") == wanted);
     assert!(!out.join("sync.json").exists() && !out.join("vm.sync.qcow2").exists());
-    assert!(Synced::load(&out).unwrap().is_none());
+    assert!(SyncState::load(&out).unwrap().is_none());
     let sync = report.sync.unwrap();
     assert_eq!(sync["passes"].as_array().unwrap().len(), 2);
     // Of the disks little was left: the rest was there.

@@ -13,7 +13,7 @@ use super::plain_tests::{
     LOADER, MANAGER, all, contents, fixed, interrupted, open, read, same_files, unchanged,
     without_loader,
 };
-use super::sync::{Order, State as Synced};
+use super::sync::{Order, SyncState};
 use super::testing::{Plain, SIZE, data, names, ui};
 use super::*;
 use crate::block::BlockRead;
@@ -23,7 +23,7 @@ use crate::disk::empty::create_qcow2;
 use crate::disk::export::Export;
 use crate::disk::{detect, stand_in};
 use crate::domain::DiskFormat;
-use crate::fix::journal::{FILE_NAME, Journal, State};
+use crate::fix::journal::{FILE_NAME, Journal, JournalState};
 use crate::later::Record;
 
 pub(super) fn qcow2(path: &Path) -> Vec<u8> {
@@ -60,13 +60,13 @@ fn a_fix_in_place_is_written_to_its_disk_and_undone_to_the_byte() {
     assert!(loader.is_some() && loader == read(&guest, Role::Esp, MANAGER));
     drop(guest);
     let mut journal = Journal::load(&lab.path("out").join(FILE_NAME)).unwrap();
-    assert_eq!(journal.doc.state, State::Committed);
+    assert_eq!(journal.doc.state, JournalState::Committed);
     assert!(journal.needs_undo() && journal.doc.disk.in_place);
     drop(job);
     let images = [Image::open_info(&lab.windows(), Some("raw"), &[]).unwrap()];
     let restored = restore(&images, &mut journal, false).unwrap();
     assert_eq!(restored, bytes.written);
-    assert_eq!(journal.doc.state, State::RolledBack);
+    assert_eq!(journal.doc.state, JournalState::RolledBack);
     assert_eq!(unchanged(&lab, &before), [true, true]);
 }
 
@@ -326,7 +326,7 @@ fn passes_of_a_sync_copy_what_is_new_and_the_last_one_makes_the_result() {
         report.outputs.disks,
         ["vm.qcow2", "vm-1.qcow2"].map(|name| out.join(name))
     );
-    assert!(Synced::load(&out).unwrap().is_none());
+    assert!(SyncState::load(&out).unwrap().is_none());
     let left = names(&out);
     assert!(!left.iter().any(|name| name.contains("sync")), "{left:?}");
     assert!(qcow2(&out.join("vm-1.qcow2")) == data());

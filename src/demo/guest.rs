@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use super::pe::{self, Subsystem};
 use super::{
-    Arch, DISK_GUID, DemoError, Firmware, GuestSpec, Leftovers, MBR_SIGNATURE, PartitionSpec,
-    Place, Role, bcd, driver_database, hives, pack, services,
+    Arch, DISK_GUID, DemoError, DemoVolume, Firmware, GuestSpec, Leftovers, MBR_SIGNATURE,
+    PartitionSpec, Role, bcd, driver_database, hives, pack, services,
 };
 use crate::block::{FileDisk, Window};
 use crate::disk::layout::{self, DiskLayout, Partition, Scheme};
@@ -520,8 +520,8 @@ impl FileList<'_> {
         }
         for file in &spec.extra_files {
             let role = match file.place {
-                Place::Windows => Role::Windows,
-                Place::Boot => spec.boot_role(),
+                DemoVolume::Windows => Role::Windows,
+                DemoVolume::Boot => spec.boot_role(),
             };
             self.add(role, &file.path, file.contents.clone())?;
         }
@@ -620,7 +620,7 @@ mod tests {
         let cases = [
             GuestSpec {
                 extra_files: vec![ExtraFile {
-                    place: Place::Boot,
+                    place: DemoVolume::Boot,
                     path: "EFI\\extra\\note.txt".into(),
                     contents: b"note".to_vec(),
                 }],

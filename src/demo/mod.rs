@@ -289,7 +289,7 @@ pub enum IpSpec {
 
 /// The volume of the guest for a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum DemoVolume {
     /// The volume Windows is on.
     Windows,
     /// The ESP, or the active partition on a BIOS guest.
@@ -299,7 +299,7 @@ pub enum Place {
 /// A file on the disk besides those of Windows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtraFile {
-    pub place: Place,
+    pub place: DemoVolume,
     /// Directories are created as needed.
     pub path: String,
     pub contents: Vec<u8>,

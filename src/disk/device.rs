@@ -122,7 +122,7 @@ pub struct DeviceOptions {
 
 /// A device claimed by this run until it is dropped.
 #[derive(Debug)]
-pub struct Device {
+pub struct ClaimedDevice {
     path: PathBuf,
     file: Arc<File>,
     size: u64,
@@ -134,7 +134,7 @@ pub struct Device {
     name: OnceLock<String>,
 }
 
-impl Device {
+impl ClaimedDevice {
     /// Claims the device for a copy of `image`, or fails with the reason why it is unavailable.
     /// Writes nothing.
     pub fn claim(path: &Path, image: &Image, options: DeviceOptions) -> Result<Self> {
@@ -438,7 +438,7 @@ fn is_same(device: u64, held: &Held) -> io::Result<bool> {
 }
 
 #[cfg(test)]
-impl Device {
+impl ClaimedDevice {
     /// A file in the place of a device, which `fill` has left with this start to be written.
     pub(crate) fn of_file(path: &Path, file: File, head: Option<&[u8]>) -> Self {
         Self {
@@ -491,7 +491,7 @@ mod tests {
             resume: false,
         };
         for path in [&path, Path::new("/dev/null"), Path::new("/dev")] {
-            let error = Device::claim(path, &image, options).unwrap_err();
+            let error = ClaimedDevice::claim(path, &image, options).unwrap_err();
             assert!(matches!(error, DeviceError::NotADevice { .. }), "{error}");
             assert_eq!(Error::from(error).kind, ErrorKind::Usage);
         }

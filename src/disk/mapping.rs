@@ -43,7 +43,7 @@ pub(super) struct Mapping {
 
 /// What a cluster of the disk has in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ClusterPlace {
     Nothing,
     At(u64),
     Filled(Packed),
@@ -219,23 +219,23 @@ impl Mapping {
     }
 
     /// The place of a cluster of the disk in the file.
-    pub(super) fn place(&mut self, file: &File, cluster: u64) -> io::Result<Place> {
+    pub(super) fn place(&mut self, file: &File, cluster: u64) -> io::Result<ClusterPlace> {
         let entry = self.entry(file, cluster)?;
         Ok(match packed(entry) {
-            Some(data) => Place::Filled(data),
-            None if entry & OFFSET == 0 => Place::Nothing,
-            None => Place::At(entry & OFFSET),
+            Some(data) => ClusterPlace::Filled(data),
+            None if entry & OFFSET == 0 => ClusterPlace::Nothing,
+            None => ClusterPlace::At(entry & OFFSET),
         })
     }
 
     /// The offset in the file of a cluster of the disk that is written, in part or as a `whole`.
     pub(super) fn allocate(&mut self, file: &File, cluster: u64, whole: bool) -> io::Result<u64> {
         let before = self.place(file, cluster)?;
-        if let Place::At(at) = before {
+        if let ClusterPlace::At(at) = before {
             return Ok(at);
         }
         let at = self.clusters.take()?;
-        if let Place::Filled(data) = before {
+        if let ClusterPlace::Filled(data) = before {
             if !whole {
                 let byte = filled_with(file, data)?;
                 file.write_all_at(&[byte; CLUSTER as usize], at)?;
@@ -251,9 +251,9 @@ impl Mapping {
     /// to be written.
     pub(super) fn fill(&mut self, file: &File, cluster: u64, byte: u8) -> io::Result<bool> {
         match self.place(file, cluster)? {
-            Place::At(_) => return Ok(false),
-            Place::Filled(data) => self.clusters.release(file, data.at / CLUSTER)?,
-            Place::Nothing => {}
+            ClusterPlace::At(_) => return Ok(false),
+            ClusterPlace::Filled(data) => self.clusters.release(file, data.at / CLUSTER)?,
+            ClusterPlace::Nothing => {}
         }
         let known = self.filled.get(&byte).copied();
         let data = match known.filter(|data| self.clusters.share(data.at / CLUSTER)) {

@@ -40,7 +40,7 @@ layout! {
     }
 }
 
-pub(super) struct Entry {
+pub(super) struct MbrEntry {
     pub active: bool,
     pub kind: u8,
     pub start: u32,
@@ -50,7 +50,7 @@ pub(super) struct Entry {
 /// The four entries of an MBR, or of the EBR before a logical partition.
 pub(super) struct Mbr {
     pub signature: u32,
-    pub entries: [Entry; 4],
+    pub entries: [MbrEntry; 4],
 }
 
 impl Mbr {
@@ -59,7 +59,7 @@ impl Mbr {
         let entry = |i: usize| {
             let slot = Slot::read(sector.slots.get(i * Slot::LEN..)?)?;
             let valid = matches!(slot.flag, 0 | 0x80);
-            Some(Entry {
+            Some(MbrEntry {
                 active: slot.flag == 0x80,
                 kind: if valid { slot.kind } else { 0 },
                 start: slot.start,
@@ -76,7 +76,7 @@ impl Mbr {
         self.entries.iter().any(|e| e.kind == TYPE_PROTECTIVE)
     }
 
-    pub fn used(&self) -> impl Iterator<Item = (u32, &Entry)> {
+    pub fn used(&self) -> impl Iterator<Item = (u32, &MbrEntry)> {
         (1..)
             .zip(&self.entries)
             .filter(|(_, e)| e.kind != 0 && e.sectors != 0)
@@ -102,7 +102,7 @@ pub(super) fn partitions(
     mbr: &Mbr,
     sector_size: u64,
 ) -> io::Result<Vec<Partition>> {
-    let partition = |index: u32, entry: &Entry, start: u64| Partition {
+    let partition = |index: u32, entry: &MbrEntry, start: u64| Partition {
         index,
         type_id: format!("0x{:02x}", entry.kind),
         start_bytes: start * sector_size,

@@ -206,7 +206,7 @@ fn check_file(level: &Level, file: &Held) -> Result<()> {
     {
         let (path, reason) = (path.to_owned(), fault.to_string());
         return Err(match fault {
-            tables::Fault::Shared { .. } => ImageError::Damaged { path, reason },
+            tables::TableFault::Shared { .. } => ImageError::Damaged { path, reason },
             _ => ImageError::Unsupported {
                 path,
                 reason,

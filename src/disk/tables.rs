@@ -28,7 +28,7 @@ const MAX_LIST: u64 = 8 << 20;
 
 /// A fault of such tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
+pub enum TableFault {
     /// A shared table, which no sound image has.
     Shared {
         table: u64,
@@ -47,7 +47,7 @@ pub enum Fault {
     },
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for TableFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Shared { table } => write!(
@@ -77,7 +77,7 @@ fn second_tables(
     file: &dyn ReadAt,
     size: u64,
     (at, entries): (u64, u32),
-) -> io::Result<Result<u64, Fault>> {
+) -> io::Result<Result<u64, TableFault>> {
     let bytes = u64::from(entries) * 8;
     if bytes > MAX_FIRST_TABLE {
         return Ok(Ok(0));
@@ -87,7 +87,7 @@ fn second_tables(
     let mut tables: Vec<u64> = entries.map(|e| e & OFFSET).filter(|e| *e != 0).collect();
     tables.sort_unstable();
     if let Some(pair) = tables.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Ok(Err(Fault::Shared { table: pair[0] }));
+        return Ok(Err(TableFault::Shared { table: pair[0] }));
     }
     Ok(Ok(tables.len() as u64))
 }
@@ -119,7 +119,7 @@ pub fn reference_counts(file: &dyn ReadAt, size: u64) -> io::Result<u64> {
 }
 
 /// The first fault of a qcow2's tables. Other invalid contents are left to QEMU.
-pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<Fault>> {
+pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<TableFault>> {
     let head = read_up_to(file, 0, Header::LEN, size)?;
     let Some(header) = Header::of(&head) else {
         return Ok(None);
@@ -129,7 +129,7 @@ pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<Fault>> {
     }
     let count = header.snapshots.0;
     if u64::from(count) > MAX_SNAPSHOTS {
-        return Ok(Some(Fault::Snapshots {
+        return Ok(Some(TableFault::Snapshots {
             count: count.into(),
             limit: MAX_SNAPSHOTS,
         }));
@@ -146,7 +146,7 @@ pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<Fault>> {
         .map(|(_, entries)| u64::from(*entries))
         .sum();
     if declared > MAX_DECLARED {
-        return Ok(Some(Fault::Declared {
+        return Ok(Some(TableFault::Declared {
             count: declared,
             limit: MAX_DECLARED,
         }));
@@ -158,7 +158,7 @@ pub fn qcow2(file: &dyn ReadAt, size: u64) -> io::Result<Option<Fault>> {
             Err(fault) => return Ok(Some(fault)),
         }
         if entries > MAX_ENTRIES {
-            return Ok(Some(Fault::Entries {
+            return Ok(Some(TableFault::Entries {
                 count: entries,
                 limit: MAX_ENTRIES,
             }));
@@ -208,7 +208,7 @@ mod tests {
         };
         assert_eq!(fault(&[], 0, &[]), None);
         assert_eq!(fault(&[USED | 0x10000, 0, 0, USED | 0x20000], 0, &[]), None);
-        let shared = Some(Fault::Shared { table: 0x10000 });
+        let shared = Some(TableFault::Shared { table: 0x10000 });
         assert_eq!(fault(&[USED | 0x10000, 0, 0x10000], 0, &[]), shared);
         // A snapshot shares tables with the disk, but not with itself.
         let list = snapshot(4096, 2);
@@ -280,7 +280,7 @@ mod tests {
         assert!(
             matches!(
                 fault,
-                Some(Fault::Entries {
+                Some(TableFault::Entries {
                     count: 1_020_000,
                     ..
                 })

@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::direct::DirectFile;
 use super::empty::{CLUSTER, PER_ENTRY, can_create, first_free, header};
 use super::fill::byte_of;
-use super::mapping::{Mapping, Place, Run, filled_with};
+use super::mapping::{ClusterPlace, Mapping, Run, filled_with};
 use super::qcow2::Packed;
 use crate::block::{BlockRead, BlockWrite, check_range};
 use crate::transfer::Extents;
@@ -112,9 +112,9 @@ impl Qcow2Writer {
         let mut runs = Vec::new();
         for part in parts(offset, len) {
             match tables.place(self.file.file(), part.cluster)? {
-                Place::At(host) => part.add_to(&mut runs, host),
-                Place::Filled(data) => other(&part, Some(data))?,
-                Place::Nothing => other(&part, None)?,
+                ClusterPlace::At(host) => part.add_to(&mut runs, host),
+                ClusterPlace::Filled(data) => other(&part, Some(data))?,
+                ClusterPlace::Nothing => other(&part, None)?,
             }
         }
         Ok(runs)

@@ -253,7 +253,7 @@ fn name(name: &AnyRef<'_>) -> Option<String> {
 
 /// A reason why Windows may not load a driver.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
+pub enum SignatureFault {
     NoCatalogue,
     Damaged,
     Unsigned,
@@ -261,18 +261,18 @@ pub enum Fault {
     TestSigned { signer: String },
 }
 
-impl Fault {
+impl SignatureFault {
     fn text(&self) -> String {
         match self {
-            Fault::NoCatalogue => "no catalogue (.cat) in the driver package".to_string(),
-            Fault::Damaged => "the catalogue (.cat) cannot be read".to_string(),
-            Fault::Unsigned => "the catalogue (.cat) is not signed".to_string(),
-            Fault::NotListed { file } => {
+            SignatureFault::NoCatalogue => "no catalogue (.cat) in the driver package".to_string(),
+            SignatureFault::Damaged => "the catalogue (.cat) cannot be read".to_string(),
+            SignatureFault::Unsigned => "the catalogue (.cat) is not signed".to_string(),
+            SignatureFault::NotListed { file } => {
                 format!(
                     "{file} is not what the catalogue (.cat) lists: it was changed after signing"
                 )
             }
-            Fault::TestSigned { signer } => format!("test-signed by {signer}"),
+            SignatureFault::TestSigned { signer } => format!("test-signed by {signer}"),
         }
     }
 }
@@ -283,7 +283,7 @@ pub struct Review {
     /// The signer of each driver.
     pub signers: BTreeMap<String, String>,
     /// The drivers with each fault: one line per fault.
-    pub faults: BTreeMap<Fault, Vec<String>>,
+    pub faults: BTreeMap<SignatureFault, Vec<String>>,
 }
 
 impl Review {
@@ -332,7 +332,7 @@ pub fn review(
 fn check(
     package: &DriverPackage,
     driver_source: &dyn DriverSource,
-) -> Result<Result<String, Fault>, DriverSourceError> {
+) -> Result<Result<String, SignatureFault>, DriverSourceError> {
     let files = package.store_files();
     let catalogue = package.inf.catalog.as_deref().and_then(|name| {
         package
@@ -341,10 +341,10 @@ fn check(
             .find(|f| f.name.eq_ignore_ascii_case(name))
     });
     let Some(catalogue) = catalogue else {
-        return Ok(Err(Fault::NoCatalogue));
+        return Ok(Err(SignatureFault::NoCatalogue));
     };
     let Some(listing) = listing(&driver_source.read(&catalogue.path_in_source)?) else {
-        return Ok(Err(Fault::Damaged));
+        return Ok(Err(SignatureFault::Damaged));
     };
     // The files that Windows checks before it loads a driver: the INF and the images.
     for file in files {
@@ -353,12 +353,12 @@ fn check(
             && !listing.lists(&driver_source.read(&file.path_in_source)?)
         {
             let file = file.name.clone();
-            return Ok(Err(Fault::NotListed { file }));
+            return Ok(Err(SignatureFault::NotListed { file }));
         }
     }
     Ok(match listing.signer {
-        None => Err(Fault::Unsigned),
-        Some(signer) if signer.is_test() => Err(Fault::TestSigned {
+        None => Err(SignatureFault::Unsigned),
+        Some(signer) if signer.is_test() => Err(SignatureFault::TestSigned {
             signer: signer.name,
         }),
         Some(signer) => Ok(signer.name),

@@ -168,14 +168,23 @@ fn a_package_is_in_order_when_a_real_signer_lists_its_inf_and_its_images() {
     let none = |fault| (Some(fault), None);
     let test: &dyn Fn(&[&[u8]]) -> Vec<u8> = &|files| signer_of(files, ROOT, ROOT);
     let signer = "Root".to_string();
-    assert_eq!(fault(test, |_| {}), none(Fault::TestSigned { signer }));
-    assert_eq!(fault(&cat::unsigned, |_| {}), none(Fault::Unsigned));
+    assert_eq!(
+        fault(test, |_| {}),
+        none(SignatureFault::TestSigned { signer })
+    );
+    assert_eq!(
+        fault(&cat::unsigned, |_| {}),
+        none(SignatureFault::Unsigned)
+    );
     let damaged: &dyn Fn(&[&[u8]]) -> Vec<u8> = &|_| b"x".to_vec();
-    assert_eq!(fault(damaged, |_| {}), none(Fault::Damaged));
+    assert_eq!(fault(damaged, |_| {}), none(SignatureFault::Damaged));
     for (left, file) in [(1, "viostor.inf"), (0, "viostor.sys")] {
         let half = |files: &[&[u8]]| signer_of(&files[left..=left], RED_HAT, ROOT);
         let file = file.to_string();
-        assert_eq!(fault(&half, |_| {}), none(Fault::NotListed { file }));
+        assert_eq!(
+            fault(&half, |_| {}),
+            none(SignatureFault::NotListed { file })
+        );
     }
     // What lies beside the package is not loaded.
     let beside: fn(&mut DriverPackage) = |p| {
@@ -186,7 +195,7 @@ fn a_package_is_in_order_when_a_real_signer_lists_its_inf_and_its_images() {
     let signer = Some("Red Hat, Inc.".to_string());
     assert_eq!(fault(&real, beside), (None, signer));
     // Without a line in the INF, and without the file.
-    let missing = none(Fault::NoCatalogue);
+    let missing = none(SignatureFault::NoCatalogue);
     assert_eq!(fault(&real, |p| p.inf.catalog = None), missing);
     assert_eq!(
         fault(&real, |p| p.files.retain(|f| !f.name.ends_with(".cat"))),
@@ -215,17 +224,17 @@ fn faults_are_told_as_warnings_or_blockers() {
         );
     }
     let all = [
-        Fault::NoCatalogue,
-        Fault::Damaged,
-        Fault::Unsigned,
-        Fault::NotListed {
+        SignatureFault::NoCatalogue,
+        SignatureFault::Damaged,
+        SignatureFault::Unsigned,
+        SignatureFault::NotListed {
             file: "x.sys".into(),
         },
-        Fault::TestSigned {
+        SignatureFault::TestSigned {
             signer: "Root".into(),
         },
     ];
-    let texts: BTreeSet<String> = all.iter().map(Fault::text).collect();
+    let texts: BTreeSet<String> = all.iter().map(SignatureFault::text).collect();
     assert_eq!(texts.len(), all.len());
     assert!(texts.contains("test-signed by Root"));
     assert!(
@@ -239,18 +248,27 @@ fn faults_are_told_as_warnings_or_blockers() {
 fn what_is_said_of_each_fault() {
     for (fault, text) in [
         (
-            Fault::NoCatalogue,
+            SignatureFault::NoCatalogue,
             "no catalogue (.cat) in the driver package",
         ),
-        (Fault::Damaged, "the catalogue (.cat) cannot be read"),
-        (Fault::Unsigned, "the catalogue (.cat) is not signed"),
         (
-            Fault::NotListed {
+            SignatureFault::Damaged,
+            "the catalogue (.cat) cannot be read",
+        ),
+        (
+            SignatureFault::Unsigned,
+            "the catalogue (.cat) is not signed",
+        ),
+        (
+            SignatureFault::NotListed {
                 file: "x.sys".into(),
             },
             "x.sys is not what the catalogue (.cat) lists: it was changed after signing",
         ),
-        (Fault::TestSigned { signer: "T".into() }, "test-signed by T"),
+        (
+            SignatureFault::TestSigned { signer: "T".into() },
+            "test-signed by T",
+        ),
     ] {
         let mut review = Review::default();
         let drivers = vec!["a".to_string(), "b".to_string()];
@@ -373,7 +391,7 @@ fn the_files_of_a_package_are_checked_whatever_the_case_of_their_names() {
                 file.name = file.name.to_uppercase();
             }
         });
-        let fault = Fault::NotListed { file: file.into() };
+        let fault = SignatureFault::NotListed { file: file.into() };
         assert_eq!(review.faults.get(&fault).unwrap(), &["viostor"], "{file}");
     }
 }

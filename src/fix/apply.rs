@@ -16,7 +16,7 @@ use crate::registry::confined::HiveEditError;
 use crate::timeline;
 use crate::tool::host;
 
-use super::journal::{ActionRecord, ActionState, Journal, JournalError, State};
+use super::journal::{ActionRecord, ActionState, Journal, JournalError, JournalState};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FixError {
@@ -134,7 +134,7 @@ pub struct Fix<'a> {
 }
 
 impl Fix<'_> {
-    /// Applies every action through `writer` and closes it. The journal ends in [`State::Fixing`]:
+    /// Applies every action through `writer` and closes it. The journal ends in [`JournalState::Fixing`]:
     /// `verify` decides whether the result is right. Other threads are still walking the written
     /// hives.
     pub fn apply(
@@ -142,7 +142,7 @@ impl Fix<'_> {
         hives: Hives,
         open_writer: impl FnOnce() -> Result<Box<dyn GuestWrite>>,
     ) -> Result<Vec<Walking>> {
-        self.journal.set_state(State::Fixing)?;
+        self.journal.set_state(JournalState::Fixing)?;
         let backups = match self.backups.take() {
             // The merged hives replace those in memory.
             Some(backups) => {
@@ -220,7 +220,7 @@ mod tests {
     impl Watcher {
         fn announced(&self, id: &str) -> Written<()> {
             let journal = Journal::load(&self.0).unwrap();
-            assert_eq!(journal.doc.state, State::Fixing);
+            assert_eq!(journal.doc.state, JournalState::Fixing);
             let state = |id: &str| {
                 let mut actions = journal.doc.actions.iter();
                 actions.find(|a| a.id == id).unwrap().state
@@ -263,7 +263,7 @@ mod tests {
             let journal = Journal::load(&self.0).unwrap();
             let states = journal.doc.actions.iter().map(|a| a.state);
             let done = states.filter(|state| *state == ActionState::Done).count();
-            assert_eq!((done, journal.doc.state), (2, State::Fixing));
+            assert_eq!((done, journal.doc.state), (2, JournalState::Fixing));
             Ok(())
         }
     }
@@ -470,7 +470,7 @@ mod tests {
         let (_, done, journal) = fixed(&plan, true, false);
         let error = Error::from(done.unwrap_err());
         assert_eq!(error.blockers[0].code, "guest-space");
-        assert_eq!(journal.doc.state, State::Fixing);
+        assert_eq!(journal.doc.state, JournalState::Fixing);
     }
 
     #[test]

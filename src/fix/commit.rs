@@ -19,7 +19,7 @@ use crate::block::{BlockRead, BlockWrite};
 use crate::failpoint;
 use crate::files;
 
-use super::journal::{Journal, JournalError, State, UndoLog, UndoRange, sync_folder};
+use super::journal::{Journal, JournalError, JournalState, UndoLog, UndoRange, sync_folder};
 use super::trusted::TrustError;
 use crate::text::sha256_hex;
 
@@ -177,16 +177,16 @@ fn save(folder: &Path, i: usize, disk: &Changing<'_>) -> Result<Option<UndoLog>>
 }
 
 /// Writes the prepared new bytes to the disks, flushes, and reads them back. `disks` are those of
-/// [`Document::changed`](super::journal::Document::changed), in that order.
+/// [`JournalDocument::changed`](super::journal::JournalDocument::changed), in that order.
 pub fn commit(journal: &mut Journal, disks: &[&dyn BlockWrite]) -> Result<()> {
     let disks = with_undo_logs(journal, disks)?;
     for disk in &disks {
         disk.check_still_old()?;
     }
-    journal.set_state(State::Committing)?;
+    journal.set_state(JournalState::Committing)?;
     write_all(journal, &disks, Direction::Commit)?;
     failpoint::hit("written").map_err(io_error("writing the disk"))?;
-    Ok(journal.set_state(State::Committed)?)
+    Ok(journal.set_state(JournalState::Committed)?)
 }
 
 /// Restores the old bytes on all disks, or writes to none if one of them cannot be restored.
@@ -200,12 +200,12 @@ pub fn rollback(journal: &mut Journal, disks: &[&dyn BlockWrite], force: bool) -
     }
     // On a full disk no state can be saved. The old state also means that the disk is to be
     // restored.
-    if let Err(error) = journal.set_state(State::RollingBack) {
+    if let Err(error) = journal.set_state(JournalState::RollingBack) {
         let why = with_cause(&error);
         tracing::warn!("restoring the disk without a note in the journal: {why}");
     }
     write_all(journal, &disks, Direction::Rollback)?;
-    if let Err(error) = journal.set_state(State::RolledBack) {
+    if let Err(error) = journal.set_state(JournalState::RolledBack) {
         let why = with_cause(&error);
         tracing::warn!(
             "the disk is restored, but {} does not record it ({why}): another rollback does no harm",
@@ -277,7 +277,10 @@ impl Undoable<'_> {
             digest == range.before_sha256 || digest == range.after_sha256
         };
         let mut strange = self.strange(ours)?;
-        if matches!(journal.doc.state, State::Committing | State::RollingBack) {
+        if matches!(
+            journal.doc.state,
+            JournalState::Committing | JournalState::RollingBack
+        ) {
             strange = self.torn_by_others(journal, strange)?;
         }
         match strange.first() {

@@ -56,7 +56,7 @@ const MAX_SIZE: u64 = 256 << 20;
 /// The state of the whole fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum JournalState {
     /// Nothing has been written to the overlay or the disk.
     Planned,
     /// The overlay is being changed; the disk is untouched.
@@ -81,10 +81,10 @@ pub enum ActionState {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Document {
+pub struct JournalDocument {
     pub schema: String,
     pub version: String,
-    pub state: State,
+    pub state: JournalState,
     /// The disk with Windows.
     pub disk: DiskRef,
     /// Further disks of the VM that are changed in place: the one with the boot files. The state
@@ -104,7 +104,7 @@ pub struct OtherDisk {
     pub undo: Option<UndoLog>,
 }
 
-impl Document {
+impl JournalDocument {
     /// Every disk that the fix may change.
     pub fn disks(&self) -> impl Iterator<Item = &DiskRef> {
         let others = self.others.iter().map(|other| &other.disk);
@@ -177,7 +177,7 @@ pub struct UndoRange {
 pub struct Journal {
     path: PathBuf,
     folder: TrustedFolder,
-    pub doc: Document,
+    pub doc: JournalDocument,
 }
 
 impl Journal {
@@ -194,10 +194,10 @@ impl Journal {
         let journal = Self {
             path: folder.join(FILE_NAME),
             folder: TrustedFolder::open(folder)?,
-            doc: Document {
+            doc: JournalDocument {
                 schema: schema.to_string(),
                 version: env!("CARGO_PKG_VERSION").to_string(),
-                state: State::Planned,
+                state: JournalState::Planned,
                 disk,
                 others: others
                     .into_iter()
@@ -233,10 +233,11 @@ impl Journal {
                 path: path.to_path_buf(),
                 source,
             })?;
-        let doc: Document = serde_json::from_str(&text).map_err(|e| JournalError::Invalid {
-            path: path.to_path_buf(),
-            reason: e.to_string(),
-        })?;
+        let doc: JournalDocument =
+            serde_json::from_str(&text).map_err(|e| JournalError::Invalid {
+                path: path.to_path_buf(),
+                reason: e.to_string(),
+            })?;
         if doc.schema != SCHEMA && doc.schema != SCHEMA_SEVERAL {
             return Err(JournalError::Invalid {
                 path: path.to_path_buf(),
@@ -267,13 +268,13 @@ impl Journal {
     pub fn needs_undo(&self) -> bool {
         let written = matches!(
             self.doc.state,
-            State::Committing | State::Committed | State::RollingBack
+            JournalState::Committing | JournalState::Committed | JournalState::RollingBack
         );
         self.doc.disk.in_place && written
     }
 
     /// Sets and saves the state. After an error the state is unchanged.
-    pub fn set_state(&mut self, state: State) -> Result<(), JournalError> {
+    pub fn set_state(&mut self, state: JournalState) -> Result<(), JournalError> {
         let old = std::mem::replace(&mut self.doc.state, state);
         self.save().inspect_err(|_| {
             self.doc.state = old;
@@ -378,10 +379,10 @@ mod tests {
         }];
         let mut journal = Journal::create(dir.path(), disk.clone(), vec![], actions).unwrap();
         journal.mark("hive-system", ActionState::Done).unwrap();
-        journal.set_state(State::Committed).unwrap();
+        journal.set_state(JournalState::Committed).unwrap();
         let read = Journal::load(&dir.path().join(FILE_NAME)).unwrap();
         assert_eq!(read.doc.disk, disk);
-        assert_eq!(read.doc.state, State::Committed);
+        assert_eq!(read.doc.state, JournalState::Committed);
         assert_eq!(read.doc.actions[0].state, ActionState::Done);
 
         let other = dir.path().join("other.json");
@@ -423,11 +424,11 @@ mod tests {
                 assert_eq!(order::seen(), wanted, "{step}");
                 Journal::load(&dir.path().join(FILE_NAME)).unwrap().doc
             };
-            assert_eq!(saved("create").state, State::Planned);
+            assert_eq!(saved("create").state, JournalState::Planned);
             journal.mark("one", ActionState::InProgress).unwrap();
             assert_eq!(saved("mark").actions[0].state, ActionState::InProgress);
-            journal.set_state(State::Fixing).unwrap();
-            assert_eq!(saved("state").state, State::Fixing);
+            journal.set_state(JournalState::Fixing).unwrap();
+            assert_eq!(saved("state").state, JournalState::Fixing);
         }
     }
 
@@ -514,13 +515,13 @@ mod tests {
             Journal::load(&path).unwrap().doc
         };
         for (name, state) in [
-            ("planned", State::Planned),
-            ("fixing", State::Fixing),
-            ("verified", State::Verified),
-            ("committing", State::Committing),
-            ("committed", State::Committed),
-            ("rolling-back", State::RollingBack),
-            ("rolled-back", State::RolledBack),
+            ("planned", JournalState::Planned),
+            ("fixing", JournalState::Fixing),
+            ("verified", JournalState::Verified),
+            ("committing", JournalState::Committing),
+            ("committed", JournalState::Committed),
+            ("rolling-back", JournalState::RollingBack),
+            ("rolled-back", JournalState::RolledBack),
         ] {
             assert_eq!(read(name, "done").state, state);
         }
@@ -581,9 +582,9 @@ mod tests {
         let mut journal = Journal::create(&dir, disk("/x", true), vec![], vec![]).unwrap();
         fs::rename(&dir, top.path().join("elsewhere")).unwrap();
         fs::create_dir(&dir).unwrap();
-        let error = journal.set_state(State::Committing).unwrap_err();
+        let error = journal.set_state(JournalState::Committing).unwrap_err();
         assert!(matches!(error, JournalError::Moved { .. }), "{error}");
-        assert_eq!(journal.doc.state, State::Planned);
+        assert_eq!(journal.doc.state, JournalState::Planned);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
     }
 
@@ -610,13 +611,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = disk("/x", false);
         let mut journal = Journal::create(dir.path(), disk, vec![], vec![]).unwrap();
-        journal.set_state(State::Fixing).unwrap();
+        journal.set_state(JournalState::Fixing).unwrap();
         // No file can have this name.
         journal.path = dir.path().join("n".repeat(300));
         order::seen();
-        let error = journal.set_state(State::Committed).unwrap_err();
+        let error = journal.set_state(JournalState::Committed).unwrap_err();
         assert!(matches!(error, JournalError::Write { .. }), "{error}");
         assert_eq!(order::seen().len(), 2);
-        assert_eq!(journal.doc.state, State::Fixing);
+        assert_eq!(journal.doc.state, JournalState::Fixing);
     }
 }

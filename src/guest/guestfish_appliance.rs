@@ -60,7 +60,7 @@ pub(super) struct Entry {
 pub(super) type Folder = BTreeMap<String, Entry>;
 
 /// The result of resolving a path.
-pub(super) struct Place {
+pub(super) struct ResolvedPath {
     /// The path of the parent inside the appliance.
     pub parent: String,
     /// `None`: the parent exists and has no such name.
@@ -76,7 +76,7 @@ pub(super) struct Inner {
     files: u64,
     pub mounts: BTreeMap<VolumeId, FsKind>,
     /// Devices of volumes that are not simply a partition.
-    pub(super) mapped: BTreeMap<VolumeId, Device>,
+    pub(super) mapped: BTreeMap<VolumeId, ApplianceDevice>,
     folders: HashMap<String, Folder>,
 }
 
@@ -90,7 +90,7 @@ pub(super) fn device(volume: VolumeId) -> String {
 
 /// A block device of the appliance.
 #[derive(Debug, Clone)]
-pub(super) struct Device {
+pub(super) struct ApplianceDevice {
     pub path: String,
     pub size: u64,
 }
@@ -192,11 +192,11 @@ impl Inner {
     }
 
     /// Resolves a path; `None` if it or one of its parents does not exist.
-    pub fn find(&mut self, volume: VolumeId, path: &GuestPath) -> Result<Option<Place>> {
+    pub fn find(&mut self, volume: VolumeId, path: &GuestPath) -> Result<Option<ResolvedPath>> {
         if !self.mounts.contains_key(&volume) {
             return Err(GuestError::NoVolume(volume));
         }
-        let mut place = Place {
+        let mut place = ResolvedPath {
             parent: String::new(),
             entry: Some(Entry {
                 name: String::new(),
@@ -214,7 +214,7 @@ impl Inner {
             let parent = place.real;
             let entry = self.folder(&parent)?.get(&part.to_lowercase()).cloned();
             let name = entry.as_ref().map_or(part.as_str(), |e| &e.name);
-            place = Place {
+            place = ResolvedPath {
                 real: format!("{parent}/{name}"),
                 parent,
                 entry,
@@ -235,7 +235,7 @@ impl Inner {
     }
 
     /// Updates the cache of [`Self::folder`] after a change.
-    pub fn remember(&mut self, place: &Place, entry: Option<Entry>) {
+    pub fn remember(&mut self, place: &ResolvedPath, entry: Option<Entry>) {
         let Some(folder) = self.folders.get_mut(&place.parent) else {
             return;
         };

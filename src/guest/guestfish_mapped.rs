@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::embedded::{self, EmbeddedReader};
 use super::fs::IDENTIFY_BYTES;
-use super::guestfish_appliance::{Appliance, Device, device};
+use super::guestfish_appliance::{Appliance, ApplianceDevice, device};
 use super::keys::Keys;
 use super::{
     FIRST_MAPPED, FileInfo, FsKind, GuestError, GuestPath, GuestRead, Result, Volume, VolumeId,
@@ -38,7 +38,7 @@ const LUKS_UUID: std::ops::Range<usize> = 168..208;
 /// live longer than needed.
 struct Remote {
     appliance: Appliance,
-    device: Device,
+    device: ApplianceDevice,
 }
 
 impl BlockRead for Remote {
@@ -64,7 +64,7 @@ pub(super) fn block(appliance: &Appliance, volume: VolumeId) -> Result<Option<Ar
     Ok(device.map(|device| remote(appliance, device)))
 }
 
-fn remote(appliance: &Appliance, device: Device) -> Arc<dyn BlockRead> {
+fn remote(appliance: &Appliance, device: ApplianceDevice) -> Arc<dyn BlockRead> {
     Arc::new(Cached::new(Remote {
         appliance: appliance.clone(),
         device,
@@ -167,7 +167,7 @@ fn unlock(
     volume: VolumeId,
     kind: FsKind,
     keys: &Keys,
-) -> Result<Option<Result<Device, String>>> {
+) -> Result<Option<Result<ApplianceDevice, String>>> {
     if keys.is_empty() {
         return Ok(None);
     }
@@ -218,19 +218,19 @@ fn luks_uuid(appliance: &Appliance, partition: &str) -> Result<Option<String>> {
     }))
 }
 
-fn sized(appliance: &Appliance, path: String) -> Result<Device> {
+fn sized(appliance: &Appliance, path: String) -> Result<ApplianceDevice> {
     let size = ask(appliance, Line::new("blockdev-getsize64").arg(&path))?;
     let size = size.map_err(unlisted("the size of a device"))?;
     let size = String::from_utf8_lossy(&size).trim().parse();
     let size = size.map_err(|_| io::Error::other("the size of a device is no number"))?;
-    Ok(Device { path, size })
+    Ok(ApplianceDevice { path, size })
 }
 
 /// Adds the contents of a device as that volume.
 fn look(
     appliance: &Appliance,
     id: VolumeId,
-    device: Device,
+    device: ApplianceDevice,
 ) -> Result<(FsKind, Option<String>, VolumeState)> {
     appliance.with(|inner| Ok(inner.mapped.insert(id, device.clone())))?;
     if device.size < IDENTIFY_BYTES as u64 {

@@ -11,7 +11,8 @@ use std::fs;
 use std::sync::Arc;
 
 use super::guestfish_appliance::{
-    ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, Place, attribute, mount_point, text,
+    ATTRIBUTES, Appliance, Entry, HIDDEN_OR_SYSTEM, Inner, ResolvedPath, attribute, mount_point,
+    text,
 };
 use super::guestfish_mapped as mapped;
 use super::guestfish_tar::archive;
@@ -113,7 +114,7 @@ impl GuestfishWriter {
         op: &'static str,
         volume: VolumeId,
         path: &GuestPath,
-        work: impl FnOnce(&mut Inner, &Place, &Failure<'_>, &mut Models) -> Result<T>,
+        work: impl FnOnce(&mut Inner, &ResolvedPath, &Failure<'_>, &mut Models) -> Result<T>,
     ) -> Result<T> {
         self.ready(volume)?;
         let failure = Failure { op, volume, path };
@@ -167,7 +168,7 @@ fn all(inner: &mut Inner, failure: &Failure<'_>, lines: &[Line]) -> Result<()> {
 fn model<'m>(
     inner: &mut Inner,
     models: &'m mut Models,
-    place: &Place,
+    place: &ResolvedPath,
     kind: FileKind,
     failure: &Failure<'_>,
 ) -> Result<Option<&'m [u8]>> {
@@ -202,7 +203,7 @@ fn model<'m>(
 
 fn create(
     inner: &mut Inner,
-    place: &Place,
+    place: &ResolvedPath,
     failure: &Failure<'_>,
     (kind, contents): (FileKind, &[u8]),
     security: Option<&[u8]>,
@@ -219,7 +220,7 @@ fn create(
     created
 }
 
-fn entry(path: &GuestPath, place: &Place, kind: FileKind, size: u64) -> Entry {
+fn entry(path: &GuestPath, place: &ResolvedPath, kind: FileKind, size: u64) -> Entry {
     let name = match &place.entry {
         Some(old) => old.name.clone(),
         None => path.name().unwrap_or_default().to_string(),

@@ -6,7 +6,7 @@
 //! start.
 
 use super::ntfs_read::{Fallible, NtfsVolume, Stream, StreamData, unreadable};
-use super::ntfs_record::{self as rec, Run};
+use super::ntfs_record::{self as rec, ClusterRun};
 use super::unpack::lznt1;
 use super::wof::{self, Chunks};
 use super::{GuestError, GuestPath, IO_REPARSE_TAG_WOF};
@@ -167,7 +167,7 @@ impl NtfsVolume {
         let mut packed = Vec::new();
         let mut vcn = first;
         let mut next = runs.partition_point(|run| run.end() <= first);
-        while let Some(&Run {
+        while let Some(&ClusterRun {
             vcn: start,
             lcn: Some(lcn),
             ..

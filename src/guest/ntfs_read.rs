@@ -19,7 +19,9 @@ use std::sync::Arc;
 
 use super::fs::{self, NtfsFacts, le16};
 use super::ntfs_layout::IndexRoot;
-use super::ntfs_record::{self as rec, Body, Fault, FileName, Record, Run, index_entries};
+use super::ntfs_record::{
+    self as rec, Body, ClusterRun, FileName, MftRecord, RecordFault, index_entries,
+};
 use super::{FileInfo, FileKind, GuestError, GuestPath};
 use crate::block::BlockRead;
 
@@ -47,27 +49,27 @@ const I30: &[u16] = &[b'$' as u16, b'I' as u16, b'3' as u16, b'0' as u16];
 #[derive(Debug, thiserror::Error)]
 pub enum ReadFault {
     #[error("{0}")]
-    Fault(Fault),
+    RecordFault(RecordFault),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-impl From<Fault> for ReadFault {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
+impl From<RecordFault> for ReadFault {
+    fn from(fault: RecordFault) -> Self {
+        Self::RecordFault(fault)
     }
 }
 
 impl From<&'static str> for ReadFault {
     fn from(what: &'static str) -> Self {
-        Self::Fault(what.into())
+        Self::RecordFault(what.into())
     }
 }
 
 impl ReadFault {
     pub fn at(self, path: &GuestPath) -> GuestError {
         match self {
-            Self::Fault(fault) => unreadable(path, fault.to_string()),
+            Self::RecordFault(fault) => unreadable(path, fault.to_string()),
             Self::Io(error) => GuestError::Io(error),
         }
     }
@@ -95,7 +97,7 @@ pub(super) enum StreamData {
         initialized: u64,
         /// As in [`Body::NonResident`].
         unit: u8,
-        runs: Vec<Run>,
+        runs: Vec<ClusterRun>,
     },
 }
 
@@ -108,7 +110,7 @@ impl Stream {
     }
 
     /// The clusters of the attribute; none if it lies in its MFT record.
-    pub fn runs(&self) -> &[Run] {
+    pub fn runs(&self) -> &[ClusterRun] {
         match &self.data {
             StreamData::Resident(_) => &[],
             StreamData::Runs { runs, .. } => runs,
@@ -130,14 +132,14 @@ pub(super) struct Found {
 
 /// The location of a volume's clusters, for reads on any thread.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct VolumePlace<'a> {
     disk: &'a dyn BlockRead,
     start: u64,
     len: u64,
     cluster: u64,
 }
 
-impl Place<'_> {
+impl VolumePlace<'_> {
     pub(super) fn read_volume(&self, at: u64, buf: &mut [u8]) -> Fallible<()> {
         at.checked_add(buf.len() as u64)
             .filter(|end| *end <= self.len)
@@ -242,7 +244,7 @@ impl NtfsVolume {
             .ok_or("the MFT lies outside the volume")?;
         let mut bytes = vec![0; self.facts.record_size as usize];
         self.read_volume(at, &mut bytes)?;
-        let base = Record::parse(bytes)?;
+        let base = MftRecord::parse(bytes)?;
         self.mft = match base.find(rec::AT_DATA, &[])? {
             Some(first) => Stream {
                 flags: first.flags,
@@ -270,8 +272,8 @@ impl NtfsVolume {
         self.place().read_volume(at, buf)
     }
 
-    pub(super) fn place(&self) -> Place<'_> {
-        Place {
+    pub(super) fn place(&self) -> VolumePlace<'_> {
+        VolumePlace {
             disk: self.disk.as_ref(),
             start: self.start,
             len: self.len,
@@ -317,7 +319,7 @@ impl NtfsVolume {
         }
     }
 
-    fn attribute_list(&self, base: &Record) -> Fallible<Option<Vec<u8>>> {
+    fn attribute_list(&self, base: &MftRecord) -> Fallible<Option<Vec<u8>>> {
         let Some(list) = base.find(rec::AT_ATTRIBUTE_LIST, &[])? else {
             return Ok(None);
         };
@@ -335,7 +337,7 @@ impl NtfsVolume {
     /// The part of an attribute that a list entry names, in the named record.
     fn list_part<'r>(
         &self,
-        record: &'r Record,
+        record: &'r MftRecord,
         base: u64,
         entry: &rec::ListEntry,
         (kind, name): (u32, &[u16]),
@@ -356,7 +358,7 @@ impl NtfsVolume {
     }
 
     /// The record of a file, from the cache if it is there.
-    fn record(&self, number: u64) -> Fallible<Record> {
+    fn record(&self, number: u64) -> Fallible<MftRecord> {
         let size = u64::from(self.facts.record_size);
         let at = number
             .checked_mul(size)
@@ -377,10 +379,10 @@ impl NtfsVolume {
             match self.read_stream(&self.mft, first, &mut bytes) {
                 Ok(()) => {}
                 // While the map of the MFT is still growing, the end of a piece may be unknown.
-                Err(ReadFault::Fault(_)) => {
+                Err(ReadFault::RecordFault(_)) => {
                     bytes.truncate(size as usize);
                     self.read_stream(&self.mft, at, &mut bytes)?;
-                    return Ok(Record::parse(bytes)?);
+                    return Ok(MftRecord::parse(bytes)?);
                 }
                 Err(error) => return Err(error),
             }
@@ -391,11 +393,11 @@ impl NtfsVolume {
             .get(&chunk)
             .and_then(|bytes| bytes.get(from..from + size as usize))
             .ok_or("a file reference lies outside the MFT")?;
-        Ok(Record::parse(bytes.to_vec())?)
+        Ok(MftRecord::parse(bytes.to_vec())?)
     }
 
     /// The base record to which a directory entry or a path leads.
-    pub(super) fn file_record(&self, number: u64) -> Fallible<Record> {
+    pub(super) fn file_record(&self, number: u64) -> Fallible<MftRecord> {
         let record = self.record(number)?;
         if !record.in_use() || record.base() != 0 {
             return Err("the directory entry leads to a record that is not in use".into());
@@ -407,7 +409,7 @@ impl NtfsVolume {
     pub(super) fn stream(
         &self,
         number: u64,
-        base: &Record,
+        base: &MftRecord,
         kind: u32,
         name: &[u16],
     ) -> Fallible<Option<Stream>> {
@@ -499,7 +501,7 @@ impl NtfsVolume {
     }
 
     /// The size of a directory's blocks, and the first node of its index.
-    fn index_root(&self, number: u64, dir: &Record) -> Fallible<(u32, Vec<u8>)> {
+    fn index_root(&self, number: u64, dir: &MftRecord) -> Fallible<(u32, Vec<u8>)> {
         let root = self
             .stream(number, dir, rec::AT_INDEX_ROOT, I30)?
             .ok_or("a directory has no index")?;
@@ -511,7 +513,7 @@ impl NtfsVolume {
     }
 
     /// Finds a name in a directory by descending its B-tree.
-    fn lookup(&self, number: u64, dir: &Record, name: &str) -> Fallible<Option<Found>> {
+    fn lookup(&self, number: u64, dir: &MftRecord, name: &str) -> Fallible<Option<Found>> {
         let wanted: Vec<u16> = name.encode_utf16().collect();
         let (block_size, root) = self.index_root(number, dir)?;
         let mut node = root;
@@ -655,7 +657,7 @@ impl NtfsVolume {
         }))
     }
 
-    pub(super) fn reparse_tag(&self, number: u64, record: &Record) -> Fallible<Option<u32>> {
+    pub(super) fn reparse_tag(&self, number: u64, record: &MftRecord) -> Fallible<Option<u32>> {
         let Some(stream) = self.stream(number, record, rec::AT_REPARSE_POINT, &[])? else {
             return Ok(None);
         };
@@ -668,7 +670,7 @@ impl NtfsVolume {
     }
 
     /// The file that must exist at `path`, with its record.
-    pub(super) fn existing(&self, path: &GuestPath) -> Result<(Found, Record), GuestError> {
+    pub(super) fn existing(&self, path: &GuestPath) -> Result<(Found, MftRecord), GuestError> {
         let found = self.find(path).map_err(|e| e.at(path))?;
         let found = found.ok_or_else(|| GuestError::not_found(path))?;
         let record = self.file_record(found.record).map_err(|e| e.at(path))?;
@@ -690,7 +692,7 @@ impl NtfsVolume {
     }
 
     /// Reads the blocks in disk order and not down the tree: large reads, and no loops.
-    pub(super) fn entries(&self, number: u64, dir: &Record) -> Fallible<Vec<FileInfo>> {
+    pub(super) fn entries(&self, number: u64, dir: &MftRecord) -> Fallible<Vec<FileInfo>> {
         let (block_size, root) = self.index_root(number, dir)?;
         let mut entries = Vec::new();
         collect_entries(&root, &mut entries)?;

@@ -37,7 +37,7 @@ const FIXUP_SECTOR: usize = 512;
 
 /// A fault in a structure. Texts are fixed and values are numbers: no text is from the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault {
+pub struct RecordFault {
     pub what: &'static str,
     field: Option<Found>,
 }
@@ -51,7 +51,7 @@ struct Found {
     actual: u64,
 }
 
-impl Fault {
+impl RecordFault {
     /// Creates a fault in a field of this structure, which must be `expected`, or up to it.
     fn field(
         what: &'static str,
@@ -71,13 +71,13 @@ impl Fault {
     }
 }
 
-impl From<&'static str> for Fault {
+impl From<&'static str> for RecordFault {
     fn from(what: &'static str) -> Self {
         Self { what, field: None }
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for RecordFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.what)?;
         let Some(found) = self.field else {
@@ -97,14 +97,14 @@ impl fmt::Display for Fault {
 }
 
 /// Checks and removes the multi-sector protection of a `FILE`, `INDX` or `RSTR` record.
-pub fn fix_up(record: &mut [u8]) -> Result<(), Fault> {
+pub fn fix_up(record: &mut [u8]) -> Result<(), RecordFault> {
     let head = Protected::read(record).ok_or("a record is too short")?;
     let (offset, count) = (usize::from(head.array), usize::from(head.array_len));
     let sectors = record.len() / FIXUP_SECTOR;
     // In steps of 512 bytes, whatever the sector size of the volume.
     if count != sectors + 1 || offset % 2 != 0 || offset + count * 2 > FIXUP_SECTOR - 2 {
         let what = "the update sequence array is invalid";
-        return Err(Fault::field(what, ("record", 6), sectors + 1, count));
+        return Err(RecordFault::field(what, ("record", 6), sectors + 1, count));
     }
     let usn = le16(record, offset);
     for sector in 0..sectors {
@@ -112,7 +112,7 @@ pub fn fix_up(record: &mut [u8]) -> Result<(), Fault> {
         let found = le16(record, end);
         if found != usn {
             let what = "a record was only partly written";
-            return Err(Fault::field(what, ("record", end), usn, found));
+            return Err(RecordFault::field(what, ("record", end), usn, found));
         }
         let word = le16(record, offset + 2 + sector * 2).to_le_bytes();
         record[end..end + 2].copy_from_slice(&word);
@@ -122,29 +122,39 @@ pub fn fix_up(record: &mut [u8]) -> Result<(), Fault> {
 
 /// A checked MFT record.
 #[derive(Debug, Clone)]
-pub struct Record {
+pub struct MftRecord {
     head: FileRecord,
     bytes: Vec<u8>,
 }
 
-impl Record {
-    pub fn parse(mut bytes: Vec<u8>) -> Result<Self, Fault> {
+impl MftRecord {
+    pub fn parse(mut bytes: Vec<u8>) -> Result<Self, RecordFault> {
         if !bytes.starts_with(b"FILE") {
             let (expected, actual) = (le32(b"FILE", 0), le32(&bytes, 0));
             let what = "an MFT record has no FILE signature";
-            return Err(Fault::field(what, ("MFT record", 0), expected, actual));
+            return Err(RecordFault::field(
+                what,
+                ("MFT record", 0),
+                expected,
+                actual,
+            ));
         }
         fix_up(&mut bytes)?;
         let invalid = "the sizes in an MFT record are invalid";
         let head = FileRecord::read(&bytes).ok_or(invalid)?;
         let used = head.used as usize;
         if used > bytes.len() {
-            return Err(Fault::field(invalid, ("MFT record", 24), bytes.len(), used));
+            return Err(RecordFault::field(
+                invalid,
+                ("MFT record", 24),
+                bytes.len(),
+                used,
+            ));
         }
         let first = usize::from(head.attributes);
         if first + 8 > used {
             let most = used.saturating_sub(8);
-            return Err(Fault::field(invalid, ("MFT record", 20), most, first));
+            return Err(RecordFault::field(invalid, ("MFT record", 20), most, first));
         }
         bytes.truncate(used);
         Ok(Self { head, bytes })
@@ -174,7 +184,7 @@ impl Record {
         }
     }
 
-    pub fn find(&self, kind: u32, name: &[u16]) -> Result<Option<Attribute<'_>>, Fault> {
+    pub fn find(&self, kind: u32, name: &[u16]) -> Result<Option<Attribute<'_>>, RecordFault> {
         for attribute in self.attributes() {
             let attribute = attribute?;
             if attribute.kind == kind && attribute.name_is(name) {
@@ -196,7 +206,7 @@ pub struct Attributes<'r> {
 }
 
 impl<'r> Iterator for Attributes<'r> {
-    type Item = Result<Attribute<'r>, Fault>;
+    type Item = Result<Attribute<'r>, RecordFault>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let rest = self.record.get(self.at..)?;
@@ -208,7 +218,7 @@ impl<'r> Iterator for Attributes<'r> {
             Some(bytes) if len >= Resident::LEN => Attribute::parse(bytes),
             _ => {
                 let what = "an attribute is longer than its MFT record";
-                Err(Fault::field(what, ("attribute", 4), rest.len(), len))
+                Err(RecordFault::field(what, ("attribute", 4), rest.len(), len))
             }
         };
         // After a fault the position is undefined: end here.
@@ -245,7 +255,7 @@ pub enum Body<'r> {
 }
 
 impl<'r> Attribute<'r> {
-    fn parse(bytes: &'r [u8]) -> Result<Self, Fault> {
+    fn parse(bytes: &'r [u8]) -> Result<Self, RecordFault> {
         let too_short = "an attribute is too short";
         let head = AttributeHeader::read(bytes).ok_or(too_short)?;
         let name_at = usize::from(head.name);
@@ -253,7 +263,7 @@ impl<'r> Attribute<'r> {
             0 => &[],
             n => bytes.get(name_at..name_at + n).ok_or_else(|| {
                 let what = "an attribute name lies outside its attribute";
-                Fault::field(what, ("attribute", 10), bytes.len(), name_at + n)
+                RecordFault::field(what, ("attribute", 10), bytes.len(), name_at + n)
             })?,
         };
         let body = if head.non_resident == 0 {
@@ -262,12 +272,12 @@ impl<'r> Attribute<'r> {
             let end = at.saturating_add(head.len as usize);
             Body::Resident(bytes.get(at..end).ok_or_else(|| {
                 let what = "an attribute value lies outside its attribute";
-                Fault::field(what, ("attribute", 16), bytes.len(), end)
+                RecordFault::field(what, ("attribute", 16), bytes.len(), end)
             })?)
         } else {
             let what = "a non-resident attribute is too short";
             let head = NonResident::read(bytes).ok_or_else(|| {
-                Fault::field(what, ("attribute", 4), NonResident::LEN, bytes.len())
+                RecordFault::field(what, ("attribute", 4), NonResident::LEN, bytes.len())
             })?;
             let at = usize::from(head.mapping);
             let mapping = bytes.get(at..);
@@ -277,7 +287,7 @@ impl<'r> Attribute<'r> {
                 initialized: head.initialized,
                 unit: head.unit,
                 mapping: mapping
-                    .ok_or_else(|| Fault::field(what, ("attribute", 32), bytes.len(), at))?,
+                    .ok_or_else(|| RecordFault::field(what, ("attribute", 32), bytes.len(), at))?,
             }
         };
         Ok(Self {
@@ -311,13 +321,13 @@ fn utf16_is(bytes: &[u8], name: &[u16]) -> bool {
 
 /// A run of clusters of a file; `lcn` is `None` for a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
+pub struct ClusterRun {
     pub vcn: u64,
     pub lcn: Option<u64>,
     pub clusters: u64,
 }
 
-impl Run {
+impl ClusterRun {
     pub fn end(&self) -> u64 {
         self.vcn + self.clusters
     }
@@ -332,11 +342,11 @@ pub fn decode_runs(
     mut pairs: &[u8],
     lowest_vcn: u64,
     clusters: u64,
-    runs: &mut Vec<Run>,
-) -> Result<(), Fault> {
+    runs: &mut Vec<ClusterRun>,
+) -> Result<(), RecordFault> {
     let mut vcn = lowest_vcn;
     let mut lcn = 0i64;
-    if runs.last().map_or(0, Run::end) != vcn {
+    if runs.last().map_or(0, ClusterRun::end) != vcn {
         return Err("the run list has a gap".into());
     }
     while let Some((count_len, lcn_len)) = RunHeader::read(pairs).and_then(|h| h.lengths()) {
@@ -372,7 +382,7 @@ pub fn decode_runs(
         match runs.last_mut() {
             Some(last) if follows(last, start) => last.clusters += count,
             _ if full => return Err("the file has too many fragments".into()),
-            _ => runs.push(Run {
+            _ => runs.push(ClusterRun {
                 vcn,
                 lcn: start,
                 clusters: count,
@@ -384,7 +394,7 @@ pub fn decode_runs(
     Ok(())
 }
 
-fn follows(last: &Run, start: Option<u64>) -> bool {
+fn follows(last: &ClusterRun, start: Option<u64>) -> bool {
     match (last.lcn, start) {
         (Some(lcn), Some(start)) => lcn + last.clusters == start,
         (None, None) => true,
@@ -412,20 +422,24 @@ pub struct ListEntry {
 }
 
 /// The entries of an attribute list for one attribute, in order of position.
-pub fn list_entries(mut list: &[u8], kind: u32, name: &[u16]) -> Result<Vec<ListEntry>, Fault> {
+pub fn list_entries(
+    mut list: &[u8],
+    kind: u32,
+    name: &[u16],
+) -> Result<Vec<ListEntry>, RecordFault> {
     let mut found = Vec::new();
     let damaged = "the attribute list is damaged";
     while let Some(head) = ListEntryHeader::read(list) {
         let (len, name_at) = (usize::from(head.len), usize::from(head.name));
         let (Some(entry), true) = (list.get(..len), len >= ListEntryHeader::LEN) else {
             let at = ("attribute list entry", 4);
-            return Err(Fault::field(damaged, at, list.len(), len));
+            return Err(RecordFault::field(damaged, at, list.len(), len));
         };
         let entry_name = match usize::from(head.name_len) * 2 {
             0 => &[],
             n => entry.get(name_at..name_at + n).ok_or_else(|| {
                 let at = ("attribute list entry", 7);
-                Fault::field(damaged, at, len, name_at + n)
+                RecordFault::field(damaged, at, len, name_at + n)
             })?,
         };
         if head.kind == kind && utf16_is(entry_name, name) {
@@ -442,12 +456,12 @@ pub fn list_entries(mut list: &[u8], kind: u32, name: &[u16]) -> Result<Vec<List
 }
 
 /// The entries of an index node (the part after `$INDEX_ROOT`'s or `INDX`'s own header).
-pub fn index_entries(node: &[u8]) -> Result<IndexEntries<'_>, Fault> {
+pub fn index_entries(node: &[u8]) -> Result<IndexEntries<'_>, RecordFault> {
     let what = "an index node has invalid sizes";
     let head = IndexNode::read(node).ok_or(what)?;
     let entries = node
         .get(head.first as usize..head.end as usize)
-        .ok_or_else(|| Fault::field(what, ("index node", 4), node.len(), head.end))?;
+        .ok_or_else(|| RecordFault::field(what, ("index node", 4), node.len(), head.end))?;
     Ok(IndexEntries { entries })
 }
 
@@ -463,7 +477,7 @@ pub struct IndexEntry<'n> {
 }
 
 impl<'n> Iterator for IndexEntries<'n> {
-    type Item = Result<IndexEntry<'n>, Fault>;
+    type Item = Result<IndexEntry<'n>, RecordFault>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.entries.is_empty() {
@@ -479,10 +493,10 @@ impl<'n> Iterator for IndexEntries<'n> {
 
 impl<'n> IndexEntry<'n> {
     /// Parses the entry at the start of `all`, and returns the rest.
-    fn parse(all: &'n [u8]) -> Result<(Self, &'n [u8]), Fault> {
+    fn parse(all: &'n [u8]) -> Result<(Self, &'n [u8]), RecordFault> {
         let damaged = "an index entry is damaged";
         let fault = |offset, expected: usize, actual: usize| {
-            Fault::field(damaged, ("index entry", offset), expected, actual)
+            RecordFault::field(damaged, ("index entry", offset), expected, actual)
         };
         let head = IndexEntryHeader::read(all).ok_or_else(|| fault(0, 16, all.len()))?;
         let len = usize::from(head.len);
@@ -552,11 +566,16 @@ impl<'n> FileName<'n> {
 }
 
 /// The node inside an `INDX` block, after checking and restoring the block.
-pub fn index_block(block: &mut [u8], vcn: u64) -> Result<&[u8], Fault> {
+pub fn index_block(block: &mut [u8], vcn: u64) -> Result<&[u8], RecordFault> {
     if !block.starts_with(b"INDX") {
         let (expected, actual) = (le32(b"INDX", 0), le32(block, 0));
         let what = "an index block has no INDX signature";
-        return Err(Fault::field(what, ("index block", 0), expected, actual));
+        return Err(RecordFault::field(
+            what,
+            ("index block", 0),
+            expected,
+            actual,
+        ));
     }
     fix_up(block)?;
     let own = IndexBlock::read(block)
@@ -564,7 +583,7 @@ pub fn index_block(block: &mut [u8], vcn: u64) -> Result<&[u8], Fault> {
         .vcn;
     if own != vcn {
         let what = "an index block is not where it should be";
-        return Err(Fault::field(what, ("index block", 16), vcn, own));
+        return Err(RecordFault::field(what, ("index block", 16), vcn, own));
     }
     Ok(&block[IndexBlock::LEN..])
 }
@@ -575,7 +594,7 @@ mod tests {
 
     #[test]
     fn run_lists() {
-        let run = |vcn, lcn, clusters| Run { vcn, lcn, clusters };
+        let run = |vcn, lcn, clusters| ClusterRun { vcn, lcn, clusters };
         // Two runs with a backward step, a hole between, then contiguous ones that merge.
         let mut runs = Vec::new();
         let pairs = [
@@ -625,16 +644,16 @@ mod tests {
         record[56..60].copy_from_slice(&AT_END.to_le_bytes());
         record[510] = 9;
         record[1022] = 9;
-        assert!(Record::parse(record.clone()).is_ok());
+        assert!(MftRecord::parse(record.clone()).is_ok());
         record[1022] = 8;
         assert_eq!(
-            Record::parse(record.clone()).unwrap_err().to_string(),
+            MftRecord::parse(record.clone()).unwrap_err().to_string(),
             "a record was only partly written (record, byte 1022: 0x8, expected 0x9)"
         );
         record[1022] = 9;
         record[24..28].copy_from_slice(&2048u32.to_le_bytes());
         assert_eq!(
-            Record::parse(record).unwrap_err().to_string(),
+            MftRecord::parse(record).unwrap_err().to_string(),
             "the sizes in an MFT record are invalid (MFT record, byte 24: 0x800, expected 0x400)"
         );
     }
@@ -656,7 +675,7 @@ mod tests {
                 record[at..at + 2].copy_from_slice(&word.to_le_bytes());
             }
             record[56..56 + bytes.len()].copy_from_slice(&bytes);
-            if let Ok(record) = Record::parse(record) {
+            if let Ok(record) = MftRecord::parse(record) {
                 record.attributes().for_each(drop);
             }
         }

@@ -96,8 +96,8 @@ pub fn starts(guest: &dyn GuestRead, boot: &BootFiles, disks: &[Disk], system: &
         let bcd = Bcd::parse(&view).ok()?;
         let device = bcd.default_loader()?.os_device.clone();
         match partition_of(disks, system.id, device.as_ref()) {
-            Target::Here(disk, _) => Some(disk),
-            Target::Gone(_) | Target::Free => None,
+            LoaderTarget::Here(disk, _) => Some(disk),
+            LoaderTarget::Gone(_) | LoaderTarget::Free => None,
         }
     });
     named == Some(system.id)
@@ -139,7 +139,7 @@ fn entries(
         (OS_DEVICE, &loader.os_device, "osdevice"),
     ] {
         match partition_of(place.disks, place.system.disk, device.as_ref()) {
-            Target::Here(disk, p)
+            LoaderTarget::Here(disk, p)
                 if code == OS_DEVICE && VolumeId::of(disk, p.index) != place.system =>
             {
                 findings.push(findings::BCD_OTHER_WINDOWS.found_with(
@@ -147,8 +147,8 @@ fn entries(
                     format!("{}, {}", hive.path, loader.id),
                 ));
             }
-            Target::Here(..) | Target::Free => {}
-            Target::Gone(what) => {
+            LoaderTarget::Here(..) | LoaderTarget::Free => {}
+            LoaderTarget::Gone(what) => {
                 let disks = match place.disks.len() {
                     1 => "this disk".to_string(),
                     n => format!("any of the {n} disks"),
@@ -182,7 +182,7 @@ fn entries(
     Ok(())
 }
 
-enum Target<'l> {
+enum LoaderTarget<'l> {
     Here(DiskId, &'l Partition),
     Gone(String),
     /// A device that no partition table can disprove.
@@ -191,27 +191,31 @@ enum Target<'l> {
 
 /// Finds the partition of an entry. Copies of a disk share its identity, so the disk `first` is
 /// searched before the others.
-fn partition_of<'l>(disks: &'l [Disk], first: DiskId, device: Option<&BcdDevice>) -> Target<'l> {
+fn partition_of<'l>(
+    disks: &'l [Disk],
+    first: DiskId,
+    device: Option<&BcdDevice>,
+) -> LoaderTarget<'l> {
     let Some(device) = device else {
-        return Target::Gone("no such element".into());
+        return LoaderTarget::Gone("no such element".into());
     };
     let what = match device {
         BcdDevice::Gpt { disk, partition } => format!("partition {partition} of disk {disk}"),
         BcdDevice::Mbr { signature, offset } => format!("offset {offset} of disk {signature}"),
         BcdDevice::Boot | BcdDevice::Locate | BcdDevice::Ramdisk | BcdDevice::Other { .. } => {
-            return Target::Free;
+            return LoaderTarget::Free;
         }
     };
     let named = |disk: &'l Disk| {
         let id = disk.layout.disk_id.as_deref().unwrap_or_default();
         let mut partitions = disk.layout.partitions.iter();
         let found = partitions.find(|p| device.is_partition(id, p.guid.as_deref(), p.start_bytes));
-        found.map(|partition| Target::Here(disk.id, partition))
+        found.map(|partition| LoaderTarget::Here(disk.id, partition))
     };
     disk_of(disks, first)
         .and_then(named)
         .or_else(|| disks.iter().find_map(named))
-        .unwrap_or(Target::Gone(what))
+        .unwrap_or(LoaderTarget::Gone(what))
 }
 
 /// The element with the identity of the partition of Windows. `None` without an element to start
@@ -291,7 +295,7 @@ fn loader_file(
     // If the entry leaves the choice to the boot manager, a loader may also be elsewhere.
     let device = loader.device.as_ref();
     let (volume, sure) = match partition_of(place.disks, place.system.disk, device) {
-        Target::Here(disk, partition) => (VolumeId::of(disk, partition.index), true),
+        LoaderTarget::Here(disk, partition) => (VolumeId::of(disk, partition.index), true),
         _ => (place.system, false),
     };
     let there = GuestPath::parse(text)

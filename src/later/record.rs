@@ -22,7 +22,7 @@ const SCHEMA: &str = "hyper2kvm/later/1";
 /// Whether the disks need the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum State {
+pub(crate) enum LaterState {
     /// The disks are overlays on the source.
     Left,
     /// Everything was pulled.
@@ -33,7 +33,7 @@ pub(crate) enum State {
 pub(crate) struct Record {
     pub(crate) schema: String,
     pub(crate) version: String,
-    pub(crate) state: State,
+    pub(crate) state: LaterState,
     /// The disks in the order of `outputs.disks` in the report.
     pub(crate) disks: Vec<Disk>,
 }
@@ -111,14 +111,14 @@ impl Record {
         Self {
             schema: SCHEMA.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: State::Left,
+            state: LaterState::Left,
             disks,
         }
     }
 
     /// Loads the record of a directory whose disks need the source; `None` for any other.
     pub(crate) fn left(folder: &Path) -> Result<Option<Self>> {
-        Ok(Self::load(folder)?.filter(|record| record.state == State::Left))
+        Ok(Self::load(folder)?.filter(|record| record.state == LaterState::Left))
     }
 
     pub(crate) fn load(folder: &Path) -> Result<Option<Self>> {
@@ -300,7 +300,7 @@ mod tests {
         );
         let backing = &backing(&record.disks[0].levels)[0];
         assert_eq!((&backing.path, backing.format.as_str()), (&source, "raw"));
-        record.state = State::Alone;
+        record.state = LaterState::Alone;
         record.save(dir.path()).unwrap();
         assert_eq!(Record::left(dir.path()).unwrap(), None);
         std::fs::write(dir.path().join(FILE_NAME), "{}").unwrap();

@@ -1,7 +1,7 @@
 //! Finds what still keeps Windows from starting after the plan. The faults of the boot path in the
 //! preview become blockers with remedies that help.
 
-use crate::boot_path::{self, BootPath, Fault, ImageState};
+use crate::boot_path::{self, BootFault, BootPath, ImageState};
 use crate::error::Blocker;
 use crate::inspect::{Firmware, Inspection};
 use crate::types::{Arch, DiskBus};
@@ -127,18 +127,18 @@ const SFC: &str = "repair Windows on its old host first (sfc /scannow, or a repa
 fn named(
     nt_major: u32,
     controller: DiskBus,
-    fault: &Fault,
+    fault: &BootFault,
     remedy: &Remedy<'_>,
 ) -> Option<Remaining> {
     let (blocker, check) = match fault {
-        Fault::NotBound { decides: false, .. }
-        | Fault::DeadFilter { decides: false, .. }
-        | Fault::PathForm { decides: false, .. }
-        | Fault::IdleOverride { .. }
-        | Fault::Instance { .. }
-        | Fault::DeviceDisabled { .. } => return None,
-        Fault::NotBound { ids, .. } => (not_bound(controller, ids, remedy), "controller-bound"),
-        Fault::DeadFilter {
+        BootFault::NotBound { decides: false, .. }
+        | BootFault::DeadFilter { decides: false, .. }
+        | BootFault::PathForm { decides: false, .. }
+        | BootFault::IdleOverride { .. }
+        | BootFault::Instance { .. }
+        | BootFault::DeviceDisabled { .. } => return None,
+        BootFault::NotBound { ids, .. } => (not_bound(controller, ids, remedy), "controller-bound"),
+        BootFault::DeadFilter {
             class,
             list,
             service,
@@ -153,7 +153,7 @@ fn named(
             ),
             "class-filters",
         ),
-        Fault::Damaged(text) => (
+        BootFault::Damaged(text) => (
             Blocker::new(
                 "hive-damaged",
                 format!("the SYSTEM hive cannot be read: {text}"),
@@ -161,21 +161,21 @@ fn named(
             ),
             "boot-path",
         ),
-        Fault::NotInstalled { service, .. }
-        | Fault::NotBootStart { service, .. }
-        | Fault::NotADriver { service, .. }
-        | Fault::Mistyped { service, .. }
-        | Fault::Deleted { service } => {
+        BootFault::NotInstalled { service, .. }
+        | BootFault::NotBootStart { service, .. }
+        | BootFault::NotADriver { service, .. }
+        | BootFault::Mistyped { service, .. }
+        | BootFault::Deleted { service } => {
             let (id, reason) = of_the_service(controller, fault)?;
             (
                 Blocker::new(id, reason, remedy.of(nt_major, service, SFC)),
                 check_of(nt_major, service, "controller-service"),
             )
         }
-        Fault::PathForm { service, .. }
-        | Fault::FileDeleted { service, .. }
-        | Fault::Import { service, .. }
-        | Fault::Image { service, .. } => {
+        BootFault::PathForm { service, .. }
+        | BootFault::FileDeleted { service, .. }
+        | BootFault::Import { service, .. }
+        | BootFault::Image { service, .. } => {
             let file = of_the_file(fault, remedy.after)?;
             (
                 Blocker::new(
@@ -219,28 +219,28 @@ fn not_bound(controller: DiskBus, ids: &[String], remedy: &Remedy<'_>) -> Blocke
 }
 
 /// The blocker and its reason for a service with a wrong key.
-fn of_the_service(controller: DiskBus, fault: &Fault) -> Option<(&'static str, String)> {
+fn of_the_service(controller: DiskBus, fault: &BootFault) -> Option<(&'static str, String)> {
     let bus = controller.name();
     Some(match fault {
-        Fault::NotInstalled { service, .. } => (
+        BootFault::NotInstalled { service, .. } => (
             "boot-driver-missing",
             format!("the driver {service}, which booting from {bus} needs, is not installed"),
         ),
-        Fault::NotBootStart { service, start, .. } => (
+        BootFault::NotBootStart { service, start, .. } => (
             "boot-driver-start",
             format!("the driver {service} would not start at boot (Start={start})"),
         ),
-        Fault::NotADriver { service, kind } => (
+        BootFault::NotADriver { service, kind } => (
             "boot-driver-damaged",
             format!("the service {service} is not a kernel driver (Type={kind})"),
         ),
-        Fault::Mistyped { service, value } => (
+        BootFault::Mistyped { service, value } => (
             "boot-driver-damaged",
             format!(
                 "{value} of the service {service} is of the wrong type: Windows drops the driver"
             ),
         ),
-        Fault::Deleted { service } => (
+        BootFault::Deleted { service } => (
             "boot-driver-damaged",
             format!("the service {service} is marked for deletion (DeleteFlag)"),
         ),
@@ -255,21 +255,21 @@ struct FileFault {
     check: &'static str,
 }
 
-fn of_the_file(fault: &Fault, after: &Inspection) -> Option<FileFault> {
+fn of_the_file(fault: &BootFault, after: &Inspection) -> Option<FileFault> {
     let (reason, repair, check) = match fault {
-        Fault::PathForm { service, path, .. } => (
+        BootFault::PathForm { service, path, .. } => (
             format!(
                 "{service}: {path} is not below the directory of Windows, as the boot loader of this Windows requires"
             ),
             "move the driver into System32\\drivers in the guest",
             "controller-service",
         ),
-        Fault::FileDeleted { service, path } => (
+        BootFault::FileDeleted { service, path } => (
             format!("{service}: Windows deletes {path} at its next start"),
             "restart the guest once on its old host",
             "controller-image",
         ),
-        Fault::Import { service, missing } => (
+        BootFault::Import { service, missing } => (
             format!(
                 "{service}: {}",
                 missing.text(after.os.arch.unwrap_or(Arch::Amd64))
@@ -277,7 +277,7 @@ fn of_the_file(fault: &Fault, after: &Inspection) -> Option<FileFault> {
             SFC,
             "controller-image",
         ),
-        Fault::Image {
+        BootFault::Image {
             service,
             path,
             state,

@@ -22,7 +22,7 @@ fn inspection(version: WinVersion) -> Inspection {
 }
 
 /// A guest whose controllers are all ready but one.
-fn after(version: WinVersion, controller: DiskBus, faults: Vec<Fault>) -> Inspection {
+fn after(version: WinVersion, controller: DiskBus, faults: Vec<BootFault>) -> Inspection {
     let mut after = inspection(version);
     for (bus, path) in &mut after.controllers {
         path.ready = *bus != controller;
@@ -47,12 +47,12 @@ fn import() -> Missing {
     }
 }
 
-type Of = fn(String) -> Fault;
+type Of = fn(String) -> BootFault;
 
 /// Of a service: code of the blocker, the check of a controller's driver, and words of the reason.
 const OF_A_SERVICE: [(Of, &str, &str, &str); 10] = [
     (
-        |service| Fault::NotInstalled {
+        |service| BootFault::NotInstalled {
             service,
             file: true,
         },
@@ -61,7 +61,7 @@ const OF_A_SERVICE: [(Of, &str, &str, &str); 10] = [
         "is not installed",
     ),
     (
-        |service| Fault::NotBootStart {
+        |service| BootFault::NotBootStart {
             service,
             start: 3,
             start_override: None,
@@ -71,13 +71,13 @@ const OF_A_SERVICE: [(Of, &str, &str, &str); 10] = [
         "Start=3",
     ),
     (
-        |service| Fault::NotADriver { service, kind: 16 },
+        |service| BootFault::NotADriver { service, kind: 16 },
         "boot-driver-damaged",
         "controller-service",
         "Type=16",
     ),
     (
-        |service| Fault::Mistyped {
+        |service| BootFault::Mistyped {
             service,
             value: "Group",
         },
@@ -86,13 +86,13 @@ const OF_A_SERVICE: [(Of, &str, &str, &str); 10] = [
         "Group of the service",
     ),
     (
-        |service| Fault::Deleted { service },
+        |service| BootFault::Deleted { service },
         "boot-driver-damaged",
         "controller-service",
         "DeleteFlag",
     ),
     (
-        |service| Fault::PathForm {
+        |service| BootFault::PathForm {
             service,
             path: file(),
             decides: true,
@@ -102,7 +102,7 @@ const OF_A_SERVICE: [(Of, &str, &str, &str); 10] = [
         "boot loader of this Windows requires",
     ),
     (
-        |service| Fault::FileDeleted {
+        |service| BootFault::FileDeleted {
             service,
             path: file(),
         },
@@ -111,7 +111,7 @@ const OF_A_SERVICE: [(Of, &str, &str, &str); 10] = [
         "deletes \\Windows\\x.sys",
     ),
     (
-        |service| Fault::Import {
+        |service| BootFault::Import {
             service,
             missing: import(),
         },
@@ -120,7 +120,7 @@ const OF_A_SERVICE: [(Of, &str, &str, &str); 10] = [
         "storport.sys, which \\Windows\\x.sys imports from, is missing",
     ),
     (
-        |service| Fault::Image {
+        |service| BootFault::Image {
             service,
             path: Some(file()),
             state: ImageState::Missing,
@@ -130,7 +130,7 @@ const OF_A_SERVICE: [(Of, &str, &str, &str); 10] = [
         "\\Windows\\x.sys is missing",
     ),
     (
-        |service| Fault::Image {
+        |service| BootFault::Image {
             service,
             path: None,
             state: ImageState::Unreadable,
@@ -176,12 +176,12 @@ fn a_fault_of_a_driver_is_told_by_the_check_that_looks_at_it() {
 #[test]
 fn a_fault_that_is_of_no_driver_has_a_code_of_its_own() {
     let ids = || vec!["PCI\\VEN_1AF4&DEV_1042".to_string(), "other".to_string()];
-    let unbound = |decides| Fault::NotBound {
+    let unbound = |decides| BootFault::NotBound {
         ids: ids(),
         decides,
         spare: None,
     };
-    let filter = |decides| Fault::DeadFilter {
+    let filter = |decides| BootFault::DeadFilter {
         class: "DiskDrive",
         list: "LowerFilters",
         service: "gone".into(),
@@ -204,7 +204,7 @@ fn a_fault_that_is_of_no_driver_has_a_code_of_its_own() {
         ),
         (
             Sata,
-            Fault::Damaged("x".into()),
+            BootFault::Damaged("x".into()),
             "hive-damaged",
             &["boot-path"],
             "shut it down cleanly",
@@ -214,7 +214,7 @@ fn a_fault_that_is_of_no_driver_has_a_code_of_its_own() {
         (Sata, filter(false), "boot-path", &["boot-path"], "repair"),
         (
             Sata,
-            Fault::IdleOverride {
+            BootFault::IdleOverride {
                 service: "disk".into(),
                 value: 3,
             },
@@ -224,7 +224,7 @@ fn a_fault_that_is_of_no_driver_has_a_code_of_its_own() {
         ),
         (
             Sata,
-            Fault::Instance {
+            BootFault::Instance {
                 path: "PCI\\x".into(),
                 service: None,
             },
@@ -234,7 +234,7 @@ fn a_fault_that_is_of_no_driver_has_a_code_of_its_own() {
         ),
         (
             Sata,
-            Fault::DeviceDisabled {
+            BootFault::DeviceDisabled {
                 path: "PCI\\x".into(),
                 flags: 1,
             },
@@ -244,7 +244,7 @@ fn a_fault_that_is_of_no_driver_has_a_code_of_its_own() {
         ),
         (
             Sata,
-            Fault::PathForm {
+            BootFault::PathForm {
                 service: "disk".into(),
                 path: file(),
                 decides: false,
@@ -283,7 +283,7 @@ fn the_other_ways_to_a_first_boot_are_those_that_are_ready() {
         // Without a driver for the disk that stays there is nothing else to start from.
         (VirtioBlk, VirtioBlk, &all, ""),
     ] {
-        let fault = Fault::Deleted {
+        let fault = BootFault::Deleted {
             service: "x".into(),
         };
         let mut after = after(WinVersion::Win7, controller, vec![fault]);
@@ -297,7 +297,7 @@ fn the_other_ways_to_a_first_boot_are_those_that_are_ready() {
             .map_or("", |(_, rest)| rest);
         assert_eq!(found, expected, "{controller:?} {ready:?}: {remedy}");
     }
-    let unbound = Fault::NotBound {
+    let unbound = BootFault::NotBound {
         ids: Vec::new(),
         decides: true,
         spare: None,
@@ -322,7 +322,7 @@ fn the_other_ways_to_a_first_boot_are_those_that_are_ready() {
 /// once.
 #[test]
 fn each_fault_of_the_wanted_controllers_is_named_once() {
-    let deleted = |service: &str| Fault::Deleted {
+    let deleted = |service: &str| BootFault::Deleted {
         service: service.into(),
     };
     let mut after = after(
@@ -346,7 +346,7 @@ fn each_fault_of_the_wanted_controllers_is_named_once() {
 
 #[test]
 fn a_file_for_another_processor_is_told_with_that_of_windows() {
-    let fault = Fault::Import {
+    let fault = BootFault::Import {
         service: "viostor".into(),
         missing: Missing {
             path: Some(file()),
@@ -373,7 +373,7 @@ fn a_file_for_another_processor_is_told_with_that_of_windows() {
 #[test]
 fn what_is_said_of_each_fault_that_stays() {
     let mut text = String::new();
-    let mut say = |version, controller, fault: Fault| {
+    let mut say = |version, controller, fault: BootFault| {
         let mut after = after(version, controller, vec![fault.clone()]);
         // Another way is proposed only where one is ready.
         after.controllers.get_mut(&VirtioScsi).unwrap().ready = false;
@@ -405,7 +405,7 @@ fn what_is_said_of_each_fault_that_stays() {
             say(
                 WinVersion::Win7,
                 VirtioBlk,
-                Fault::Image {
+                BootFault::Image {
                     service,
                     path,
                     state,
@@ -417,7 +417,7 @@ fn what_is_said_of_each_fault_that_stays() {
         say(
             WinVersion::Win7,
             controller,
-            Fault::NotBound {
+            BootFault::NotBound {
                 ids: vec!["FIRST".into(), "SECOND".into()],
                 decides: true,
                 spare: None,
@@ -427,19 +427,19 @@ fn what_is_said_of_each_fault_that_stays() {
     say(
         WinVersion::Win10,
         Sata,
-        Fault::DeadFilter {
+        BootFault::DeadFilter {
             class: "hdc",
             list: "UpperFilters",
             service: "gone".into(),
             decides: true,
         },
     );
-    say(WinVersion::Win10, Sata, Fault::Damaged("why".into()));
+    say(WinVersion::Win10, Sata, BootFault::Damaged("why".into()));
     // Advice alone: what the boot path says is the reason.
     say(
         WinVersion::Win10,
         Ide,
-        Fault::IdleOverride {
+        BootFault::IdleOverride {
             service: "x".into(),
             value: 3,
         },

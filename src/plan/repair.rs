@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use crate::actions::{Action, PatchBootSector};
 use crate::boot_path::pending::Pending;
-use crate::boot_path::{self, DEVICE_OFF, Fault, class_guid};
+use crate::boot_path::{self, BootFault, DEVICE_OFF, class_guid};
 use crate::error::Blocker;
 use crate::guest::GuestPath;
 use crate::inspect::HiveName;
@@ -30,7 +30,7 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[ControlSet], layout: &mut Layout) {
         .keys()
         .map(|name| name.to_lowercase())
         .collect();
-    let mut faults: Vec<(DiskBus, &Fault)> = Vec::new();
+    let mut faults: Vec<(DiskBus, &BootFault)> = Vec::new();
     for (controller, path) in &inputs.inspection.controllers {
         let is_virtio = matches!(controller, DiskBus::VirtioBlk | DiskBus::VirtioScsi);
         if !is_virtio && Some(*controller) != inputs.options.bootstrap {
@@ -39,13 +39,13 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[ControlSet], layout: &mut Layout) {
         for fault in &path.faults {
             // The driver packages install these.
             let ours = match fault {
-                Fault::NotBound { .. } => is_virtio,
-                Fault::NotInstalled { service, .. }
-                | Fault::NotBootStart { service, .. }
-                | Fault::NotADriver { service, .. }
-                | Fault::Mistyped { service, .. }
-                | Fault::PathForm { service, .. }
-                | Fault::Image { service, .. } => virtio.contains(&service.to_lowercase()),
+                BootFault::NotBound { .. } => is_virtio,
+                BootFault::NotInstalled { service, .. }
+                | BootFault::NotBootStart { service, .. }
+                | BootFault::NotADriver { service, .. }
+                | BootFault::Mistyped { service, .. }
+                | BootFault::PathForm { service, .. }
+                | BootFault::Image { service, .. } => virtio.contains(&service.to_lowercase()),
                 _ => false,
             };
             if !ours && !faults.iter().any(|(_, known)| *known == fault) {
@@ -54,7 +54,7 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[ControlSet], layout: &mut Layout) {
         }
     }
     let deleted = faults.iter().filter_map(|(_, fault)| match fault {
-        Fault::FileDeleted { path, .. } => Some(path.clone()),
+        BootFault::FileDeleted { path, .. } => Some(path.clone()),
         _ => None,
     });
     match unmarked(inputs, sets, deleted.collect()) {
@@ -67,7 +67,7 @@ pub fn bootable(inputs: &Inputs<'_>, sets: &[ControlSet], layout: &mut Layout) {
         Err(error) => layout.blockers.push(unreadable(&error)),
     }
     for (controller, fault) in &faults {
-        if let Fault::Instance { path, service } = fault {
+        if let BootFault::Instance { path, service } = fault {
             layout
                 .warnings
                 .push(met_before(*controller, path, service.as_deref()));
@@ -184,37 +184,37 @@ pub fn boot_sector(inputs: &Inputs<'_>) -> Option<Action> {
 fn repair(
     inputs: &Inputs<'_>,
     sets: &[ControlSet],
-    fault: &Fault,
+    fault: &BootFault,
 ) -> Result<Vec<RegOp>, HiveError> {
     let everywhere = |edits: &dyn Fn(&ControlSet) -> Vec<RegOp>| -> Vec<RegOp> {
         sets.iter().flat_map(edits).collect()
     };
     Ok(match fault {
-        Fault::NotBootStart { service, .. } => everywhere(&|set| boot_start(set, service)),
-        Fault::NotBound { ids, spare, .. } => match spare {
+        BootFault::NotBootStart { service, .. } => everywhere(&|set| boot_start(set, service)),
+        BootFault::NotBound { ids, spare, .. } => match spare {
             Some(driver) => everywhere(&|set| bind(set, ids, driver)),
             None => Vec::new(),
         },
-        Fault::NotInstalled { service, file } => match inbox(service).filter(|_| *file) {
+        BootFault::NotInstalled { service, file } => match inbox(service).filter(|_| *file) {
             Some(driver) => everywhere(&|set| driver.service(set)),
             None => Vec::new(),
         },
-        Fault::DeadFilter { class, list, .. } => without_dead_filters(inputs, sets, class, list)?,
-        Fault::Mistyped { service, value } => {
+        BootFault::DeadFilter { class, list, .. } => without_dead_filters(inputs, sets, class, list)?,
+        BootFault::Mistyped { service, value } => {
             everywhere(&|set| vec![retyped(&set.service(service), service, value)])
         }
-        Fault::Deleted { service } => everywhere(&|set| vec![not_deleted(set.service(service))]),
-        Fault::PathForm { service, path, .. } => path_form(inputs, sets, service, path),
-        Fault::DeviceDisabled { path, flags } => switched_on(inputs, sets, path, *flags)?,
+        BootFault::Deleted { service } => everywhere(&|set| vec![not_deleted(set.service(service))]),
+        BootFault::PathForm { service, path, .. } => path_form(inputs, sets, service, path),
+        BootFault::DeviceDisabled { path, flags } => switched_on(inputs, sets, path, *flags)?,
         // Together with those of the new drivers, because they are in one value: see `unmarked`.
-        Fault::FileDeleted { .. }
+        BootFault::FileDeleted { .. }
         // A fault that no edit repairs remains in the preview of the plan: see `remaining`.
-        | Fault::NotADriver { .. }
-        | Fault::Image { .. }
-        | Fault::Import { .. }
-        | Fault::IdleOverride { .. }
-        | Fault::Instance { .. }
-        | Fault::Damaged(_) => Vec::new(),
+        | BootFault::NotADriver { .. }
+        | BootFault::Image { .. }
+        | BootFault::Import { .. }
+        | BootFault::IdleOverride { .. }
+        | BootFault::Instance { .. }
+        | BootFault::Damaged(_) => Vec::new(),
     })
 }
 
@@ -412,15 +412,15 @@ fn without_dead_filters(
     // A driver that this plan makes start is a filter that works.
     let repaired = |service: &str| {
         faults().any(|fault| match fault {
-            Fault::NotBootStart { service: s, .. }
-            | Fault::Mistyped { service: s, .. }
-            | Fault::Deleted { service: s } => s.eq_ignore_ascii_case(service),
+            BootFault::NotBootStart { service: s, .. }
+            | BootFault::Mistyped { service: s, .. }
+            | BootFault::Deleted { service: s } => s.eq_ignore_ascii_case(service),
             _ => false,
         })
     };
     let dead: Vec<&String> = faults()
         .filter_map(|fault| match fault {
-            Fault::DeadFilter {
+            BootFault::DeadFilter {
                 class: c,
                 list: l,
                 service,

@@ -1,7 +1,7 @@
 //! The plan for each Windows as text: a changed decision shows as a change of these files.
 
 use crate::actions::{Action, EditHive, PatchBootSector};
-use crate::boot_path::Fault;
+use crate::boot_path::BootFault;
 use crate::check::{Check, CheckState};
 use crate::convert::prepare;
 use crate::demo::guest::GuestFile;
@@ -461,7 +461,7 @@ fn ide_is_proposed_to_a_guest_with_bios_only() {
             path.ready = *controller == DiskBus::Ide;
         }
         let sata = after.controllers.get_mut(&DiskBus::Sata).unwrap();
-        sata.faults = vec![Fault::NotBound {
+        sata.faults = vec![BootFault::NotBound {
             ids: vec!["VEN_8086&DEV_2922".into()],
             decides: true,
             spare: None,

@@ -15,7 +15,7 @@ use crate::fix::journal::write_durably;
 use crate::fix::trusted::TrustedFolder;
 use crate::report::OutputFile;
 use crate::tool;
-use crate::tool::virsh::{State, Tick, Virsh};
+use crate::tool::virsh::{DomainState, Tick, Virsh};
 
 const REPORT: &str = "report.json";
 
@@ -42,7 +42,7 @@ pub(crate) struct Domain {
 
 impl Domain {
     pub(crate) fn is_active(&self) -> bool {
-        self.tick.state != State::Off
+        self.tick.state != DomainState::Off
     }
 }
 

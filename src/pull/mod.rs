@@ -23,7 +23,7 @@ use crate::disk::chain::Image;
 use crate::disk::export::Export;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
-use crate::later::record::{Record, State};
+use crate::later::record::{LaterState, Record};
 use crate::tool::qemu_img::{self, Depth};
 use crate::transfer::{Checkpoint, Extents, Pace, Transfer, TransferError, Zeroes};
 use crate::ui::{self, Ui};
@@ -87,7 +87,7 @@ pub(crate) fn pull(options: &Options, ui: &Ui) -> Result<Pulled> {
         bytes: Bytes::default(),
         seconds: 0.0,
     };
-    if record.state == State::Alone {
+    if record.state == LaterState::Alone {
         ui.status("Done", "the disks stand alone already");
         return Ok(pulled);
     }
@@ -148,7 +148,7 @@ fn complete(folder: &mut Folder, record: &mut Record, domain: Option<&Domain>) -
     hit("pull-defined")?;
     folder.report_alone()?;
     hit("pull-reported")?;
-    record.state = State::Alone;
+    record.state = LaterState::Alone;
     record.save(&folder.path)
 }
 

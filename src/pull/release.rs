@@ -16,7 +16,7 @@ use crate::convert::sync;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::files;
-use crate::later::record::{FILE_NAME, Record, State};
+use crate::later::record::{FILE_NAME, LaterState, Record};
 use crate::later::serve;
 use crate::later::wire::SOCKET;
 use crate::report::OutputFile;
@@ -57,7 +57,7 @@ pub(crate) fn release(options: &Options, ui: &Ui) -> Result<Released> {
     let Some(record) = Record::load(&folder.path)? else {
         return Err(nothing_to_release(&folder.path, "its disks were copied"));
     };
-    if record.state == State::Alone {
+    if record.state == LaterState::Alone {
         return Err(nothing_to_release(&folder.path, "everything was pulled"));
     }
     let domain = folder.domain(&options.uri)?;

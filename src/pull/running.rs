@@ -18,7 +18,7 @@ use crate::later::record::{Disk, Record};
 use crate::stop;
 use crate::tool::qemu_img::{self, Depth};
 use crate::tool::spec::Spec;
-use crate::tool::virsh::{JobKind, State};
+use crate::tool::virsh::{DomainState, JobKind};
 use crate::ui::{self, Progress, Ui};
 
 /// The interval between two queries of the job.
@@ -187,16 +187,16 @@ impl Pulling<'_> {
         let found = self.domain.virsh.state(self.domain.uuid)?;
         let tick = found.ok_or_else(|| self.lost())?;
         match tick.state {
-            State::Off => Err(self.lost()),
+            DomainState::Off => Err(self.lost()),
             // `hyper2kvm serve` resumes it.
-            State::Paused
+            DomainState::Paused
                 if tick.is_io_error()
                     && self.disk.wire().is_some()
                     && !self.domain.virsh.is_full(self.domain.uuid)? =>
             {
                 Ok(true)
             }
-            State::Paused if tick.is_io_error() => Err(Error::failed(
+            DomainState::Paused if tick.is_io_error() => Err(Error::failed(
                 "QEMU paused the VM: a disk, or the source, gave an I/O error",
             )
             .hint(

@@ -60,7 +60,7 @@ impl Serving {
             let end = match Record::load(&self.folder) {
                 _ if stop::requested() => Some(End::Asked),
                 Ok(None) => Some(End::Released),
-                Ok(Some(record)) if record.state == record::State::Alone => Some(End::Alone),
+                Ok(Some(record)) if record.state == record::LaterState::Alone => Some(End::Alone),
                 // Being written, or unreachable for a moment: the VM still needs the source.
                 _ => None,
             };

@@ -20,7 +20,7 @@ pub const INLINE: u32 = 1 << 31;
 /// A violation of the format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("hive is damaged at byte {offset}: {structure}: expected {expected}, found {actual}")]
-pub struct Fault {
+pub struct CellFault {
     /// From the start of the file.
     pub offset: u64,
     pub structure: &'static str,
@@ -28,7 +28,7 @@ pub struct Fault {
     pub actual: String,
 }
 
-impl Fault {
+impl CellFault {
     /// Creates a fault at `offset` from the first bin.
     pub fn in_bins(
         offset: impl TryInto<u64>,
@@ -65,8 +65,8 @@ pub struct Cell<'b> {
 
 impl<'b> Cell<'b> {
     /// The cell at `offset`, for a reader that has not scanned the bins from their start.
-    pub fn at(bins: &'b [u8], offset: u32) -> Result<Self, Fault> {
-        let fault = |actual: String| Fault::in_bins(offset, "cell", "one in use", actual);
+    pub fn at(bins: &'b [u8], offset: u32) -> Result<Self, CellFault> {
+        let fault = |actual: String| CellFault::in_bins(offset, "cell", "one in use", actual);
         let end = || fault(format!("{} bytes of bins", bins.len()));
         if !offset.is_multiple_of(8) {
             return Err(fault("a place between cells".to_string()));
@@ -83,7 +83,7 @@ impl<'b> Cell<'b> {
     }
 
     #[inline(always)]
-    pub fn slice(&self, at: usize, len: usize) -> Result<&'b [u8], Fault> {
+    pub fn slice(&self, at: usize, len: usize) -> Result<&'b [u8], CellFault> {
         match self.data.get(at..at.saturating_add(len)) {
             Some(bytes) => Ok(bytes),
             None => Err(self.too_short(at, len)),
@@ -91,26 +91,26 @@ impl<'b> Cell<'b> {
     }
 
     #[cold]
-    fn too_short(&self, at: usize, len: usize) -> Fault {
+    fn too_short(&self, at: usize, len: usize) -> CellFault {
         let (has, needs) = (self.data.len(), at.saturating_add(len));
         let expected = format!("{needs} bytes for its contents");
-        Fault::in_bins(self.offset, "cell", expected, format!("{has}: too short"))
+        CellFault::in_bins(self.offset, "cell", expected, format!("{has}: too short"))
     }
 
     #[inline(always)]
-    pub fn u16(&self, at: usize) -> Result<u16, Fault> {
+    pub fn u16(&self, at: usize) -> Result<u16, CellFault> {
         let b = self.slice(at, 2)?;
         Ok(u16::from_le_bytes([b[0], b[1]]))
     }
 
     #[inline(always)]
-    pub fn u32(&self, at: usize) -> Result<u32, Fault> {
+    pub fn u32(&self, at: usize) -> Result<u32, CellFault> {
         let b = self.slice(at, 4)?;
         Ok(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }
 
     #[inline(always)]
-    pub fn expect(self, signature: &[u8; 2]) -> Result<Self, Fault> {
+    pub fn expect(self, signature: &[u8; 2]) -> Result<Self, CellFault> {
         match self.data {
             [a, b, ..] if [*a, *b] == *signature => Ok(self),
             _ => Err(self.signed_otherwise(signature)),
@@ -118,15 +118,15 @@ impl<'b> Cell<'b> {
     }
 
     #[cold]
-    fn signed_otherwise(&self, signature: &[u8; 2]) -> Fault {
+    fn signed_otherwise(&self, signature: &[u8; 2]) -> CellFault {
         let found = self.data.get(..2).unwrap_or(self.data);
         let (expected, found) = (signature.escape_ascii(), found.escape_ascii());
-        Fault::in_bins(self.offset, "signature", expected, found)
+        CellFault::in_bins(self.offset, "signature", expected, found)
     }
 
     /// The name of a key (`nk`).
     #[inline(always)]
-    pub fn key_name(&self) -> Result<Name<'b>, Fault> {
+    pub fn key_name(&self) -> Result<Name<'b>, CellFault> {
         Ok(Name {
             bytes: self.slice(nk::NAME, usize::from(self.u16(nk::NAME_LEN)?))?,
             compressed: self.u16(nk::FLAGS)? & nk::COMPRESSED_NAME != 0,
@@ -134,7 +134,7 @@ impl<'b> Cell<'b> {
     }
 
     /// The name of a value (`vk`).
-    pub fn value_name(&self) -> Result<Name<'b>, Fault> {
+    pub fn value_name(&self) -> Result<Name<'b>, CellFault> {
         Ok(Name {
             bytes: self.slice(vk::NAME, usize::from(self.u16(vk::NAME_LEN)?))?,
             compressed: self.u16(vk::FLAGS)? & vk::COMPRESSED_NAME != 0,

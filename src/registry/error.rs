@@ -1,6 +1,6 @@
 //! Reasons why a hive cannot be read.
 
-use super::cell::{Fault, MAX_DEPTH};
+use super::cell::{CellFault, MAX_DEPTH};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HiveError {
@@ -16,7 +16,7 @@ pub enum HiveError {
     #[error("keys are nested more than {MAX_DEPTH} deep")]
     TooDeep,
     #[error(transparent)]
-    Damaged(#[from] Fault),
+    Damaged(#[from] CellFault),
     #[error("registry key {0} is not there")]
     NoKey(String),
 }

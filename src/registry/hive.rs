@@ -9,7 +9,7 @@
 //! the walk checks the order.
 
 use super::base::BaseBlock;
-use super::cell::{Cell, Fault, INLINE, NONE, SEGMENT, utf16};
+use super::cell::{Cell, CellFault, INLINE, NONE, SEGMENT, utf16};
 use super::error::{HiveError, Result};
 use super::layout::{db, list, nk, vk};
 use super::name::{fold, name_hash};
@@ -57,21 +57,23 @@ impl<'b> HiveView<'b> {
         self.root()?.key(path)
     }
 
-    fn cell(&self, offset: u32) -> Result<Cell<'b>, Fault> {
+    fn cell(&self, offset: u32) -> Result<Cell<'b>, CellFault> {
         Cell::at(self.bins, offset)
     }
 
-    fn value_at(&self, offset: u32) -> Result<Cell<'b>, Fault> {
+    fn value_at(&self, offset: u32) -> Result<Cell<'b>, CellFault> {
         self.cell(offset)?.expect(b"vk")
     }
 
-    fn value_data(&self, vk: &Cell<'b>) -> Result<Value, Fault> {
+    fn value_data(&self, vk: &Cell<'b>) -> Result<Value, CellFault> {
         let (size, offset, ty) = (vk.u32(vk::SIZE)?, vk.u32(vk::DATA)?, vk.u32(vk::TYPE)?);
         let len = (size & !INLINE) as usize;
         let data = if size & INLINE != 0 {
             let word = vk.slice(vk::DATA, 4)?;
             word.get(..len)
-                .ok_or_else(|| Fault::in_bins(vk.offset, "value", "4 bytes in it at most", len))?
+                .ok_or_else(|| {
+                    CellFault::in_bins(vk.offset, "value", "4 bytes in it at most", len)
+                })?
                 .to_vec()
         } else if len == 0 {
             Vec::new()
@@ -83,10 +85,10 @@ impl<'b> HiveView<'b> {
         Ok(Value { ty, data })
     }
 
-    fn big_data(&self, offset: u32, len: usize) -> Result<Vec<u8>, Fault> {
+    fn big_data(&self, offset: u32, len: usize) -> Result<Vec<u8>, CellFault> {
         if len > self.bins.len() {
             let room = format!("{} bytes at most", self.bins.len());
-            return Err(Fault::in_bins(offset, "big data", room, len));
+            return Err(CellFault::in_bins(offset, "big data", room, len));
         }
         let header = self.cell(offset)?.expect(b"db")?;
         let list = self.cell(header.u32(db::LIST)?)?;
@@ -98,7 +100,7 @@ impl<'b> HiveView<'b> {
         }
         if data.len() < len {
             let expected = format!("{len} bytes");
-            return Err(Fault::in_bins(offset, "big data", expected, data.len()));
+            return Err(CellFault::in_bins(offset, "big data", expected, data.len()));
         }
         Ok(data)
     }
@@ -180,13 +182,13 @@ impl<'h> Key<'h> {
         Ok(entries)
     }
 
-    fn add_leaf(&self, leaf: &Cell<'_>, entries: &mut Vec<Entry>) -> Result<(), Fault> {
+    fn add_leaf(&self, leaf: &Cell<'_>, entries: &mut Vec<Entry>) -> Result<(), CellFault> {
         // An index root may name one leaf many times; the hive cannot have more keys than this.
         let most = self.hive.bins.len() / 80;
         let count = usize::from(leaf.u16(list::COUNT)?);
         if entries.len() + count > most {
             let (room, found) = (format!("room for {most}"), entries.len() + count);
-            return Err(Fault::in_bins(leaf.offset, "subkeys", room, found));
+            return Err(CellFault::in_bins(leaf.offset, "subkeys", room, found));
         }
         let (step, hashed) = match leaf.slice(0, 2)? {
             b"lh" => (list::HASHED, true),
@@ -194,7 +196,7 @@ impl<'h> Key<'h> {
             b"li" => (list::PLAIN, false),
             other => {
                 let (expected, found) = ("lh, lf or li", other.escape_ascii());
-                return Err(Fault::in_bins(
+                return Err(CellFault::in_bins(
                     leaf.offset,
                     "list of subkeys",
                     expected,
@@ -249,7 +251,7 @@ impl<'h> Key<'h> {
             // Many values may name the same cell.
             room = room.checked_sub(value.data.len()).ok_or_else(|| {
                 let (left, len) = (format!("{room} bytes left"), value.data.len());
-                Fault::in_bins(vk.offset, "values of a key", left, len)
+                CellFault::in_bins(vk.offset, "values of a key", left, len)
             })?;
             values.push((vk.value_name()?.to_text(), value));
         }

@@ -24,7 +24,7 @@
 use std::sync::Arc;
 
 use super::recover::{AppliedLog, ReplayError, ReplayWarning, SkippedLog, recover};
-use super::walk::{Fault, walk};
+use super::walk::{CellFault, walk};
 use crate::memory::FileBytes;
 
 /// The suffixes of the logs of a hive. `.LOG` is that of XP, and of BCD stores to this day.
@@ -38,7 +38,7 @@ pub enum LoadError {
         "{hive} was not saved completely, its logs do not help, and it is not sound; \
          start Windows once on the old host and shut it down"
     )]
-    Unsound { hive: String, source: Fault },
+    Unsound { hive: String, source: CellFault },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

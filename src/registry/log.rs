@@ -106,12 +106,12 @@ impl<'b> Log<'b> {
 
     /// The live entries of an entry log, and the reason why they end. An entry that needs hive bins
     /// larger than `limit` counts as damaged.
-    pub fn entries(&self, limit: usize) -> (Vec<Entry<'b>>, Stop) {
+    pub fn entries(&self, limit: usize) -> (Vec<LogEntry<'b>>, Stop) {
         let mut entries = Vec::new();
         let mut offset = SECTOR;
         let mut seq = self.base.primary_sequence;
         loop {
-            match Entry::parse(self.bytes, offset, seq, limit) {
+            match LogEntry::parse(self.bytes, offset, seq, limit) {
                 // Terminates because an entry is at least one sector long.
                 Ok((entry, size)) => {
                     entries.push(entry);
@@ -170,7 +170,7 @@ fn bins_size_ok(size: u32) -> bool {
 
 /// One transaction of an entry log with valid hashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry<'b> {
+pub struct LogEntry<'b> {
     pub seq: u32,
     pub flags: u32,
     pub bins_size: u32,
@@ -187,7 +187,7 @@ pub enum Stop {
     Damaged { seq: u32, why: &'static str },
 }
 
-impl<'b> Entry<'b> {
+impl<'b> LogEntry<'b> {
     /// Parses the entry at `offset` if it has the sequence number `seq`. Returns it and its size.
     fn parse(log: &'b [u8], offset: usize, seq: u32, limit: usize) -> Result<(Self, usize), Stop> {
         let damaged = |why| Stop::Damaged { seq, why };

@@ -25,7 +25,7 @@ use std::cmp::Reverse;
 
 use super::base::{self, BaseBlock, FileType};
 use super::hive::BASE_BLOCK_SIZE;
-use super::log::{BIN_ALIGN, Entry, HEADER_SIZE, Log, LogError, Page, Stop, seq_ahead};
+use super::log::{BIN_ALIGN, HEADER_SIZE, Log, LogEntry, LogError, Page, Stop, seq_ahead};
 use crate::bytes::{le32, le64};
 
 /// The only flag of the base block that is copied to a log entry.
@@ -119,7 +119,7 @@ pub fn recover<'b>(
     if primary.len() < BASE_BLOCK_SIZE {
         return Err(ReplayError::TooShort(primary.len()));
     }
-    let mut plan = Plan::new(primary, logs);
+    let mut plan = Replay::new(primary, logs);
     if plan.base.is_none() && plan.steps.is_empty() {
         return Err(ReplayError::NoBaseBlock);
     }
@@ -156,7 +156,7 @@ pub fn recover<'b>(
 /// The number of log entries that would be replayed (0 for a clean hive), without doing it. A page
 /// log counts as one entry.
 pub fn pending(primary: &[u8], logs: &[(&str, &[u8])]) -> u32 {
-    let plan = Plan::new(primary, logs);
+    let plan = Replay::new(primary, logs);
     plan.steps.iter().map(|step| step.summary().entries).sum()
 }
 
@@ -168,7 +168,7 @@ fn skip(name: &str, reason: SkipReason) -> SkippedLog {
 }
 
 /// The logs to replay, in order.
-struct Plan<'b, 'n> {
+struct Replay<'b, 'n> {
     /// The hive's base block, if intact.
     base: Option<BaseBlock>,
     /// The timestamp at the start of the hive's bins; replaces that of a damaged base block.
@@ -189,7 +189,7 @@ struct Step<'b, 'n> {
 
 enum Changes<'b> {
     /// At least one.
-    Entries(Vec<Entry<'b>>),
+    Entries(Vec<LogEntry<'b>>),
     Pages(Vec<Page<'b>>),
 }
 
@@ -218,10 +218,10 @@ fn logs_ahead(hive: u32, logs: &[Named]) -> Vec<ReplayWarning> {
     warnings
 }
 
-impl<'b, 'n> Plan<'b, 'n> {
+impl<'b, 'n> Replay<'b, 'n> {
     fn new(primary: &'b [u8], logs: &[(&'n str, &'b [u8])]) -> Self {
         let sizes = logs.iter().map(|(_, log)| log.len());
-        let mut plan = Plan {
+        let mut plan = Replay {
             base: intact_base(primary),
             bin_time: le64(primary, BASE_BLOCK_SIZE + 20),
             limit: sizes.fold(primary.len(), usize::saturating_add),

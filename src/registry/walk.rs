@@ -14,7 +14,7 @@ use super::base::{BaseBlock, FileType};
 use super::cell::{BASE_BLOCK_SIZE, BIN_HEADER, Cell, INLINE, MAX_DEPTH, NONE, PAGE, SEGMENT};
 use super::layout::{db, list, nk, sk, vk};
 
-pub use super::cell::Fault;
+pub use super::cell::CellFault;
 
 /// Counts from a sound hive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Stats {
 }
 
 /// Checks the whole hive. Time and memory are limited by its size, whatever its contents.
-pub fn walk(bytes: &[u8]) -> Result<Stats, Fault> {
+pub fn walk(bytes: &[u8]) -> Result<Stats, CellFault> {
     let base = BaseBlock::parse(bytes).map_err(|e| base_block(0, "a hive", e))?;
     if base.file_type != FileType::Primary {
         let found = format!("a log ({:?})", base.file_type);
@@ -61,8 +61,8 @@ const CELL_SIZE: usize = 4;
 /// The requirement for the size of a bin, and for that of all bins.
 const PAGES: &str = "pages of 4096 bytes within the hive";
 
-fn base_block(offset: u64, expected: impl ToString, actual: impl ToString) -> Fault {
-    Fault::in_file(offset, "base block", expected, actual)
+fn base_block(offset: u64, expected: impl ToString, actual: impl ToString) -> CellFault {
+    CellFault::in_file(offset, "base block", expected, actual)
 }
 
 /// Two bits for every possible start of a cell: an allocated cell starts there, and something
@@ -173,24 +173,24 @@ impl<'b> Walker<'b> {
     }
 
     /// Checks that the bins follow one another to the end, and the cells in each bin too.
-    fn scan_bins(&mut self) -> Result<(), Fault> {
+    fn scan_bins(&mut self) -> Result<(), CellFault> {
         let mut bin = 0usize;
         while bin < self.bins.len() {
             if self.bins.get(bin..bin + 4) != Some(b"hbin") {
                 let found = self.bins.get(bin..bin + 4).unwrap_or_default();
                 let found = format!("{}: the bin chain breaks", found.escape_ascii());
-                return Err(Fault::in_bins(bin as u64, "hive bin", "hbin", found));
+                return Err(CellFault::in_bins(bin as u64, "hive bin", "hbin", found));
             }
             let own_offset = self.raw_u32(bin + 4).unwrap_or(NONE) as usize;
             if own_offset != bin {
                 let (own, found) = (format!("its own place {bin}"), own_offset);
-                return Err(Fault::in_bins(bin as u64, "hive bin", own, found));
+                return Err(CellFault::in_bins(bin as u64, "hive bin", own, found));
             }
             let size = self.raw_u32(bin + 8).unwrap_or(0) as usize;
             let end = bin.saturating_add(size);
             if size == 0 || !size.is_multiple_of(PAGE) || end > self.bins.len() {
                 let found = format!("bin size {size}");
-                return Err(Fault::in_bins(bin as u64, "hive bin", PAGES, found));
+                return Err(CellFault::in_bins(bin as u64, "hive bin", PAGES, found));
             }
             let mut cell = bin + BIN_HEADER;
             while cell < end {
@@ -199,7 +199,7 @@ impl<'b> Walker<'b> {
                 if size < 8 || !size.is_multiple_of(8) || size > end - cell {
                     let expected = format!("a multiple of 8, {} at most", end - cell);
                     let found = format!("cell size {raw}");
-                    return Err(Fault::in_bins(cell as u64, "cell", expected, found));
+                    return Err(CellFault::in_bins(cell as u64, "cell", expected, found));
                 }
                 if raw < 0 {
                     self.marks.set_allocated(cell as u32);
@@ -221,10 +221,10 @@ impl<'b> Walker<'b> {
     }
 
     #[inline(always)]
-    fn peek(&self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
+    fn peek(&self, offset: u32, from: u32) -> Result<Cell<'b>, CellFault> {
         if !self.marks.is_allocated(offset) {
             let found = format!("{offset:#x}, where no allocated cell starts");
-            return Err(Fault::in_bins(from, "reference", "a cell", found));
+            return Err(CellFault::in_bins(from, "reference", "a cell", found));
         }
         let at = offset as usize;
         // Checked by scan_bins, as the mark shows.
@@ -234,17 +234,17 @@ impl<'b> Walker<'b> {
             None => {
                 let expected = format!("{} bytes of bins at most", self.bins.len());
                 let found = at.saturating_add(size);
-                Err(Fault::in_bins(offset, "cell", expected, found))
+                Err(CellFault::in_bins(offset, "cell", expected, found))
             }
         }
     }
 
     /// Takes a cell that may have only one reference; this also rules out cycles.
-    fn take(&mut self, offset: u32, from: u32) -> Result<Cell<'b>, Fault> {
+    fn take(&mut self, offset: u32, from: u32) -> Result<Cell<'b>, CellFault> {
         let cell = self.peek(offset, from)?;
         if !self.marks.visit(offset) {
             let found = format!("{offset:#x}, which is in use elsewhere");
-            return Err(Fault::in_bins(
+            return Err(CellFault::in_bins(
                 from,
                 "reference",
                 "a cell of its own",
@@ -255,7 +255,7 @@ impl<'b> Walker<'b> {
         Ok(cell)
     }
 
-    fn visit_keys(&mut self, root: u32) -> Result<(), Fault> {
+    fn visit_keys(&mut self, root: u32) -> Result<(), CellFault> {
         let mut pending = vec![PendingKey {
             cell: root,
             parent: NONE,
@@ -268,21 +268,25 @@ impl<'b> Walker<'b> {
         Ok(())
     }
 
-    fn visit_key(&mut self, key: &PendingKey, pending: &mut Vec<PendingKey>) -> Result<(), Fault> {
+    fn visit_key(
+        &mut self,
+        key: &PendingKey,
+        pending: &mut Vec<PendingKey>,
+    ) -> Result<(), CellFault> {
         let nk = self.take(key.cell, key.parent)?.expect(b"nk")?;
         if key.depth > MAX_DEPTH {
             let most = format!("{MAX_DEPTH} levels at most");
-            return Err(Fault::in_bins(key.cell, "key", most, key.depth));
+            return Err(CellFault::in_bins(key.cell, "key", most, key.depth));
         }
         let parent = nk.u32(nk::PARENT)?;
         if key.parent != NONE && parent != key.parent {
             let (expected, found) = (format!("parent {:#x}", key.parent), format!("{parent:#x}"));
-            return Err(Fault::in_bins(key.cell, "key", expected, found));
+            return Err(CellFault::in_bins(key.cell, "key", expected, found));
         }
         let name_len = usize::from(nk.u16(nk::NAME_LEN)?);
         nk.slice(nk::NAME, name_len)?;
         if name_len == 0 && key.parent != NONE {
-            return Err(Fault::in_bins(key.cell, "key", "a name", "none"));
+            return Err(CellFault::in_bins(key.cell, "key", "a name", "none"));
         }
         let class = nk.u32(nk::CLASS)?;
         let class_len = usize::from(nk.u16(nk::CLASS_LEN)?);
@@ -300,7 +304,12 @@ impl<'b> Walker<'b> {
             let found = pending.len() - first;
             if found != count as usize {
                 let expected = format!("{count} subkeys");
-                return Err(Fault::in_bins(key.cell, "list of a key", expected, found));
+                return Err(CellFault::in_bins(
+                    key.cell,
+                    "list of a key",
+                    expected,
+                    found,
+                ));
             }
         }
         self.stats.keys += 1;
@@ -313,7 +322,7 @@ impl<'b> Walker<'b> {
         key: &PendingKey,
         pending: &mut Vec<PendingKey>,
         may_be_root: bool,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), CellFault> {
         let cell = self.take(list, key.cell)?;
         let count = usize::from(cell.u16(list::COUNT)?);
         let (step, hashed) = match cell.slice(0, 2)? {
@@ -333,7 +342,7 @@ impl<'b> Walker<'b> {
             }
             other => {
                 let (expected, found) = ("lh, lf, li or ri", other.escape_ascii());
-                return Err(Fault::in_bins(list, "list of subkeys", expected, found));
+                return Err(CellFault::in_bins(list, "list of subkeys", expected, found));
             }
         };
         for i in 0..count {
@@ -355,7 +364,7 @@ impl<'b> Walker<'b> {
     /// Checks the order of subkeys. Windows finds a key by binary search and by hash, so it cannot
     /// find one in the wrong place. Names that are not ASCII pass: their upper case depends on
     /// Windows' tables.
-    fn check_order(&self, keys: &[PendingKey]) -> Result<(), Fault> {
+    fn check_order(&self, keys: &[PendingKey]) -> Result<(), CellFault> {
         for key in keys {
             self.ahead(key.cell, 0);
             self.ahead(key.cell, nk::NAME);
@@ -369,21 +378,31 @@ impl<'b> Walker<'b> {
             {
                 let expected = format!("hash {:#x} of the name", ascii_hash(name));
                 let found = format!("{hash:#x}");
-                return Err(Fault::in_bins(key.cell, "list of subkeys", expected, found));
+                return Err(CellFault::in_bins(
+                    key.cell,
+                    "list of subkeys",
+                    expected,
+                    found,
+                ));
             }
             if let (Some(name), Some(previous)) = (name, previous)
                 && !is_after(name, previous)
             {
                 let expected = format!("a name after {}", previous.escape_ascii());
                 let found = name.escape_ascii();
-                return Err(Fault::in_bins(key.cell, "list of subkeys", expected, found));
+                return Err(CellFault::in_bins(
+                    key.cell,
+                    "list of subkeys",
+                    expected,
+                    found,
+                ));
             }
             previous = name;
         }
         Ok(())
     }
 
-    fn visit_values(&mut self, count: u32, list: u32, key: u32) -> Result<(), Fault> {
+    fn visit_values(&mut self, count: u32, list: u32, key: u32) -> Result<(), CellFault> {
         if count == 0 {
             return Ok(());
         }
@@ -406,11 +425,11 @@ impl<'b> Walker<'b> {
         Ok(())
     }
 
-    fn visit_data(&mut self, size: u32, data: u32, vk: u32) -> Result<(), Fault> {
+    fn visit_data(&mut self, size: u32, data: u32, vk: u32) -> Result<(), CellFault> {
         if size & INLINE != 0 {
             return match size ^ INLINE {
                 0..=4 => Ok(()),
-                n => Err(Fault::in_bins(vk, "value", "4 bytes in it at most", n)),
+                n => Err(CellFault::in_bins(vk, "value", "4 bytes in it at most", n)),
             };
         }
         let size = size as usize;
@@ -425,7 +444,7 @@ impl<'b> Walker<'b> {
         let count = usize::from(cell.u16(db::COUNT)?);
         if count != size.div_ceil(SEGMENT) {
             let expected = format!("{} segments for {size} bytes", size.div_ceil(SEGMENT));
-            return Err(Fault::in_bins(cell.offset, "big data", expected, count));
+            return Err(CellFault::in_bins(cell.offset, "big data", expected, count));
         }
         let list = self.take(cell.u32(db::LIST)?, cell.offset)?;
         let mut left = size;
@@ -440,7 +459,7 @@ impl<'b> Walker<'b> {
 
     /// Checks a security cell once, and its neighbours in the ring, whether a key refers to them or
     /// not.
-    fn visit_security(&mut self, first: u32, key: u32) -> Result<(), Fault> {
+    fn visit_security(&mut self, first: u32, key: u32) -> Result<(), CellFault> {
         if let Some(count) = self.security.get_mut(&first) {
             *count += 1;
             return Ok(());
@@ -456,7 +475,7 @@ impl<'b> Walker<'b> {
             if back != offset {
                 let expected = format!("the next one to lead back to {offset:#x}");
                 let found = format!("{back:#x}");
-                return Err(Fault::in_bins(
+                return Err(CellFault::in_bins(
                     offset,
                     "ring of security cells",
                     expected,
@@ -471,7 +490,7 @@ impl<'b> Walker<'b> {
         }
         if offset != first {
             let (expected, found) = (format!("an end at {first:#x}"), format!("{offset:#x}"));
-            return Err(Fault::in_bins(
+            return Err(CellFault::in_bins(
                 from,
                 "ring of security cells",
                 expected,
@@ -481,12 +500,17 @@ impl<'b> Walker<'b> {
         Ok(())
     }
 
-    fn check_security_counts(&self) -> Result<(), Fault> {
+    fn check_security_counts(&self) -> Result<(), CellFault> {
         for (&offset, &users) in &self.security {
             let stored = self.peek(offset, offset)?.u32(sk::REFERENCES)?;
             if stored < users {
                 let expected = format!("{users} keys that use it");
-                return Err(Fault::in_bins(offset, "security cell", expected, stored));
+                return Err(CellFault::in_bins(
+                    offset,
+                    "security cell",
+                    expected,
+                    stored,
+                ));
             }
         }
         Ok(())

@@ -16,11 +16,11 @@ const MAX_LINES: usize = 10_000;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Manifest {
-    pub entries: Vec<Entry>,
+    pub entries: Vec<ManifestEntry>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct ManifestEntry {
     pub algorithm: Algorithm,
     pub file: String,
     /// Lower case hexadecimal.
@@ -75,7 +75,7 @@ impl Manifest {
     }
 
     /// The entry for a file of a package that is not an archive.
-    pub fn of_path(&self, path: &Path) -> Option<&Entry> {
+    pub fn of_path(&self, path: &Path) -> Option<&ManifestEntry> {
         let path = PathBuf::from(text_of(path.as_os_str().as_bytes()));
         let ends = |name: &str| path.ends_with(name.trim_start_matches("./"));
         let mut entries = self.entries.iter();
@@ -83,7 +83,7 @@ impl Manifest {
     }
 
     /// The entry for a file of the package; some producers percent-encode its name, as in an href.
-    pub fn of(&self, file: &str) -> Option<&Entry> {
+    pub fn of(&self, file: &str) -> Option<&ManifestEntry> {
         let plain = |name: &str| name.trim_start_matches("./").to_owned();
         let file = plain(file);
         let mut entries = self.entries.iter();
@@ -95,7 +95,7 @@ impl Manifest {
     }
 }
 
-fn parse_line(line: &str) -> Option<Entry> {
+fn parse_line(line: &str) -> Option<ManifestEntry> {
     let (name, rest) = line.split_once('(')?;
     // A file name may contain parentheses; the last one closes.
     let (file, digest) = rest.rsplit_once(')')?;
@@ -107,7 +107,7 @@ fn parse_line(line: &str) -> Option<Entry> {
         _ => return None,
     };
     let valid = digest.len() == algorithm.digits() && digest.bytes().all(|b| b.is_ascii_hexdigit());
-    valid.then(|| Entry {
+    valid.then(|| ManifestEntry {
         algorithm,
         file: file.to_owned(),
         digest,

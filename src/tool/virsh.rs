@@ -30,7 +30,7 @@ pub struct Virsh {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum DomainState {
     /// Also while it is shutting down.
     Running,
     Off,
@@ -44,7 +44,7 @@ pub struct Tick {
     /// Resets by the guest.
     pub reboots: u32,
     pub panicked: bool,
-    pub state: State,
+    pub state: DomainState,
     /// libvirt's name of the reason, e.g. `shutdown` or `I/O error`.
     pub reason: String,
 }
@@ -52,7 +52,7 @@ pub struct Tick {
 impl Tick {
     /// Whether QEMU has paused it because of a disk.
     pub fn is_io_error(&self) -> bool {
-        self.state == State::Paused && self.reason == "I/O error"
+        self.state == DomainState::Paused && self.reason == "I/O error"
     }
 }
 
@@ -386,7 +386,7 @@ fn parse_tick(text: &str) -> Result<Tick> {
     let mut tick = Tick {
         reboots: 0,
         panicked: false,
-        state: State::Off,
+        state: DomainState::Off,
         reason: String::new(),
     };
     let mut state = None;
@@ -397,17 +397,17 @@ fn parse_tick(text: &str) -> Result<Tick> {
             tick.panicked |= line.ends_with("Crashed Panicked");
         } else if let Some((word, reason)) = line.split_once(" (") {
             state = Some(match word {
-                "shut off" => State::Off,
-                "crashed" => State::Crashed,
-                "paused" | "pmsuspended" => State::Paused,
-                "running" | "in shutdown" | "idle" | "no state" => State::Running,
+                "shut off" => DomainState::Off,
+                "crashed" => DomainState::Crashed,
+                "paused" | "pmsuspended" => DomainState::Paused,
+                "running" | "in shutdown" | "idle" | "no state" => DomainState::Running,
                 _ => continue,
             });
             tick.reason = reason.trim_end_matches(')').to_owned();
         }
     }
     tick.state = state.ok_or_else(|| ToolError::output(TOOL, "no domain state"))?;
-    tick.panicked |= tick.state == State::Crashed || tick.reason == "panicked";
+    tick.panicked |= tick.state == DomainState::Crashed || tick.reason == "panicked";
     Ok(tick)
 }
 
@@ -447,7 +447,7 @@ mod tests {
         };
         assert_eq!(name, "test");
         let (tick, xml) = virsh.look(*there).unwrap().unwrap();
-        assert_eq!(tick.state, State::Running);
+        assert_eq!(tick.state, DomainState::Running);
         assert!(xml.starts_with("<domain") && xml.contains("<name>test</name>"));
         assert_eq!(virsh.state(*there).unwrap().unwrap(), tick);
         let missing = Uuid::from_u128(1);
@@ -460,7 +460,7 @@ mod tests {
         let raised = Arc::new(AtomicBool::new(true));
         let begin = std::time::Instant::now();
         let tick = virsh.tick_until(*there, 60, &raised).unwrap().unwrap();
-        assert_eq!(tick.state, State::Running);
+        assert_eq!(tick.state, DomainState::Running);
         assert!(begin.elapsed() < Duration::from_secs(30));
     }
 
@@ -482,20 +482,23 @@ mod tests {
         for (text, want) in [
             (
                 "event loop timed out\nevents received: 0\n\nshut off (destroyed)\n",
-                Some((0, false, State::Off, "destroyed")),
+                Some((0, false, DomainState::Off, "destroyed")),
             ),
-            (loop_of_one, Some((1, false, State::Running, "booted"))),
+            (
+                loop_of_one,
+                Some((1, false, DomainState::Running, "booted")),
+            ),
             (
                 "event 'lifecycle' for domain 'x': Crashed Panicked\nrunning (booted)",
-                Some((0, true, State::Running, "booted")),
+                Some((0, true, DomainState::Running, "booted")),
             ),
             (
                 "crashed (panicked)",
-                Some((0, true, State::Crashed, "panicked")),
+                Some((0, true, DomainState::Crashed, "panicked")),
             ),
             (
                 "paused (I/O error)",
-                Some((0, false, State::Paused, "I/O error")),
+                Some((0, false, DomainState::Paused, "I/O error")),
             ),
             ("event loop timed out\n", None),
             ("", None),

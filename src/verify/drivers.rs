@@ -3,7 +3,7 @@
 //! may compete for a device.
 
 use super::{Context, Outcome};
-use crate::boot_path::{self, BOOT_START, Fault, ImageState, Service};
+use crate::boot_path::{self, BOOT_START, BootFault, ImageState, Service};
 use crate::inspect::WindowsFacts;
 use crate::registry::error::Result;
 use crate::registry::hive::Key;
@@ -48,8 +48,8 @@ fn unbound(ids: &[String]) -> String {
 
 /// Devices without a driver: the deciding ones, or the others.
 fn without_driver(c: &Context<'_>, deciding: bool, fine: &str) -> Outcome {
-    let pick = |_, fault: &Fault| match fault {
-        Fault::NotBound { ids, decides, .. } if *decides == deciding => Some(unbound(ids)),
+    let pick = |_, fault: &BootFault| match fault {
+        BootFault::NotBound { ids, decides, .. } if *decides == deciding => Some(unbound(ids)),
         _ => None,
     };
     c.faults(pick, fine)
@@ -72,10 +72,10 @@ fn is_system(c: &Context<'_>, service: &str) -> bool {
 }
 
 /// Describes a fault of a service.
-fn service_fault(fault: &Fault) -> Option<(&str, String)> {
+fn service_fault(fault: &BootFault) -> Option<(&str, String)> {
     Some(match fault {
-        Fault::NotInstalled { service, .. } => (service, format!("{service} is not installed")),
-        Fault::NotBootStart {
+        BootFault::NotInstalled { service, .. } => (service, format!("{service} is not installed")),
+        BootFault::NotBootStart {
             service,
             start,
             start_override,
@@ -88,18 +88,18 @@ fn service_fault(fault: &Fault) -> Option<(&str, String)> {
                 None => format!("{service} does not start at boot (Start={start})"),
             },
         ),
-        Fault::NotADriver { service, kind } => {
+        BootFault::NotADriver { service, kind } => {
             (service, format!("{service} is not a driver (Type={kind})"))
         }
-        Fault::Mistyped { service, value } => (
+        BootFault::Mistyped { service, value } => (
             service,
             format!("{value} of {service} is of the wrong type: Windows drops the driver"),
         ),
-        Fault::Deleted { service } => (
+        BootFault::Deleted { service } => (
             service,
             format!("{service} is marked for deletion (DeleteFlag)"),
         ),
-        Fault::PathForm {
+        BootFault::PathForm {
             service,
             decides: true,
             ..
@@ -112,9 +112,9 @@ fn service_fault(fault: &Fault) -> Option<(&str, String)> {
 }
 
 /// Describes a fault of its file.
-fn image_fault<'f>(c: &Context<'_>, fault: &'f Fault) -> Option<(&'f str, String)> {
+fn image_fault<'f>(c: &Context<'_>, fault: &'f BootFault) -> Option<(&'f str, String)> {
     Some(match fault {
-        Fault::Image {
+        BootFault::Image {
             service,
             path,
             state,
@@ -127,11 +127,11 @@ fn image_fault<'f>(c: &Context<'_>, fault: &'f Fault) -> Option<(&'f str, String
             let path = path.as_ref().map_or("its file".into(), |p| p.to_string());
             (service, format!("{service}: {path} {what}"))
         }
-        Fault::FileDeleted { service, path } => (
+        BootFault::FileDeleted { service, path } => (
             service,
             format!("{service}: Windows deletes {path} at its next start"),
         ),
-        Fault::Import { service, missing } => {
+        BootFault::Import { service, missing } => {
             let arch = c.inspection.os.arch.unwrap_or(Arch::Amd64);
             (service, format!("{service}: {}", missing.text(arch)))
         }
@@ -140,7 +140,7 @@ fn image_fault<'f>(c: &Context<'_>, fault: &'f Fault) -> Option<(&'f str, String
 }
 
 pub fn service(c: &Context<'_>) -> Outcome {
-    let pick = |_, fault: &Fault| {
+    let pick = |_, fault: &BootFault| {
         let (service, text) = service_fault(fault)?;
         (!is_system(c, service)).then_some(text)
     };
@@ -148,7 +148,7 @@ pub fn service(c: &Context<'_>) -> Outcome {
 }
 
 pub fn image(c: &Context<'_>) -> Outcome {
-    let pick = |_, fault: &Fault| {
+    let pick = |_, fault: &BootFault| {
         let (service, text) = image_fault(c, fault)?;
         let own = !is_system(c, service) && !is_core(service);
         own.then_some(text)
@@ -162,7 +162,7 @@ pub fn image(c: &Context<'_>) -> Outcome {
 const BUSES: [&str; 2] = ["pci", "acpi"];
 
 fn system_drivers(c: &Context<'_>, buses: bool, fine: &str) -> Outcome {
-    let pick = |_, fault: &Fault| {
+    let pick = |_, fault: &BootFault| {
         let (service, text) = service_fault(fault).or_else(|| image_fault(c, fault))?;
         let is_bus = BUSES.iter().any(|b| b.eq_ignore_ascii_case(service));
         (is_system(c, service) && is_bus == buses).then_some(text)
@@ -184,7 +184,7 @@ fn is_core(service: &str) -> bool {
 }
 
 pub fn core(c: &Context<'_>) -> Outcome {
-    let pick = |_, fault: &Fault| {
+    let pick = |_, fault: &BootFault| {
         let (service, text) = image_fault(c, fault)?;
         is_core(service).then_some(text)
     };
@@ -197,8 +197,8 @@ pub fn core(c: &Context<'_>) -> Outcome {
 /// Filters of a class without a device between Windows and the disk, and overrides that this
 /// Windows ignores.
 pub fn idle(c: &Context<'_>) -> Outcome {
-    let pick = |_, fault: &Fault| match fault {
-        Fault::DeadFilter {
+    let pick = |_, fault: &BootFault| match fault {
+        BootFault::DeadFilter {
             class,
             list,
             service,
@@ -206,10 +206,10 @@ pub fn idle(c: &Context<'_>) -> Outcome {
         } => Some(format!(
             "{list} of the class {class} names {service}, which is missing or disabled: devices of that class do not start"
         )),
-        Fault::IdleOverride { service, value } => Some(format!(
+        BootFault::IdleOverride { service, value } => Some(format!(
             "{service} has StartOverride={value}, which this Windows ignores"
         )),
-        Fault::PathForm {
+        BootFault::PathForm {
             service,
             decides: false,
             ..
@@ -223,16 +223,16 @@ pub fn idle(c: &Context<'_>) -> Outcome {
 
 /// Records of earlier devices.
 pub fn instances(c: &Context<'_>) -> Outcome {
-    let pick = |_, fault: &Fault| match fault {
-        Fault::Instance {
+    let pick = |_, fault: &BootFault| match fault {
+        BootFault::Instance {
             path,
             service: Some(service),
         } => Some(format!("{path} was here before, with the driver {service}")),
-        Fault::Instance {
+        BootFault::Instance {
             path,
             service: None,
         } => Some(format!("{path} was here before, without a driver")),
-        Fault::DeviceDisabled { path, .. } => {
+        BootFault::DeviceDisabled { path, .. } => {
             Some(format!("{path} was here before and is switched off"))
         }
         _ => None,
@@ -247,8 +247,8 @@ pub fn instances(c: &Context<'_>) -> Outcome {
 }
 
 pub fn class_filters(c: &Context<'_>) -> Outcome {
-    let pick = |_, fault: &Fault| match fault {
-        Fault::DeadFilter {
+    let pick = |_, fault: &BootFault| match fault {
+        BootFault::DeadFilter {
             class,
             list,
             service,
@@ -454,14 +454,14 @@ mod tests {
         let path = || GuestPath::parse("\\Windows\\disk.sys").unwrap();
         for (fault, told) in [
             (
-                Fault::NotInstalled {
+                BootFault::NotInstalled {
                     service: service(),
                     file: true,
                 },
                 true,
             ),
             (
-                Fault::NotBootStart {
+                BootFault::NotBootStart {
                     service: service(),
                     start: 3,
                     start_override: None,
@@ -469,22 +469,22 @@ mod tests {
                 true,
             ),
             (
-                Fault::NotADriver {
+                BootFault::NotADriver {
                     service: service(),
                     kind: 16,
                 },
                 true,
             ),
             (
-                Fault::Mistyped {
+                BootFault::Mistyped {
                     service: service(),
                     value: "Start",
                 },
                 true,
             ),
-            (Fault::Deleted { service: service() }, true),
+            (BootFault::Deleted { service: service() }, true),
             (
-                Fault::PathForm {
+                BootFault::PathForm {
                     service: service(),
                     path: path(),
                     decides: true,
@@ -492,7 +492,7 @@ mod tests {
                 true,
             ),
             (
-                Fault::PathForm {
+                BootFault::PathForm {
                     service: service(),
                     path: path(),
                     decides: false,
@@ -500,7 +500,7 @@ mod tests {
                 false,
             ),
             (
-                Fault::IdleOverride {
+                BootFault::IdleOverride {
                     service: service(),
                     value: 3,
                 },
@@ -508,7 +508,7 @@ mod tests {
             ),
             // That is of the file.
             (
-                Fault::FileDeleted {
+                BootFault::FileDeleted {
                     service: service(),
                     path: path(),
                 },

@@ -36,7 +36,7 @@ pub fn sound(c: &Context<'_>, hive: HiveName) -> Outcome {
     }
 }
 
-pub type Walks = BTreeMap<HiveName, Result<walk::Stats, walk::Fault>>;
+pub type Walks = BTreeMap<HiveName, Result<walk::Stats, walk::CellFault>>;
 
 /// Walks every hive.
 pub fn walk_all(hives: &Hives) -> Walks {
@@ -149,7 +149,7 @@ mod tests {
             drivers: None,
             bcd: None,
         };
-        let fault = walk::Fault {
+        let fault = walk::CellFault {
             offset: 9,
             structure: "cell",
             expected: "told before".into(),

@@ -16,7 +16,7 @@ pub use hives::walk_all;
 pub use planned::planned;
 
 use crate::actions::Walked;
-use crate::boot_path::Fault;
+use crate::boot_path::BootFault;
 use crate::check::{Check, CheckState};
 use crate::guest::GuestRead;
 use crate::inspect::{HiveName, Hives, Inspection, Severity, Survey, WindowsFacts};
@@ -225,7 +225,7 @@ impl<'a> Context<'a> {
     }
 
     /// The faults of the wanted controllers that `pick` selects, each once.
-    fn faults(&self, pick: impl Fn(DiskBus, &Fault) -> Option<String>, fine: &str) -> Outcome {
+    fn faults(&self, pick: impl Fn(DiskBus, &BootFault) -> Option<String>, fine: &str) -> Outcome {
         if self.inspection.controllers.is_empty() {
             return Outcome::CouldNotRun("no boot path was evaluated".into());
         }

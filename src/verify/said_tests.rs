@@ -548,7 +548,7 @@ fn a_hive_that_was_not_sound_when_it_was_written_is_not_sound() {
         let written = |hive| Walked {
             hive,
             bytes: Arc::clone(&hives.get(hive).unwrap().bytes),
-            walk: Err(walk::Fault {
+            walk: Err(walk::CellFault {
                 offset: 4096,
                 structure: "cell",
                 expected: "a cell".into(),

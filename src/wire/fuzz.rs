@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::nbd::{Names, Nbd, Stream};
 use super::sftp::Sftp;
-use super::upstream::{Connection, Meter, Target, Wanted};
+use super::upstream::{Connection, Meter, RemoteFile, Wanted};
 use super::url::Location;
 use super::{Identity, dirty, listing};
 
@@ -40,7 +40,7 @@ fn at(url: &str) -> Option<Location> {
 
 fn wanted(at: &Location) -> Wanted {
     Wanted {
-        target: Arc::new(Target {
+        target: Arc::new(RemoteFile {
             id: 1,
             at: at.clone(),
             identity: Identity {

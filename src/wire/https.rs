@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 use super::control::Password;
 use super::error::{Result, WireError};
 use super::tls::Trust;
-use super::upstream::{Connection, Dial, Meter, PIECE, STALL, Target, Wanted};
+use super::upstream::{Connection, Dial, Meter, PIECE, RemoteFile, STALL, Wanted};
 use super::url::{Location, Server};
 use super::{Access, Identity, Listed};
 
@@ -424,7 +424,7 @@ impl Https {
     }
 
     fn read(&self, wanted: &Wanted) -> Result<Vec<u8>> {
-        let target: &Target = &wanted.target;
+        let target: &RemoteFile = &wanted.target;
         let mut bytes = Vec::new();
         // A server may return less than was requested, as long as it declares that.
         while bytes.len() < wanted.length {
@@ -443,7 +443,7 @@ impl Https {
     }
 
     /// Checks whether the file has been replaced: a 416 or 404 in the middle may have that reason.
-    fn changed_instead(&self, target: &Target, error: WireError) -> WireError {
+    fn changed_instead(&self, target: &RemoteFile, error: WireError) -> WireError {
         match &error {
             WireError::OutOfRange { .. } => match self.range(&target.at, 0, 1) {
                 Ok((_, now)) => unchanged(target, &now).err().unwrap_or(error),
@@ -515,7 +515,7 @@ fn refused(at: &Location, status: StatusCode, headers: &HeaderMap) -> WireError 
     }
 }
 
-fn unchanged(target: &Target, now: &Identity) -> Result<()> {
+fn unchanged(target: &RemoteFile, now: &Identity) -> Result<()> {
     let was = &target.identity;
     let differs = |a: Option<&dyn ToString>, b: Option<&dyn ToString>| match (a, b) {
         (Some(a), Some(b)) => a.to_string() != b.to_string(),
@@ -644,7 +644,7 @@ impl Connection for Https {
     }
 
     /// A new connection needs three round trips before its first answer.
-    fn prepare(&mut self, target: &Arc<Target>) -> Result<()> {
+    fn prepare(&mut self, target: &Arc<RemoteFile>) -> Result<()> {
         if target.identity.size == 0 {
             return Ok(());
         }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::Ranges;
 use super::error::{Result, WireError};
 use super::limit::Limit;
-use super::upstream::{Connection, Dial, Meter, Target, Wanted};
+use super::upstream::{Connection, Dial, Meter, RemoteFile, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
@@ -72,7 +72,7 @@ struct Queue {
     free: usize,
     /// The number of connections to open before anything of this file is fetched.
     to_prepare: usize,
-    prepared: Option<Arc<Target>>,
+    prepared: Option<Arc<RemoteFile>>,
     limit: Limit,
     connected: usize,
     /// The number of idle ones among these.
@@ -234,7 +234,7 @@ impl Pool {
     }
 
     /// Opens as many connections as are useful for reading much of the file.
-    pub(super) fn prepare(&self, target: &Arc<Target>) {
+    pub(super) fn prepare(&self, target: &Arc<RemoteFile>) {
         if !self.shared.dial.may_prepare() {
             return;
         }

@@ -15,7 +15,7 @@ use super::Ranges;
 use super::cache::{Cache, SECTOR};
 use super::error::{Result, WireError};
 use super::pool::{Output, Pending, Pool, Task};
-use super::upstream::{Meter, PIECE, Target, Wanted};
+use super::upstream::{Meter, PIECE, RemoteFile, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
@@ -33,7 +33,7 @@ pub(super) const MAX_EXPECTED: usize = 1 << 20;
 
 /// An open file, and its read pattern.
 pub(super) struct Opened {
-    pub(super) target: Arc<Target>,
+    pub(super) target: Arc<RemoteFile>,
     flow: Mutex<Flow>,
 }
 
@@ -189,7 +189,7 @@ impl Service {
             });
         }
         let opened = Arc::new(Opened {
-            target: Arc::new(Target {
+            target: Arc::new(RemoteFile {
                 id: self.next_id.fetch_add(1, Ordering::Relaxed),
                 at: at.clone(),
                 identity,
@@ -420,7 +420,7 @@ impl Service {
 
     fn read_cached(
         &self,
-        target: &Arc<Target>,
+        target: &Arc<RemoteFile>,
         offset: u64,
         out: &mut [u8],
         run: u64,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::error::{Result, WireError};
-use super::upstream::{Assembly, Connection, Meter, Part, Target, Wanted};
+use super::upstream::{Assembly, Connection, Meter, Part, RemoteFile, Wanted};
 use super::url::Location;
 use super::{Identity, Listed};
 
@@ -320,7 +320,7 @@ impl<S: Read + Write + Send> Sftp<S> {
     }
 
     /// Opens the file and checks that it is the intended one.
-    fn open(&mut self, target: &Target) -> Result<Vec<u8>> {
+    fn open(&mut self, target: &RemoteFile) -> Result<Vec<u8>> {
         if let Some(handle) = self.handles.get(&target.id) {
             return Ok(handle.clone());
         }
@@ -472,7 +472,7 @@ impl<S: Read + Write + Send> Connection for Sftp<S> {
         self.handles.contains_key(&wanted.target.id)
     }
 
-    fn prepare(&mut self, target: &Arc<Target>) -> Result<()> {
+    fn prepare(&mut self, target: &Arc<RemoteFile>) -> Result<()> {
         self.open(target).map(drop)
     }
 

@@ -22,7 +22,7 @@ pub(super) const STALL: Duration = Duration::from_secs(if cfg!(test) { 1 } else 
 
 /// An open file, in the state in which it was opened.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct RemoteFile {
     pub(super) id: u64,
     pub(super) at: Location,
     pub(super) identity: Identity,
@@ -31,7 +31,7 @@ pub(super) struct Target {
 /// The requested bytes of a file.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
-    pub(super) target: Arc<Target>,
+    pub(super) target: Arc<RemoteFile>,
     pub(super) offset: u64,
     pub(super) length: usize,
 }
@@ -60,7 +60,7 @@ pub(super) trait Connection: Send {
     }
 
     /// Prepares the file for reading, if that takes time.
-    fn prepare(&mut self, _target: &Arc<Target>) -> Result<()> {
+    fn prepare(&mut self, _target: &Arc<RemoteFile>) -> Result<()> {
         Ok(())
     }
 
@@ -186,7 +186,7 @@ pub(super) struct Part {
     pub(super) length: usize,
     /// The offset in the file.
     pub(super) offset: u64,
-    pub(super) target: Arc<Target>,
+    pub(super) target: Arc<RemoteFile>,
 }
 
 impl Assembly {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use hyper2kvm::demo::{Arch, ExtraFile, GuestSpec, Place, WinVersion};
+use hyper2kvm::demo::{Arch, DemoVolume, ExtraFile, GuestSpec, WinVersion};
 
 use super::support::{
     self, Lab, Run, TOOLS, binary, corpus, finish, have, names, processes_naming, sha256, skip,
@@ -84,7 +84,7 @@ fn full_in_the_middle_of_the_copy() {
     spec.recovery = false;
     spec.pagefile_size = 0;
     spec.extra_files.push(ExtraFile {
-        place: Place::Windows,
+        place: DemoVolume::Windows,
         path: "Data\\noise.bin".into(),
         contents: noise(70 * MIB as usize, 3),
     });
@@ -133,7 +133,7 @@ fn a_raw_copy_shares_the_blocks_of_its_source() {
     spec.disk_size = 512 * MIB;
     spec.recovery = false;
     spec.extra_files.push(ExtraFile {
-        place: Place::Windows,
+        place: DemoVolume::Windows,
         path: "Data\\noise.bin".into(),
         contents: noise(60 * MIB as usize, 3),
     });

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hyper2kvm::block::FileDisk;
-use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, Role, WinVersion, guest};
+use hyper2kvm::demo::{DemoVolume, ExtraFile, GuestSpec, Role, WinVersion, guest};
 use hyper2kvm::disk::layout::{DiskLayout, Scheme};
 use hyper2kvm::disk::partition;
 use hyper2kvm::guest::ntfs3g::MountOptions;
@@ -61,9 +61,9 @@ fn populated() -> Lab {
     spec.pagefile_size = PAGEFILE;
     for i in 0..120u64 {
         let place = if i % 40 == 0 {
-            Place::Boot
+            DemoVolume::Boot
         } else {
-            Place::Windows
+            DemoVolume::Windows
         };
         spec.extra_files.push(ExtraFile {
             place,

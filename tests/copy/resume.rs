@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, WinVersion};
+use hyper2kvm::demo::{DemoVolume, ExtraFile, GuestSpec, WinVersion};
 
 use super::support::{
     self, Lab, Mounted, Run, TOOLS, binary, finish, have, names, processes_naming, sha256, text,
@@ -21,7 +21,7 @@ pub(super) fn with_data(mib: u64) -> Lab {
     spec.recovery = false;
     spec.pagefile_size = 0;
     spec.extra_files.push(ExtraFile {
-        place: Place::Windows,
+        place: DemoVolume::Windows,
         path: "Data\\noise.bin".into(),
         contents: noise((mib * MIB) as usize, 3),
     });

@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hyper2kvm::block::FileDisk;
-use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, Role, WinVersion, guest};
+use hyper2kvm::demo::{DemoVolume, ExtraFile, GuestSpec, Role, WinVersion, guest};
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId};
 use hyper2kvm::tool::host::{self, PackageManager};
@@ -49,7 +49,7 @@ fn guest_image() -> &'static Path {
             let mut spec = GuestSpec::new(WinVersion::Server2022);
             for (path, size) in LOGS {
                 spec.extra_files.push(ExtraFile {
-                    place: Place::Windows,
+                    place: DemoVolume::Windows,
                     path: path.into(),
                     contents: (0..size).map(|i| (i % 251) as u8).collect(),
                 });

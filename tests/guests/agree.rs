@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use hyper2kvm::demo::{GuestSpec, Place, WinVersion};
+use hyper2kvm::demo::{DemoVolume, GuestSpec, WinVersion};
 use hyper2kvm::drivers::Arch;
 use hyper2kvm::inspect::Firmware;
 use hyper2kvm::registry::RegData;
@@ -37,7 +37,7 @@ fn ten() -> Guest {
 fn without(driver: &str) -> Guest {
     let guest = ten();
     guest.remove(
-        Place::Windows,
+        DemoVolume::Windows,
         &format!("Windows\\System32\\drivers\\{driver}.sys"),
     );
     guest
@@ -52,7 +52,7 @@ const CASES: &[Case] = &[
         helps: &[],
         guest: || {
             let guest = ten();
-            guest.remove(Place::Boot, MANAGER);
+            guest.remove(DemoVolume::Boot, MANAGER);
             guest
         },
     },
@@ -64,7 +64,7 @@ const CASES: &[Case] = &[
         helps: &[],
         guest: || {
             let guest = ten();
-            guest.write(Place::Boot, MANAGER, b"no program");
+            guest.write(DemoVolume::Boot, MANAGER, b"no program");
             guest
         },
     },
@@ -93,7 +93,7 @@ const CASES: &[Case] = &[
         helps: &[],
         guest: || {
             let guest = ten();
-            guest.remove(Place::Windows, "Windows\\System32\\winload.efi");
+            guest.remove(DemoVolume::Windows, "Windows\\System32\\winload.efi");
             guest
         },
     },
@@ -293,7 +293,7 @@ fn data_cannot_be_accepted_and_an_unknown_id_is_a_usage_error() {
     }
     // A second fault beside the accepted one still refuses.
     let guest = without("volume");
-    guest.remove(Place::Boot, MANAGER);
+    guest.remove(DemoVolume::Boot, MANAGER);
     let accept = ["--accept", "boot-driver-file"];
     let blocker = refused_alike("two", "no-boot-manager", |verb| guest.run(verb, &accept));
     assert!(blocker["reason"].as_str().unwrap().contains("boot manager"));
@@ -474,16 +474,16 @@ fn a_volume_of_the_guest_without_room() {
         return;
     }
     for (place, left, code) in [
-        (Place::Windows, 1 << 20, 3),
+        (DemoVolume::Windows, 1 << 20, 3),
         // What is asked for, and not much more.
-        (Place::Windows, 3 << 20, 0),
-        (Place::Boot, 0, 3),
+        (DemoVolume::Windows, 3 << 20, 0),
+        (DemoVolume::Boot, 0, 3),
     ] {
         eprintln!("{left} bytes free");
         let guest = ten();
-        if place == Place::Boot {
+        if place == DemoVolume::Boot {
             // There is something to write to it.
-            guest.remove(Place::Boot, "EFI\\Boot\\bootx64.efi");
+            guest.remove(DemoVolume::Boot, "EFI\\Boot\\bootx64.efi");
         }
         guest.fill(place, left);
         let runs = ["plan", "convert"].map(|verb| guest.run(verb, &[]));
@@ -529,7 +529,7 @@ fn an_output_folder_without_room() {
     let bytes: Vec<u8> = (0..40u32 << 20)
         .map(|i| (i.wrapping_mul(0x9e37_79b1) >> 13) as u8)
         .collect();
-    guest.write(Place::Windows, "data.bin", &bytes);
+    guest.write(DemoVolume::Windows, "data.bin", &bytes);
     let out = small.join("out");
     let driver_source = virtio_win().to_str().unwrap();
     let run = |verb: &str, more: &[&str]| run_on(&guest.disk, &out, driver_source, verb, more);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use hyper2kvm::demo::{Place, Role, WinVersion};
+use hyper2kvm::demo::{DemoVolume, Role, WinVersion};
 use hyper2kvm::registry::RegData;
 use hyper2kvm::registry::build::Format;
 
@@ -20,8 +20,8 @@ fn the_fall_back_loader() {
     for theirs in [Some(&b"MZ another boot manager"[..]), None] {
         let guest = Guest::new(WinVersion::Win10);
         match theirs {
-            Some(bytes) => guest.write(Place::Boot, fallback, bytes),
-            None => guest.remove(Place::Boot, fallback),
+            Some(bytes) => guest.write(DemoVolume::Boot, fallback, bytes),
+            None => guest.remove(DemoVolume::Boot, fallback),
         }
         guest.finding("uefi-fallback");
         guest.check("uefi-fallback", "fault", 4);
@@ -30,7 +30,7 @@ fn the_fall_back_loader() {
         assert_eq!(action["state"], "done");
         let backup = guest.path("out/backup/files/EFI/Boot/BOOTX64.EFI");
         assert_eq!(fs::read(backup).ok().as_deref(), theirs);
-        let both = [fallback, manager].map(|p| out.read(Place::Boot, p));
+        let both = [fallback, manager].map(|p| out.read(DemoVolume::Boot, p));
         assert_eq!(both[0], both[1]);
         out.check("uefi-fallback", "ok", 0);
     }
@@ -43,10 +43,10 @@ fn boot_managers() {
     }
     let manager = "EFI\\Microsoft\\Boot\\bootmgfw.efi";
     let guest = Guest::new(WinVersion::Win10);
-    guest.write(Place::Boot, manager, b"no program");
+    guest.write(DemoVolume::Boot, manager, b"no program");
     guest.refused("boot-manager-damaged");
     guest.check("boot-manager", "fault", 4);
-    guest.remove(Place::Boot, manager);
+    guest.remove(DemoVolume::Boot, manager);
     guest.refused("no-boot-manager");
     guest.check("boot-manager", "fault", 4);
 }
@@ -57,7 +57,7 @@ fn in_place_the_loader_comes_back() {
         return;
     }
     let guest = Guest::new(WinVersion::Win10);
-    guest.write(Place::Boot, "EFI\\Boot\\bootx64.efi", b"MZ another");
+    guest.write(DemoVolume::Boot, "EFI\\Boot\\bootx64.efi", b"MZ another");
     let digest = sha256(&guest.disk);
     guest.run("convert", &["--in-place"]).expect(0);
     assert_ne!(sha256(&guest.disk), digest);
@@ -132,7 +132,7 @@ fn boot_configuration() {
     guest.finding("bcd-text-mode");
     let (_, out) = guest.converted(&[]);
     let found = out.path("BCD");
-    fs::write(&found, out.read(Place::Boot, out.bcd_path())).unwrap();
+    fs::write(&found, out.read(DemoVolume::Boot, out.bcd_path())).unwrap();
     let text = export(&found, "X", "\\");
     assert!(text.contains("22000002") && !text.contains("16000046"));
     assert!(guest.path("out/backup/BCD").exists());
@@ -140,7 +140,7 @@ fn boot_configuration() {
     for version in [WinVersion::Win10, WinVersion::Win7] {
         eprintln!("device, {version:?}");
         let guest = Guest::new(version);
-        let good = guest.read(Place::Boot, guest.bcd_path());
+        let good = guest.read(DemoVolume::Boot, guest.bcd_path());
         guest.edit_bcd(|bcd| {
             for code in ["11000001", "21000001"] {
                 let key = format!("{LOADER}\\{code}");
@@ -153,7 +153,7 @@ fn boot_configuration() {
         guest.refused("bcd-device");
         guest.check("bcd", "fault", 4);
         let (_, out) = guest.converted(&["--repair-bcd"]);
-        let repaired = out.read(Place::Boot, out.bcd_path());
+        let repaired = out.read(DemoVolume::Boot, out.bcd_path());
         assert_eq!(tree(&repaired), tree(&good), "{version:?}");
     }
 
@@ -193,16 +193,16 @@ fn boot_configuration() {
 
     eprintln!("damaged, missing");
     let guest = Guest::new(WinVersion::Win10);
-    guest.write(Place::Boot, guest.bcd_path(), b"no hive");
+    guest.write(DemoVolume::Boot, guest.bcd_path(), b"no hive");
     guest.accepted("bcd-damaged");
     let guest = Guest::new(WinVersion::Win10);
-    guest.remove(Place::Boot, guest.bcd_path());
+    guest.remove(DemoVolume::Boot, guest.bcd_path());
     guest.refused("no-bcd");
     guest.check("bcd", "fault", 4);
 
     eprintln!("dirty");
     let guest = Guest::new(WinVersion::Win10);
-    let stale = guest.read(Place::Boot, guest.bcd_path());
+    let stale = guest.read(DemoVolume::Boot, guest.bcd_path());
     let mut newer = tree(&stale);
     newer.set(
         &format!("{LOADER}\\16000046"),
@@ -211,19 +211,19 @@ fn boot_configuration() {
     );
     let newer = newer.to_bytes_as("BCD", Format::V1_3);
     let stale = dirty(stale);
-    guest.write(Place::Boot, guest.bcd_path(), &stale);
+    guest.write(DemoVolume::Boot, guest.bcd_path(), &stale);
     let log = format!("{}.LOG", guest.bcd_path());
-    guest.write(Place::Boot, &log, &entry_log(&newer));
+    guest.write(DemoVolume::Boot, &log, &entry_log(&newer));
     guest.accepted("hive-replayed");
     guest.accepted("bcd-text-mode");
     // The recovered store is what is edited, and the log cannot be replayed over it.
     let (_, out) = guest.converted(&[]);
-    let edited = out.read(Place::Boot, out.bcd_path());
+    let edited = out.read(DemoVolume::Boot, out.bcd_path());
     assert_eq!(edited[4..8], edited[8..12]);
     let mut expected = tree(&newer);
     expected.remove(&format!("{LOADER}\\16000046")).unwrap();
     assert_eq!(tree(&edited), expected);
-    assert_eq!(out.read(Place::Boot, &log), b"");
+    assert_eq!(out.read(DemoVolume::Boot, &log), b"");
     for (backup, original) in [("BCD", &stale), ("BCD.LOG", &entry_log(&newer))] {
         let saved = fs::read(guest.path(&format!("out/backup/{backup}"))).unwrap();
         assert!(saved == *original, "{backup}");

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use hyper2kvm::demo::{Place, WinVersion};
+use hyper2kvm::demo::{DemoVolume, WinVersion};
 use hyper2kvm::registry::base::{set_clean, update_checksum};
 use hyper2kvm::registry::marvin::marvin32;
 
@@ -74,9 +74,9 @@ fn replayed(version: WinVersion, names: &[&str], make_log: fn(&[u8]) -> Vec<u8>)
         let mut newer = tree(&stale);
         newer.sz("Only in the log", "value", name);
         let newer = newer.to_bytes(name);
-        guest.write(Place::Windows, &config(name), &dirty(stale));
+        guest.write(DemoVolume::Windows, &config(name), &dirty(stale));
         let log = config(&format!("{name}.LOG1"));
-        guest.write(Place::Windows, &log, &make_log(&newer));
+        guest.write(DemoVolume::Windows, &log, &make_log(&newer));
         recovered.push((name, newer));
     }
     guest.finding("hive-replayed");
@@ -99,7 +99,7 @@ fn replayed(version: WinVersion, names: &[&str], make_log: fn(&[u8]) -> Vec<u8>)
         assert!(both[0] == both[1], "{name}");
         assert!(both[1].contains("Only in the log"), "{name}");
         assert_eq!(
-            out.read(Place::Windows, &config(&format!("{name}.LOG1"))),
+            out.read(DemoVolume::Windows, &config(&format!("{name}.LOG1"))),
             b""
         );
     }
@@ -115,7 +115,7 @@ fn hives_without_usable_logs() {
         eprintln!("sound: {name}");
         let guest = Guest::new(WinVersion::Win10);
         let stale = dirty(guest.hive(name));
-        guest.write(Place::Windows, &config(name), &stale);
+        guest.write(DemoVolume::Windows, &config(name), &stale);
         guest.accepted("hive-stale");
         guest.check("logs-harmless", "fault", 0);
         let (report, out) = guest.converted(&[]);
@@ -130,7 +130,7 @@ fn hives_without_usable_logs() {
     let at = bad.windows(2).skip(4096 + 200).position(|w| w == b"nk");
     let at = at.unwrap() + 4096 + 200;
     bad[at..at + 2].copy_from_slice(b"xx");
-    guest.write(Place::Windows, &config("SYSTEM"), &bad);
+    guest.write(DemoVolume::Windows, &config("SYSTEM"), &bad);
     guest.refused("hive-damaged");
 
     eprintln!("logs ahead of a clean hive");
@@ -138,13 +138,13 @@ fn hives_without_usable_logs() {
     let mut hive = guest.hive("SYSTEM");
     let log = entry_log(&hive);
     set_clean(&mut hive, 5).unwrap();
-    guest.write(Place::Windows, &config("SYSTEM"), &hive);
-    guest.write(Place::Windows, &config("SYSTEM.LOG2"), &log);
+    guest.write(DemoVolume::Windows, &config("SYSTEM"), &hive);
+    guest.write(DemoVolume::Windows, &config("SYSTEM.LOG2"), &log);
     guest.accepted("hive-log-lost");
 
     eprintln!("missing");
     let guest = Guest::new(WinVersion::Win10);
-    guest.remove(Place::Windows, &config("SYSTEM"));
+    guest.remove(DemoVolume::Windows, &config("SYSTEM"));
     guest.refused("hive-missing");
 }
 

@@ -27,7 +27,7 @@ use std::sync::{Arc, OnceLock};
 
 use hyper2kvm::block::FileDisk;
 use hyper2kvm::demo::guest::layout;
-use hyper2kvm::demo::{GuestSpec, Leftovers, Place, Role, WinVersion};
+use hyper2kvm::demo::{DemoVolume, GuestSpec, Leftovers, Role, WinVersion};
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestPath, GuestRead, GuestWrite, VolumeId, embedded};
 use hyper2kvm::registry::build::Format;
@@ -80,10 +80,10 @@ impl Guest {
         self.dir.path().join(name)
     }
 
-    fn volume(&self, place: Place) -> VolumeId {
+    fn volume(&self, place: DemoVolume) -> VolumeId {
         let role = match place {
-            Place::Windows => Role::Windows,
-            Place::Boot => self.spec.boot_role(),
+            DemoVolume::Windows => Role::Windows,
+            DemoVolume::Boot => self.spec.boot_role(),
         };
         VolumeId::new(self.spec.partition(role).unwrap().index)
     }
@@ -92,7 +92,7 @@ impl Guest {
         self.spec.partition(role).unwrap().start
     }
 
-    fn change(&self, place: Place, change: impl FnOnce(&mut dyn GuestWrite, VolumeId)) {
+    fn change(&self, place: DemoVolume, change: impl FnOnce(&mut dyn GuestWrite, VolumeId)) {
         self.change_volume(self.volume(place), change);
     }
 
@@ -104,7 +104,7 @@ impl Guest {
         writer.close().unwrap();
     }
 
-    fn write(&self, place: Place, path: &str, contents: &[u8]) {
+    fn write(&self, place: DemoVolume, path: &str, contents: &[u8]) {
         let path = GuestPath::parse(path).unwrap();
         let folder = path.parent().filter(|p| !p.is_root());
         let missing = folder.filter(|f| !self.exists(place, f));
@@ -116,7 +116,7 @@ impl Guest {
         });
     }
 
-    fn remove(&self, place: Place, path: &str) {
+    fn remove(&self, place: DemoVolume, path: &str) {
         let path = GuestPath::parse(path).unwrap();
         self.change(place, |writer, volume| {
             writer.remove_file(volume, &path).unwrap();
@@ -128,12 +128,12 @@ impl Guest {
         embedded::open(disk, &layout(&self.spec)).unwrap()
     }
 
-    fn exists(&self, place: Place, path: &GuestPath) -> bool {
+    fn exists(&self, place: DemoVolume, path: &GuestPath) -> bool {
         let info = self.reader().stat(self.volume(place), path);
         info.unwrap().is_some()
     }
 
-    fn read(&self, place: Place, path: &str) -> Vec<u8> {
+    fn read(&self, place: DemoVolume, path: &str) -> Vec<u8> {
         let path = GuestPath::parse(path).unwrap();
         self.reader()
             .read(self.volume(place), &path, 64 << 20)
@@ -155,13 +155,13 @@ impl Guest {
     }
 
     fn hive(&self, name: &str) -> Vec<u8> {
-        self.read(Place::Windows, &config(name))
+        self.read(DemoVolume::Windows, &config(name))
     }
 
     fn edit_hive(&self, name: &str, edit: impl FnOnce(&mut KeyTree)) {
         let mut tree = tree(&self.hive(name));
         edit(&mut tree);
-        self.write(Place::Windows, &config(name), &tree.to_bytes(name));
+        self.write(DemoVolume::Windows, &config(name), &tree.to_bytes(name));
     }
 
     fn bcd_path(&self) -> &'static str {
@@ -172,10 +172,10 @@ impl Guest {
     }
 
     fn edit_bcd(&self, edit: impl FnOnce(&mut KeyTree)) {
-        let mut tree = tree(&self.read(Place::Boot, self.bcd_path()));
+        let mut tree = tree(&self.read(DemoVolume::Boot, self.bcd_path()));
         edit(&mut tree);
         let bytes = tree.to_bytes_as("BCD", Format::V1_3);
-        self.write(Place::Boot, self.bcd_path(), &bytes);
+        self.write(DemoVolume::Boot, self.bcd_path(), &bytes);
     }
 
     fn inspect(&self) -> Value {

@@ -1,6 +1,6 @@
 //! States of an NTFS volume that no tool makes, written byte by byte into its metadata.
 
-use hyper2kvm::demo::{Place, Role};
+use hyper2kvm::demo::{DemoVolume, Role};
 
 use crate::Guest;
 
@@ -87,10 +87,10 @@ impl Guest {
     }
 
     /// Takes all clusters of the volume but `left` bytes.
-    pub fn fill(&self, place: Place, left: u64) {
+    pub fn fill(&self, place: DemoVolume, left: u64) {
         let role = match place {
-            Place::Windows => Role::Windows,
-            Place::Boot => self.spec.boot_role(),
+            DemoVolume::Windows => Role::Windows,
+            DemoVolume::Boot => self.spec.boot_role(),
         };
         if role == Role::Esp {
             assert_eq!(left, 0);

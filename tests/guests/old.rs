@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use hyper2kvm::demo::{GuestSpec, Place, Role, WinVersion};
+use hyper2kvm::demo::{DemoVolume, GuestSpec, Role, WinVersion};
 use hyper2kvm::guest::GuestPath;
 use serde_json::Value;
 
@@ -54,8 +54,8 @@ fn old_windows() {
             assert_refusal("storage-driver", &convert(&more));
             boot_sector(&lab, &report);
             let guest = Guest::of(&lab);
-            if guest.exists(Place::Boot, &GuestPath::parse("boot.ini").unwrap()) {
-                guest.remove(Place::Boot, "boot.ini");
+            if guest.exists(DemoVolume::Boot, &GuestPath::parse("boot.ini").unwrap()) {
+                guest.remove(DemoVolume::Boot, "boot.ini");
             }
             guest.finding("no-boot-ini");
         }
@@ -153,10 +153,10 @@ fn boot_ini_names_partitions() {
     };
     let guest = Guest::of(&lab);
     run(&guest, "plan", &[]).expect(0);
-    let ini = guest.read(Place::Boot, "boot.ini");
+    let ini = guest.read(DemoVolume::Boot, "boot.ini");
     let ini = String::from_utf8(ini).unwrap();
     guest.write(
-        Place::Boot,
+        DemoVolume::Boot,
         "boot.ini",
         ini.replace("rdisk(0)", "rdisk(1)").as_bytes(),
     );
@@ -206,8 +206,8 @@ fn installed_on_scsi() {
             });
             for file in files {
                 let path = format!("Windows\\System32\\drivers\\{file}.sys");
-                if guest.exists(Place::Windows, &GuestPath::parse(&path).unwrap()) {
-                    guest.remove(Place::Windows, &path);
+                if guest.exists(DemoVolume::Windows, &GuestPath::parse(&path).unwrap()) {
+                    guest.remove(DemoVolume::Windows, &path);
                 }
             }
             let run = |verb: &str, more: &[&str]| {

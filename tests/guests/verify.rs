@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use hyper2kvm::demo::{GuestSpec, Place, WinVersion};
+use hyper2kvm::demo::{DemoVolume, GuestSpec, WinVersion};
 use hyper2kvm::registry::{KeyTree, RegData};
 
 use crate::support::{Lab, TOOLS, drivers_for_old_windows, h2k, have};
@@ -27,7 +27,10 @@ fn verify_of_an_output_folder() {
         let seen = verify(&folder, &[]).expect(0).json();
         assert_eq!(seen["ready"], true);
         assert_eq!(seen["controllers"], report["controllers"]);
-        out.remove(Place::Windows, "Windows\\System32\\drivers\\storahci.sys");
+        out.remove(
+            DemoVolume::Windows,
+            "Windows\\System32\\drivers\\storahci.sys",
+        );
         verify(&out.disk, &[]).expect(0);
         let seen = verify(&folder, &[]).expect(code).json();
         assert_eq!(seen["ready"], code == 0, "{bootstrap}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyper2kvm::block::{BlockRead, BlockWrite, FileDisk};
 use hyper2kvm::demo::bitlocker::{self, Lock, Reserved, Spec, startup_key_file};
 use hyper2kvm::demo::guest::layout;
-use hyper2kvm::demo::{Place, Role, WinVersion};
+use hyper2kvm::demo::{DemoVolume, Role, WinVersion};
 use hyper2kvm::guest::fve::cipher::Method;
 use hyper2kvm::guest::{GuestPath, VolumeId};
 
@@ -25,7 +25,7 @@ fn hibernated_and_not_closed() {
     }
     eprintln!("hibernated");
     let guest = Guest::new(WinVersion::Win10);
-    guest.write(Place::Windows, "hiberfil.sys", &HIBERNATED);
+    guest.write(DemoVolume::Windows, "hiberfil.sys", &HIBERNATED);
     guest.refused("volume-hibernated");
     guest.run("convert", &["--force-dirty-volume"]).expect(3);
     guest.check("no-blockers", "fault", 4);
@@ -186,7 +186,7 @@ fn volumes_of_another_kind() {
     guest.refused("dynamic-disk");
     let typed = |kind: &str| {
         let guest = Guest::new(WinVersion::Win10);
-        let index = guest.volume(Place::Windows).partition;
+        let index = guest.volume(DemoVolume::Windows).partition;
         let arg = format!("--typecode={index}:{kind}");
         tool("sgdisk", &[&arg, guest.disk.to_str().unwrap()]);
         guest
@@ -220,7 +220,7 @@ fn compressed_by_ntfs() {
     let packed = ["SYSTEM", "SOFTWARE"].map(|name| {
         let mut hive = guest.hive(name);
         hive.resize(hive.len().next_multiple_of(65536), 0);
-        guest.write(Place::Windows, &config(name), &hive);
+        guest.write(DemoVolume::Windows, &config(name), &hive);
         guest.pack(name);
         (name, hive)
     });
@@ -228,7 +228,7 @@ fn compressed_by_ntfs() {
         assert!(guest.hive(name) == *hive, "{name}");
     }
     let driver = "Windows\\System32\\drivers\\viostor.sys";
-    guest.write(Place::Windows, driver, &[7; 65536]);
+    guest.write(DemoVolume::Windows, driver, &[7; 65536]);
     guest.pack("viostor.sys");
     guest.finding("compressed-volume");
     let (report, out) = guest.converted(&[]);
@@ -236,7 +236,7 @@ fn compressed_by_ntfs() {
     for (name, hive) in &packed {
         assert!(out.hive(name) != *hive, "{name}");
     }
-    assert!(out.read(Place::Windows, driver) != [7; 65536]);
+    assert!(out.read(DemoVolume::Windows, driver) != [7; 65536]);
     assert!(
         out.inspect()["findings"]
             .to_string()

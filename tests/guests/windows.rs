@@ -1,6 +1,6 @@
 //! Unfinished operations of Windows, and special roles of a guest.
 
-use hyper2kvm::demo::{GuestSpec, Place, Role, WinVersion};
+use hyper2kvm::demo::{DemoVolume, GuestSpec, Role, WinVersion};
 use hyper2kvm::registry::RegData;
 
 use crate::rows::assert_row;
@@ -14,11 +14,15 @@ fn states_of_windows_are_told() {
     }
     let guest = Guest::new(WinVersion::Win10);
     guest.write(
-        Place::Windows,
+        DemoVolume::Windows,
         "System Volume Information\\{f3cf8f0b-0000-11ee-8c99-0242ac120002}{3808876b-c176-4e48-b7ae-04046e6cc752}",
         &[0; 4096],
     );
-    guest.write(Place::Windows, "Windows\\WinSxS\\pending.xml", b"<xml/>");
+    guest.write(
+        DemoVolume::Windows,
+        "Windows\\WinSxS\\pending.xml",
+        b"<xml/>",
+    );
     guest.edit_hive("SYSTEM", |system| {
         system
             .sz(

@@ -292,7 +292,7 @@ fn several_windows_and_none_complete() {
         ("/Windows.old/System32/drivers/x.sys", b"MZ".to_vec()),
     ] {
         spec.extra_files.push(ExtraFile {
-            place: Place::Windows,
+            place: DemoVolume::Windows,
             path: path.to_string(),
             contents,
         });

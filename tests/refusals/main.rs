@@ -18,7 +18,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use hyper2kvm::demo::{ExtraFile, GuestSpec, Place, Role, WinVersion, hives};
+use hyper2kvm::demo::{DemoVolume, ExtraFile, GuestSpec, Role, WinVersion, hives};
 use serde_json::Value;
 use support::{
     Lab, Run, TOOLS, binary, finish, h2k, have, processes_naming, sha256, skip, tool, virtio_win,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper2kvm::block::FileDisk;
-use hyper2kvm::demo::{Arch, ExtraFile, GuestSpec, Place, Role, WinVersion, guest};
+use hyper2kvm::demo::{Arch, DemoVolume, ExtraFile, GuestSpec, Role, WinVersion, guest};
 use hyper2kvm::guest::ntfs3g::MountOptions;
 use hyper2kvm::guest::{EmbeddedWriter, GuestPath, GuestWrite, VolumeId};
 use serde_json::Value;
@@ -309,7 +309,7 @@ fn inspect_fetches_real_hives_and_little_more() {
     let hives = (system.len() + software.len()) as u64;
     (spec.system_hive, spec.software_hive) = (Some(system), Some(software));
     spec.extra_files.push(ExtraFile {
-        place: Place::Windows,
+        place: DemoVolume::Windows,
         path: "Data\\noise.bin".into(),
         contents: noise(64 * MIB, 5),
     });

@@ -26,12 +26,12 @@ use crate::ui::{Ui, bytes, count};
 use super::super::job::Job;
 use super::changes::Now;
 use super::pass;
-use super::state::{State, SyncedDisk, comparison, projection};
+use super::state::{SyncState, SyncedDisk, comparison, projection};
 use crate::session::Disk;
 
 /// A synced directory whose VM is off.
 pub(crate) struct Last {
-    state: State,
+    state: SyncState,
     folder: PathBuf,
     changed: Vec<Extents>,
     now: Vec<Now>,
@@ -79,7 +79,7 @@ impl Last {
         if !job.output.from_sync {
             return Ok(None);
         }
-        let Some(state) = State::load(folder)? else {
+        let Some(state) = SyncState::load(folder)? else {
             let again = shell_word(&folder.display().to_string());
             return Err(
                 Error::failed(format!("{} contains no synced VM", folder.display()))
@@ -362,7 +362,7 @@ mod tests {
         let disks = job.source.disks(dir).unwrap();
         let folder = dir.join("out");
         std::fs::create_dir(&folder).unwrap();
-        let mut state = State::new("vm", &disk);
+        let mut state = SyncState::new("vm", &disk);
         let copy = SyncedDisk {
             size: 4 * MIB,
             file: "vm.sync.qcow2".into(),
@@ -439,7 +439,7 @@ mod tests {
         last.changed = vec![std::iter::once(0..64 << 10).collect()];
         last.begin().unwrap();
         assert_eq!(done(&last), (1 << 20) - (64 << 10));
-        assert_eq!(State::load(&folder).unwrap().unwrap().changed, 64 << 10);
+        assert_eq!(SyncState::load(&folder).unwrap().unwrap().changed, 64 << 10);
     }
 
     /// A VM of two raw disks of 1 and 2 MiB, copied as far as `done`, whose order is another one now.
@@ -455,7 +455,7 @@ mod tests {
         job.output.from_sync = true;
         job.copy.trim = false;
         let mut disks = job.source.disks(dir).unwrap().to_vec();
-        let mut state = State::new("vm", &paths[0]);
+        let mut state = SyncState::new("vm", &paths[0]);
         for (i, (disk, done)) in disks.iter().zip(done).enumerate() {
             let copy = SyncedDisk {
                 size: disk.image.virtual_size(),
@@ -498,7 +498,7 @@ mod tests {
         let compared = look(&job).projected - last.projected;
         assert!((compared - 0.03).abs() < 0.001, "{compared}");
         // What changed since is missing again.
-        let mut state = State::load(&folder).unwrap().unwrap();
+        let mut state = SyncState::load(&folder).unwrap().unwrap();
         let base = state.disks[1].links.clone();
         let newer = super::super::changes::Link {
             files: json!("snapshot"),
@@ -521,7 +521,7 @@ mod tests {
         let mut job = job(&[lab.windows()], &folder);
         job.output.from_sync = true;
         let disks = job.source.disks(&folder).unwrap();
-        let mut state = State::new("vm", &lab.windows());
+        let mut state = SyncState::new("vm", &lab.windows());
         let copy = SyncedDisk {
             size: disks[0].image.virtual_size(),
             file: "vm.sync.qcow2".into(),

@@ -21,5 +21,5 @@ mod state;
 pub(super) use last::{Last, Synced};
 pub use pass::{Order, run};
 pub(crate) use release::release;
-pub use state::State;
+pub use state::SyncState;
 pub(crate) use state::is_synced;

@@ -18,9 +18,9 @@ use crate::ui::Ui;
 use crate::wire::Transport;
 
 use super::super::name::safe_name;
-use super::super::place::Place;
+use super::super::place::OutputPlace;
 use super::changes::Now;
-use super::state::{self, Pass, State, SyncedDisk};
+use super::state::{self, Pass, SyncState, SyncedDisk};
 
 /// The source and the target of a sync.
 pub struct Order {
@@ -43,9 +43,9 @@ struct Frozen {
 }
 
 /// Makes one pass over every disk and returns the new state.
-pub fn run(order: &Order, ui: &Ui) -> Result<State> {
+pub fn run(order: &Order, ui: &Ui) -> Result<SyncState> {
     let (start, at) = (Instant::now(), seconds_since_1970());
-    let place = Place::open(&order.folder, true)?;
+    let place = OutputPlace::open(&order.folder, true)?;
     let _lock = place.lock()?;
     let folder = place.target.clone();
     ui.status("Looking", &order.source.display().to_string());
@@ -107,7 +107,7 @@ fn seconds_since_1970() -> u64 {
     now.map_or(0, |since| since.as_secs())
 }
 
-impl State {
+impl SyncState {
     /// Bytes per second that changed between the last pass and one that began at `at`.
     fn change_rate(&self, at: u64, changed: u64) -> f64 {
         let last = self.passes.last();
@@ -204,8 +204,8 @@ fn size_of_newest(path: &Path) -> u64 {
 }
 
 /// Loads the state in the directory, or creates one in an empty directory.
-fn load(order: &Order, folder: &Path) -> Result<State> {
-    if let Some(state) = State::load(folder)? {
+fn load(order: &Order, folder: &Path) -> Result<SyncState> {
+    if let Some(state) = SyncState::load(folder)? {
         return Ok(state);
     }
     let failed = |e| Error::failed(format!("creating {}", folder.display())).because(e);
@@ -218,13 +218,13 @@ fn load(order: &Order, folder: &Path) -> Result<State> {
         );
     }
     let name = order.name.as_deref().unwrap_or(&order.vm.name);
-    let state = State::new(&safe_name(name), &order.source);
+    let state = SyncState::new(&safe_name(name), &order.source);
     state.save(folder)?;
     Ok(state)
 }
 
 /// Creates the copies at the first pass, and records the changes at each later one.
-fn begin(state: &mut State, frozen: &[Frozen], folder: &Path) -> Result<Vec<Extents>> {
+fn begin(state: &mut SyncState, frozen: &[Frozen], folder: &Path) -> Result<Vec<Extents>> {
     if !state.disks.is_empty() {
         let sizes: Vec<u64> = frozen.iter().map(|f| f.image.virtual_size()).collect();
         let disks: Vec<Now> = frozen.iter().map(|f| f.now.clone()).collect();
@@ -250,12 +250,12 @@ fn begin(state: &mut State, frozen: &[Frozen], folder: &Path) -> Result<Vec<Exte
 }
 
 /// Fails if the target has no room for the new data.
-fn check_room(state: &State, folder: &Path, work: &[Work]) -> Result<()> {
+fn check_room(state: &SyncState, folder: &Path, work: &[Work]) -> Result<()> {
     Ok(copy::check_room(folder, room(state, folder, work)?)?)
 }
 
 /// Bytes of the new data, without those that replace others.
-fn room(state: &State, folder: &Path, work: &[Work]) -> Result<u64> {
+fn room(state: &SyncState, folder: &Path, work: &[Work]) -> Result<u64> {
     let mut needed = 0u64;
     for (disk, work) in state.disks.iter().zip(work) {
         let there = Refill::data(&folder.join(&disk.file))?;
@@ -293,7 +293,7 @@ fn copy(
     order: &Order,
     ui: &Ui,
     folder: &Path,
-    state: &State,
+    state: &SyncState,
     work: &[(&Frozen, Work)],
 ) -> Result<()> {
     let total: u64 = work.iter().map(|(_, work)| work.bytes()).sum();

@@ -75,8 +75,8 @@ fn a_pass_copies_every_disk_and_the_next_one_what_is_missing() {
         assert_eq!(disk.done(folder).unwrap(), Extents::whole(disk.size));
     }
     assert!(copies() == [vec![1; 1 << 20], vec![2; 2 << 20]]);
-    let kept = State::load(folder).unwrap().unwrap();
-    let figures = |state: &State| -> Vec<_> {
+    let kept = SyncState::load(folder).unwrap().unwrap();
+    let figures = |state: &SyncState| -> Vec<_> {
         let passes = state.passes.iter();
         passes.map(|p| (p.at, p.copied, p.left)).collect()
     };
@@ -102,7 +102,7 @@ fn the_copies_follow_the_source_from_the_moment_the_last_pass_copies() {
     let ui = ui();
     let mut last = Run::open(&job, &ui).unwrap();
     let missing = || {
-        let state = State::load(folder).unwrap().unwrap();
+        let state = SyncState::load(folder).unwrap().unwrap();
         let whole = Extents::whole(2 << 20);
         let missing = whole.minus(&state.disks[1].done(folder).unwrap());
         (state.disks[1].links.len(), missing.bytes())
@@ -117,7 +117,7 @@ fn the_copies_follow_the_source_from_the_moment_the_last_pass_copies() {
 fn a_pass_does_not_begin_while_another_run_is_at_work() {
     let dir = tempfile::tempdir().unwrap();
     let order = running(dir.path());
-    let place = Place::open(&order.folder, true).unwrap();
+    let place = OutputPlace::open(&order.folder, true).unwrap();
     let lock = place.lock().unwrap();
     let error = run(&order, &ui()).map(drop).unwrap_err();
     assert!(error.message.contains("another conversion"), "{error}");
@@ -261,7 +261,7 @@ fn what_is_left_is_what_the_vm_writes_to_or_of_an_export_what_changed() {
 
 #[test]
 fn a_rate_of_change_is_over_the_time_since_the_pass_before() {
-    let mut state = State::new("vm", Path::new("/vm"));
+    let mut state = SyncState::new("vm", Path::new("/vm"));
     assert_eq!(state.change_rate(100, 5000), 0.0);
     state.project();
     let pass = |at| Pass {
@@ -340,7 +340,7 @@ fn a_pass_copies_what_has_data_and_what_has_changed() {
 
 #[test]
 fn a_pass_takes_over_the_changes_of_those_that_were_killed() {
-    let mut state = State::new("vm", Path::new("/vm"));
+    let mut state = SyncState::new("vm", Path::new("/vm"));
     state.changed = 700;
     let made = |at, copied| NewPass {
         at,
@@ -372,7 +372,7 @@ fn a_pass_takes_over_the_changes_of_those_that_were_killed() {
 fn a_pass_that_the_target_has_no_room_for_is_refused_before_it_copies() {
     let dir = tempfile::tempdir().unwrap();
     let free = copy::free_space(dir.path()).unwrap();
-    let mut state = State::new("vm", Path::new("/vm.vmx"));
+    let mut state = SyncState::new("vm", Path::new("/vm.vmx"));
     for i in 0..2 {
         let file = state::copy_name("vm", i);
         Refill::create(&dir.path().join(&file), 1 << 40).unwrap();
@@ -412,10 +412,10 @@ fn the_copies_are_created_once_and_followed_from_then_on() {
             }
         })
         .collect();
-    let mut state = State::new("vm", Path::new("/vm.vmx"));
+    let mut state = SyncState::new("vm", Path::new("/vm.vmx"));
     let changed = begin(&mut state, &frozen, dir.path()).unwrap();
     assert_eq!(changed, [Extents::default(), Extents::default()]);
-    let read = State::load(dir.path()).unwrap().unwrap();
+    let read = SyncState::load(dir.path()).unwrap().unwrap();
     assert_eq!(serde_json::json!(read), serde_json::json!(state));
     let told: Vec<_> = (state.disks.iter())
         .map(|disk| (disk.file.as_str(), disk.size, disk.links.len()))
@@ -481,7 +481,7 @@ fn the_claim_of_a_server_is_compared_with_the_copy_before_a_pass() {
         },
         growing: None,
     }];
-    let mut state = State::new("vm", Path::new("/vm.vmx"));
+    let mut state = SyncState::new("vm", Path::new("/vm.vmx"));
     begin(&mut state, &frozen, dir.path()).unwrap();
     // The copy is empty, and nothing of it is recorded.
     begin(&mut state, &frozen, dir.path()).unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::failpoint;
 
-use super::super::place::Place;
+use super::super::place::OutputPlace;
 use super::state;
 
 /// Removes the files written by syncs, `sync.json` last. So a killed run can be repeated, and a
@@ -16,7 +16,7 @@ pub(crate) fn release(folder: &Path) -> Result<Vec<PathBuf>> {
     let failed = |path: &Path, e: io::Error| {
         Error::failed(format!("removing {}", path.display())).because(e)
     };
-    let place = Place::open(folder, false)?;
+    let place = OutputPlace::open(folder, false)?;
     let _lock = place.lock()?;
     // A last pass that was killed has given the copies a second name.
     place.remove_dead(&[])?;
@@ -43,7 +43,7 @@ pub(crate) fn release(folder: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::super::super::testing::names;
-    use super::super::State;
+    use super::super::SyncState;
     use super::*;
 
     #[test]
@@ -58,7 +58,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let folder = dir.path().join("vm-kvm");
             fs::create_dir(&folder).unwrap();
-            State::new("vm", Path::new("/vm.vmx"))
+            SyncState::new("vm", Path::new("/vm.vmx"))
                 .save(&folder)
                 .unwrap();
             for name in own.iter().chain(mine) {
@@ -86,7 +86,7 @@ mod tests {
         let folder = dir.path().join("vm-kvm");
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("vm.sync.qcow2"), "x").unwrap();
-        let place = Place::open(&folder, false).unwrap();
+        let place = OutputPlace::open(&folder, false).unwrap();
         let lock = place.lock().unwrap();
         let error = release(&folder).unwrap_err();
         assert!(error.message.contains("another conversion"), "{error}");
@@ -105,7 +105,7 @@ mod tests {
             let folder = dir.path().join("vm-kvm");
             let copy = folder.join(format!("{i}.sync.qcow2"));
             fs::create_dir_all(&copy).unwrap();
-            let state = State::new("vm", Path::new("/vm.vmx"));
+            let state = SyncState::new("vm", Path::new("/vm.vmx"));
             state.save(&folder).unwrap();
             // No file: it cannot be removed.
             let error = release(&folder).unwrap_err();

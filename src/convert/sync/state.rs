@@ -28,7 +28,7 @@ const OVER: &str = "hyper2kvm release deletes the synced directory; then sync ag
 
 /// The state of all synced disks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct State {
+pub struct SyncState {
     schema: String,
     version: String,
     pub(super) name: String,
@@ -72,7 +72,7 @@ pub struct Pass {
     pub bandwidth: Option<u64>,
 }
 
-impl State {
+impl SyncState {
     pub(super) fn new(name: &str, source: &Path) -> Self {
         Self {
             schema: SCHEMA.to_owned(),
@@ -349,7 +349,7 @@ const READINGS: f64 = 4.0;
 
 /// The projected duration of the last pass. It has inspection, fix, verification, and the copy of
 /// the rest at no more than `limit` bytes per second.
-pub(super) fn projection(state: &State, left: u64, limit: Option<u64>) -> f64 {
+pub(super) fn projection(state: &SyncState, left: u64, limit: Option<u64>) -> f64 {
     // The chain of the latest pass is the most similar one.
     let overhead = state.passes.last().map_or(0.0, |pass| pass.overhead_s);
     let assumed = limit.map_or(ASSUMED_RATE, |limit| ASSUMED_RATE.min(limit as f64));
@@ -358,7 +358,7 @@ pub(super) fn projection(state: &State, left: u64, limit: Option<u64>) -> f64 {
 
 /// The duration of `--verify-copy` for so many bytes. It is unmeasured, but reading is at least as
 /// fast as copying.
-pub(super) fn comparison(state: &State, bytes: u64) -> f64 {
+pub(super) fn comparison(state: &SyncState, bytes: u64) -> f64 {
     bytes as f64 / state.rate(None).unwrap_or(ASSUMED_RATE).max(ASSUMED_RATE)
 }
 
@@ -370,8 +370,8 @@ mod more_tests;
 mod tests {
     use super::*;
 
-    fn state() -> State {
-        let mut state = State::new("vm", Path::new("/vm.vmx"));
+    fn state() -> SyncState {
+        let mut state = SyncState::new("vm", Path::new("/vm.vmx"));
         state.disks.push(SyncedDisk {
             size: 1 << 30,
             file: copy_name("vm", 0),
@@ -383,9 +383,9 @@ mod tests {
     #[test]
     fn a_state_is_read_back_and_names_nothing_elsewhere() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(State::load(dir.path()).unwrap().is_none());
+        assert!(SyncState::load(dir.path()).unwrap().is_none());
         state().save(dir.path()).unwrap();
-        let read = State::load(dir.path()).unwrap().unwrap();
+        let read = SyncState::load(dir.path()).unwrap().unwrap();
         assert_eq!(read.disks[0].file, "vm.sync.qcow2");
         let files = read.files();
         assert!(files.contains(&"vm.sync.journal".into()) && files.contains(&FILE.into()));
@@ -393,10 +393,10 @@ mod tests {
             let mut state = state();
             state.disks[0].file = elsewhere.to_owned();
             state.save(dir.path()).unwrap();
-            assert!(State::load(dir.path()).is_err(), "{elsewhere}");
+            assert!(SyncState::load(dir.path()).is_err(), "{elsewhere}");
         }
         std::fs::write(dir.path().join(FILE), "{}").unwrap();
-        assert!(State::load(dir.path()).is_err());
+        assert!(SyncState::load(dir.path()).is_err());
         // Of a later program, and with a second disk elsewhere.
         let mut other = state();
         other.schema = "hyper2kvm/sync/2".to_owned();
@@ -407,7 +407,7 @@ mod tests {
         });
         for state in [other, second] {
             state.save(dir.path()).unwrap();
-            let error = State::load(dir.path()).unwrap_err();
+            let error = SyncState::load(dir.path()).unwrap_err();
             assert!(error.message.contains("cannot be used"), "{error}");
         }
     }
@@ -457,7 +457,7 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let mut state = state();
         // Nothing was measured: 100 MiB a second, or less where less is allowed.
-        let expected = |state: &State, limit| projection(state, 200 * MIB, limit);
+        let expected = |state: &SyncState, limit| projection(state, 200 * MIB, limit);
         assert!((expected(&state, None) - FIX - 2.0).abs() < 0.001);
         assert!((expected(&state, Some(50 * MIB)) - FIX - 4.0).abs() < 0.001);
         assert!((expected(&state, Some(500 * MIB)) - FIX - 2.0).abs() < 0.001);
@@ -546,7 +546,7 @@ mod tests {
             .as_object_mut()
             .unwrap()
             .remove("bandwidth");
-        let read: State = serde_json::from_value(kept).unwrap();
+        let read: SyncState = serde_json::from_value(kept).unwrap();
         assert_eq!((read.changed, read.passes[0].bandwidth), (0, None));
         for (name, begun) in [
             (".sync.json.new", true),
@@ -602,7 +602,7 @@ mod tests {
         );
         assert_eq!(state.disks[1].done(dir.path()).unwrap(), set(&[0..10 * G]));
         assert_eq!(state.changed, G);
-        let read = State::load(dir.path()).unwrap().unwrap();
+        let read = SyncState::load(dir.path()).unwrap().unwrap();
         assert_eq!(read.disks[0].links, newer.links);
         assert_eq!(read.disks[1].links, base.links);
         // Found before a pass that was killed: both count.

@@ -21,7 +21,7 @@ fn pass() -> Pass {
 fn a_state_that_others_can_write_is_not_believed() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
-    State::new("vm", Path::new("/vm.vmx"))
+    SyncState::new("vm", Path::new("/vm.vmx"))
         .save(dir.path())
         .unwrap();
     let file = dir.path().join(FILE);
@@ -29,11 +29,11 @@ fn a_state_that_others_can_write_is_not_believed() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
     mode(&file, 0o666);
-    assert!(State::load(dir.path()).is_err());
+    assert!(SyncState::load(dir.path()).is_err());
     mode(&file, 0o644);
-    State::load(dir.path()).unwrap().unwrap();
+    SyncState::load(dir.path()).unwrap().unwrap();
     mode(dir.path(), 0o777);
-    assert!(State::load(dir.path()).is_err());
+    assert!(SyncState::load(dir.path()).is_err());
 }
 
 /// A difference that one sample misses is found by a later one.
@@ -53,7 +53,7 @@ fn each_disk_is_compared_at_other_places_in_each_pass() {
     };
     // Of the second disk an odd grain differs: every second one is compared.
     let images = [image("1.raw", None), image("2.raw", Some(5 * GRAIN))];
-    let mut state = State::new("vm", Path::new("/vm.vmx"));
+    let mut state = SyncState::new("vm", Path::new("/vm.vmx"));
     for i in 0..2 {
         let disk = SyncedDisk {
             size: SIZE,

@@ -18,7 +18,7 @@ use super::target::WindowsTarget;
 use crate::registry::RegData;
 use decoration::{Kind, parse_number, rank};
 pub use text::InfError;
-use text::{Entry, Field, InfText, Section};
+use text::{Field, InfEntry, InfText, Section};
 
 /// A text of the INF: the token as written (`%vendor%`) and its value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -356,7 +356,7 @@ impl Reader<'_> {
     }
 
     /// The best models section of one manufacturer line for the target.
-    fn models_section(&self, entry: &Entry) -> Option<&Section> {
+    fn models_section(&self, entry: &InfEntry) -> Option<&Section> {
         let base = entry.value(0);
         let decorations = entry.values.get(1..).unwrap_or_default();
         let best = decorations
@@ -429,7 +429,7 @@ impl Reader<'_> {
         })
     }
 
-    fn service(&self, entry: &Entry) -> Result<ServiceInstall, InfError> {
+    fn service(&self, entry: &InfEntry) -> Result<ServiceInstall, InfError> {
         let name = entry.value(0).to_string();
         let section_name = entry.value(2);
         let bad = |key: &str, reason: String| InfError::Bad {
@@ -593,7 +593,7 @@ const TYPE_NONE: u32 = 0x0002_0001;
 
 /// Parses `root, subkey, name, flags, value...`; `None` for deletions and types that are not
 /// written.
-fn parse_add_reg(section: &str, entry: &Entry) -> Result<Option<AddReg>, InfError> {
+fn parse_add_reg(section: &str, entry: &InfEntry) -> Result<Option<AddReg>, InfError> {
     let bad = |reason: String| InfError::Bad {
         section: section.to_string(),
         key: format!("line {}", entry.line),

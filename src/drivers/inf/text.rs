@@ -49,7 +49,7 @@ pub enum InfError {
 
 /// One line of a section: `key = value, value` or just `value, value`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct InfEntry {
     pub line: usize,
     pub key: Option<Field>,
     pub values: Vec<Field>,
@@ -62,7 +62,7 @@ pub struct Field {
     pub text: String,
 }
 
-impl Entry {
+impl InfEntry {
     pub fn is(&self, key: &str) -> bool {
         self.key
             .as_ref()
@@ -79,11 +79,11 @@ impl Entry {
 pub struct Section {
     /// The name as first written in the file.
     pub name: String,
-    pub entries: Vec<Entry>,
+    pub entries: Vec<InfEntry>,
 }
 
 impl Section {
-    pub fn entry(&self, key: &str) -> Option<&Entry> {
+    pub fn entry(&self, key: &str) -> Option<&InfEntry> {
         self.entries.iter().find(|e| e.is(key))
     }
 
@@ -291,7 +291,7 @@ fn strip_comment(line: &str) -> (&str, bool) {
     (line, quoted)
 }
 
-fn parse_entry(line: usize, content: &str) -> Result<Entry, InfError> {
+fn parse_entry(line: usize, content: &str) -> Result<InfEntry, InfError> {
     let mut key = None;
     let mut values = Vec::new();
     let mut field = String::new();
@@ -343,7 +343,7 @@ fn parse_entry(line: usize, content: &str) -> Result<Entry, InfError> {
         raw: field,
         text: String::new(),
     });
-    Ok(Entry { line, key, values })
+    Ok(InfEntry { line, key, values })
 }
 
 /// Decodes UTF-16 with a byte order mark, UTF-8 with or without one, or else Windows-1252.

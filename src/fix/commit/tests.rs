@@ -48,7 +48,7 @@ fn commit_and_rollback_are_exact() {
     let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
     commit(&mut journal, &[&disk]).unwrap();
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), new);
-    assert_eq!(journal.doc.state, State::Committed);
+    assert_eq!(journal.doc.state, JournalState::Committed);
     rollback(&mut journal, &[&disk], false).unwrap();
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
     // A second rollback changes nothing.
@@ -76,7 +76,11 @@ fn nothing_is_committed_over_what_another_wrote() {
         "{error}"
     );
     assert_eq!(fs::read(dir.path().join("disk")).unwrap(), now);
-    assert_ne!(journal.doc.state, State::Committing, "nothing to roll back");
+    assert_ne!(
+        journal.doc.state,
+        JournalState::Committing,
+        "nothing to roll back"
+    );
     // The first of several is named.
     let named = journal.doc.changed()[0].1.ranges[0].offset;
     disk.write_at(2 << 20, b"somebody else").unwrap();
@@ -105,11 +109,11 @@ fn a_commit_that_cannot_be_announced_leaves_nothing_to_undo() {
     fs::create_dir(&dir).unwrap();
     let (mut journal, old, _) = setup(&dir);
     let disk = FileDisk::open_rw(&dir.join("disk")).unwrap();
-    journal.set_state(State::Verified).unwrap();
+    journal.set_state(JournalState::Verified).unwrap();
     unsaved(top.path(), &journal);
     let error = commit(&mut journal, &[&disk]).unwrap_err();
     assert!(matches!(error, CommitError::Journal(_)), "{error}");
-    assert_eq!(journal.doc.state, State::Verified);
+    assert_eq!(journal.doc.state, JournalState::Verified);
     let now = fs::read(top.path().join("elsewhere/disk")).unwrap();
     assert_eq!(now, old);
 }
@@ -134,7 +138,7 @@ fn a_disk_is_restored_when_no_state_can_be_saved() {
     let mut read = Journal::load(journal.path()).unwrap();
     assert!(read.needs_undo());
     rollback(&mut read, &[&disk], false).unwrap();
-    assert_eq!(read.doc.state, State::RolledBack);
+    assert_eq!(read.doc.state, JournalState::RolledBack);
 }
 
 #[test]
@@ -161,14 +165,14 @@ fn a_torn_write_of_ours_is_undone() {
     let (mut journal, old, new) = setup(dir.path());
     let disk = FileDisk::open_rw(&dir.path().join("disk")).unwrap();
     // The same in the middle of a rollback.
-    for state in [State::Committing, State::RollingBack] {
+    for state in [JournalState::Committing, JournalState::RollingBack] {
         journal.set_state(state).unwrap();
         disk.write_at(5120, &new[5120..7168]).unwrap();
         rollback(&mut journal, &[&disk], false).unwrap();
         assert_eq!(fs::read(dir.path().join("disk")).unwrap(), old);
     }
     // A sector that is neither was written by somebody else.
-    journal.set_state(State::Committing).unwrap();
+    journal.set_state(JournalState::Committing).unwrap();
     disk.write_at(5120, &new[5120..7168]).unwrap();
     disk.write_at(7168, b"somebody else").unwrap();
     let error = rollback(&mut journal, &[&disk], false).unwrap_err();
@@ -178,7 +182,7 @@ fn a_torn_write_of_ours_is_undone() {
     );
     // After the end, no write of this program can be torn.
     disk.write_at(0, &new).unwrap();
-    journal.set_state(State::Committed).unwrap();
+    journal.set_state(JournalState::Committed).unwrap();
     disk.write_at(5120, &old[5120..7168]).unwrap();
     assert!(rollback(&mut journal, &[&disk], false).is_err());
 }
@@ -400,7 +404,7 @@ fn what_cannot_be_made_durable_is_neither_committed_nor_rolled_back() {
     let (windows, boot) = flushed(&pair, 0);
     let error = commit(&mut pair.journal, &[&windows, &boot]).unwrap_err();
     assert!(matches!(error, CommitError::Io { .. }), "{error}");
-    assert_eq!(pair.journal.doc.state, State::Committing);
+    assert_eq!(pair.journal.doc.state, JournalState::Committing);
     let (windows, boot) = flushed(&pair, 0);
     rollback(&mut pair.journal, &[&windows, &boot], false).unwrap_err();
     assert!(pair.journal.needs_undo());
@@ -450,7 +454,7 @@ fn what_keeps_one_disk_from_being_written_keeps_both() {
         let error = commit(&mut before.journal, &[&disks[0], &disks[1]]).unwrap_err();
         assert!(error.to_string().contains(&format!("/{name} ")), "{error}");
         assert!(before.now() == now, "{name}");
-        assert_ne!(before.journal.doc.state, State::Committing);
+        assert_ne!(before.journal.doc.state, JournalState::Committing);
     }
 
     // Afterwards, somebody wrote to the second disk, or its saved blocks are damaged.
@@ -493,7 +497,7 @@ fn a_disk_of_another_size_is_never_written() {
             assert!(of, "{error}");
         }
         assert_eq!(fs::read(&path).unwrap(), now);
-        assert_eq!(journal.doc.state, State::Committed);
+        assert_eq!(journal.doc.state, JournalState::Committed);
     }
 }
 
@@ -548,19 +552,19 @@ fn every_state_from_the_first_write_on_needs_an_undo() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, ..) = setup(dir.path());
     for (state, needs) in [
-        (State::Planned, false),
-        (State::Fixing, false),
-        (State::Verified, false),
-        (State::Committing, true),
-        (State::Committed, true),
-        (State::RollingBack, true),
-        (State::RolledBack, false),
+        (JournalState::Planned, false),
+        (JournalState::Fixing, false),
+        (JournalState::Verified, false),
+        (JournalState::Committing, true),
+        (JournalState::Committed, true),
+        (JournalState::RollingBack, true),
+        (JournalState::RolledBack, false),
     ] {
         journal.doc.state = state;
         assert_eq!(journal.needs_undo(), needs, "{state:?}");
     }
     journal.doc.disk.in_place = false;
-    journal.doc.state = State::Committed;
+    journal.doc.state = JournalState::Committed;
     assert!(!journal.needs_undo(), "only an overlay was written");
 }
 
@@ -568,7 +572,7 @@ fn every_state_from_the_first_write_on_needs_an_undo() {
 struct Watching<'j> {
     disk: FileDisk,
     folder: &'j Path,
-    seen: std::sync::Mutex<Vec<(&'static str, State)>>,
+    seen: std::sync::Mutex<Vec<(&'static str, JournalState)>>,
 }
 
 impl Watching<'_> {
@@ -616,7 +620,7 @@ impl BlockWrite for Watching<'_> {
 /// A loss of power at any of these steps leaves a journal that tells what to do.
 #[test]
 fn a_disk_is_looked_at_announced_written_made_durable_and_read_back_in_this_order() {
-    use State::{Committed, Committing, Planned, RollingBack};
+    use JournalState::{Committed, Committing, Planned, RollingBack};
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, ..) = setup(dir.path());
     let watched = || Watching {

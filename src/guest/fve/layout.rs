@@ -194,7 +194,7 @@ pub mod method {
 
 /// The state of a volume (dissect, `FVE_STATE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum ProtectionState {
     /// BitLocker is set up, and nothing is encrypted.
     Decrypted,
     /// Encrypting or decrypting.
@@ -205,7 +205,7 @@ pub enum State {
     Other(u16),
 }
 
-impl State {
+impl ProtectionState {
     pub fn of(number: u16) -> Self {
         match number {
             1 => Self::Decrypted,

@@ -12,7 +12,7 @@ use super::cipher::Method;
 use super::error::FveError;
 use super::layout::{
     BlockHeader, CONVERTING_GUID, DatasetHeader, EntryHeader, GUID_OFFSETS, KeyHeader, MovedHeader,
-    PLACES_GUID, Places, ProtectorHeader, SIGNATURE, SealedHeader, State, StretchHeader,
+    PLACES_GUID, Places, ProtectionState, ProtectorHeader, SIGNATURE, SealedHeader, StretchHeader,
     VISTA_JUMP, Validation, VolumeHeader, kind, method, role,
 };
 use super::protection::Protection;
@@ -410,16 +410,23 @@ fn moved_start(
 }
 
 fn converting(header: &BlockHeader) -> Option<String> {
-    let (state, next) = (State::of(header.state), State::of(header.next_state));
+    let (state, next) = (
+        ProtectionState::of(header.state),
+        ProtectionState::of(header.next_state),
+    );
     let text = match (state, next) {
-        (State::Encrypted, State::Encrypted) => return None,
-        (State::Decrypted, State::Decrypted) => {
+        (ProtectionState::Encrypted, ProtectionState::Encrypted) => return None,
+        (ProtectionState::Decrypted, ProtectionState::Decrypted) => {
             "set up, but the volume is not encrypted".to_string()
         }
-        (State::Paused, State::Decrypted) => "decrypting the volume, and paused".to_string(),
-        (State::Paused, _) => "encrypting the volume, and paused".to_string(),
-        (_, State::Decrypted) => "decrypting the volume".to_string(),
-        (State::Converting | State::Decrypted, _) => "encrypting the volume".to_string(),
+        (ProtectionState::Paused, ProtectionState::Decrypted) => {
+            "decrypting the volume, and paused".to_string()
+        }
+        (ProtectionState::Paused, _) => "encrypting the volume, and paused".to_string(),
+        (_, ProtectionState::Decrypted) => "decrypting the volume".to_string(),
+        (ProtectionState::Converting | ProtectionState::Decrypted, _) => {
+            "encrypting the volume".to_string()
+        }
         _ => "in an unknown state".to_string(),
     };
     let states = format!("state {} to {}", header.state, header.next_state);
@@ -430,19 +437,19 @@ fn converting(header: &BlockHeader) -> Option<String> {
     Some(format!("{text} ({states}{done})"))
 }
 
-pub struct Entry<'a> {
+pub struct MetadataEntry<'a> {
     pub header: EntryHeader,
     pub data: &'a [u8],
 }
 
 /// The entries up to the first invalid one.
-pub fn entries(bytes: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+pub fn entries(bytes: &[u8]) -> impl Iterator<Item = MetadataEntry<'_>> {
     let mut rest = bytes;
     let next = move || {
         let header = EntryHeader::read(rest)?;
         let data = rest.get(EntryHeader::LEN..usize::from(header.size))?;
         rest = rest.get(usize::from(header.size)..)?;
-        Some(Entry { header, data })
+        Some(MetadataEntry { header, data })
     };
     std::iter::from_fn(next).take(MAX_ENTRIES)
 }

@@ -39,12 +39,12 @@ pub struct Backing {
 struct BackingState {
     pos: u64,
     /// The first error of the disk: the library returns only an errno.
-    fault: Option<Fault>,
+    fault: Option<DeviceFault>,
 }
 
 /// The reason why the disk could not be read or written.
 #[derive(Clone)]
-pub struct Fault {
+pub struct DeviceFault {
     pub reason: String,
     pub errno: Option<Errno>,
 }
@@ -60,7 +60,7 @@ impl Backing {
     }
 
     /// The first error of the disk, if there was one.
-    pub fn fault(&self) -> Option<Fault> {
+    pub fn fault(&self) -> Option<DeviceFault> {
         self.state().fault.clone()
     }
 
@@ -79,7 +79,7 @@ impl Backing {
 
     fn noted(&self, what: &str, result: io::Result<()>) -> Result<(), c_int> {
         result.map_err(|error| {
-            self.state().fault.get_or_insert_with(|| Fault {
+            self.state().fault.get_or_insert_with(|| DeviceFault {
                 reason: format!("{what} the disk: {error}"),
                 errno: error.raw_os_error().map(Errno),
             });
@@ -187,7 +187,7 @@ unsafe fn write_from(
 ) -> Result<i64, c_int> {
     let (at, n) = backing.range(offset, count)?;
     if i64::try_from(n) != Ok(count) {
-        backing.state().fault.get_or_insert_with(|| Fault {
+        backing.state().fault.get_or_insert_with(|| DeviceFault {
             reason: "writing past the end of the partition".into(),
             errno: None,
         });

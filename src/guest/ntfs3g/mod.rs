@@ -26,7 +26,7 @@ use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use device::{Backing, Fault, OPS};
+use device::{Backing, DeviceFault, OPS};
 pub use ffi::is_available;
 use ffi::*;
 use handle::OpenInode;
@@ -751,7 +751,7 @@ fn failed(op: &'static str, path: &GuestPath, reason: String) -> GuestError {
     }
 }
 
-fn of_disk(op: &'static str, path: &GuestPath, fault: Fault) -> GuestError {
+fn of_disk(op: &'static str, path: &GuestPath, fault: DeviceFault) -> GuestError {
     let Some(errno) = fault.errno else {
         return failed(op, path, fault.reason);
     };

@@ -8,7 +8,7 @@ use ::ntfs::indexes::NtfsFileNameIndex;
 
 use super::*;
 use crate::block::Window;
-use crate::guest::ntfs_record::{Body, Record, decode_runs};
+use crate::guest::ntfs_record::{Body, MftRecord, decode_runs};
 use crate::guest::{Extent, FileKind, FsKind, GuestError, GuestRead, GuestWrite, fs};
 
 const TOOLS: &[&str] = &[
@@ -570,7 +570,7 @@ fn mft_with_an_attribute_list() {
 
     let boot = fs::ntfs(&image.bytes(0, 512)).unwrap();
     let mft = boot.mft_lcn * 4096;
-    let base = Record::parse(image.bytes(mft, 1024)).unwrap();
+    let base = MftRecord::parse(image.bytes(mft, 1024)).unwrap();
     let data = base.find(0x80, &[]).unwrap().unwrap();
     let Body::NonResident { size, mapping, .. } = data.body else {
         panic!("$MFT is never resident");

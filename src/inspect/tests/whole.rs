@@ -182,10 +182,8 @@ fn demo_guest_from_hyper_v() {
         Some(GuestPath::parse("\\WINNT").unwrap())
     );
     let sata = &i.controllers[&DiskBus::Sata];
-    assert!(
-        sata.faults.iter().any(
-            |f| matches!(f, boot_path::Fault::NotBootStart { service, .. } if service == "pci")
-        )
-    );
+    assert!(sata.faults.iter().any(
+        |f| matches!(f, boot_path::BootFault::NotBootStart { service, .. } if service == "pci")
+    ));
     assert_eq!(i.windows.unwrap().sector_size, 4096);
 }

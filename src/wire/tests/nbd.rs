@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::nbd::{Names, Nbd, Stream};
-use super::super::upstream::{Connection, Meter, Target, Wanted};
+use super::super::upstream::{Connection, Meter, RemoteFile, Wanted};
 use super::super::{Identity, Location, Result, WireError};
 
 const SIZE: u64 = 1 << 20;
@@ -82,7 +82,7 @@ fn read(size: u64, answers: &[Vec<u8>]) -> Result<Vec<u8>> {
         modified: None,
         etag: None,
     };
-    let target = Arc::new(Target {
+    let target = Arc::new(RemoteFile {
         id: 1,
         at: Location::parse("nbd://h/x").unwrap().unwrap(),
         identity,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::sftp::Sftp;
-use super::super::upstream::{Connection, Meter, Target, Wanted};
+use super::super::upstream::{Connection, Meter, RemoteFile, Wanted};
 use super::super::{Identity, Location, WireError};
 
 fn packet(kind: u8, id: u32, body: &[u8]) -> Vec<u8> {
@@ -74,7 +74,7 @@ fn wanted(length: usize) -> Wanted {
         etag: None,
     };
     Wanted {
-        target: Arc::new(Target {
+        target: Arc::new(RemoteFile {
             id: 1,
             at: at(),
             identity,
