@@ -313,6 +313,27 @@ mod tests {
         }
     }
 
+    /// In the file, the data of sections need not stand in the order of their addresses.
+    #[test]
+    fn an_address_is_in_the_section_that_it_is_below_the_end_of() {
+        let section = |address, file_offset| Section {
+            address,
+            file_offset,
+            file_size: 0x1000,
+        };
+        let sections = [section(0x1000, 0x8000), section(0x2000, 0x400)];
+        for (address, offset) in [
+            (0xfff, None),
+            (0x1000, Some(0x8000)),
+            (0x1fff, Some(0x8fff)),
+            (0x2000, Some(0x400)),
+            (0x2fff, Some(0x13ff)),
+            (0x3000, None),
+        ] {
+            assert_eq!(file_offset(&sections, address), offset, "{address:#x}");
+        }
+    }
+
     /// Windows reads files that NTFS compresses; the boot loader cannot read encrypted ones.
     #[test]
     fn a_file_that_only_windows_reads_is_there_and_an_encrypted_one_is_of_no_use() {
