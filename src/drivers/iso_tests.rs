@@ -239,25 +239,26 @@ fn what_is_hostile_in_an_image_is_refused_and_a_loop_is_read_once() {
 fn an_image_with_too_many_entries_is_refused() {
     let file = record(b"F;1", 0, (30, 1), &[]);
     let per_sector = SECTOR as usize / file.len();
-    let sector = || {
-        let mut sector = file.repeat(per_sector);
-        sector.resize(SECTOR as usize, 0);
-        sector
+    let files = |count: usize| -> Vec<u8> {
+        let mut sectors = Vec::new();
+        for first in (0..count).step_by(per_sector) {
+            sectors.extend(file.repeat(per_sector.min(count - first)));
+            sectors.resize(sectors.len().next_multiple_of(SECTOR as usize), 0);
+        }
+        sectors
     };
-    for (entries, fine) in [
-        (MAX_ENTRIES / 2 - 1000, true),
-        (MAX_ENTRIES / 2 + 100, false),
-    ] {
-        let sectors = entries / per_sector;
-        let size = sectors as u32 * SECTOR as u32;
-        let folder = |name: &[u8], at| record(name, FLAG_DIRECTORY, (at, size), &[]);
-        let second = 64 + sectors as u32;
-        let root = [folder(b"A", 64), folder(b"B", second)].concat();
+    for (entries, fine) in [(MAX_ENTRIES, true), (MAX_ENTRIES + 1, false)] {
+        // Two entries of them are the directories.
+        let (a, b) = (files(MAX_ENTRIES / 2), files(entries - 2 - MAX_ENTRIES / 2));
+        let folder = |name: &[u8], at, data: &[u8]| {
+            record(name, FLAG_DIRECTORY, (at, data.len() as u32), &[])
+        };
+        let second = 64 + (a.len() / SECTOR as usize) as u32;
+        let root = [folder(b"A", 64, &a), folder(b"B", second, &b)].concat();
         let mut bytes = image(&[(16, volume(1, b"", 20)), (20, root)]);
-        bytes.extend(sector().repeat(2 * sectors));
-        let opened = Iso::open(Cursor::new(bytes));
-        match opened {
-            Ok(iso) => assert!(fine && iso.files.len() == 2 * sectors * per_sector),
+        bytes.extend([a, b].concat());
+        match Iso::open(Cursor::new(bytes)) {
+            Ok(iso) => assert!(fine && iso.files.len() == entries - 2),
             Err(error) => {
                 let limit = matches!(error, IsoError::Limit("100000 entries"));
                 assert!(!fine && limit, "{error}");
