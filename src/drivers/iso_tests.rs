@@ -213,6 +213,10 @@ fn what_is_hostile_in_an_image_is_refused_and_a_loop_is_read_once() {
     assert!(matches!(opened, Err(IsoError::Damaged { .. })));
     let opened = plain(&[folder(b"D", (30, MAX_DIRECTORY as u32 + 1))], &[]);
     assert!(matches!(opened, Err(IsoError::Limit(_))));
+    let root = folder(b"D", (64, MAX_DIRECTORY as u32));
+    let mut largest = image(&[(16, volume(1, b"", 20)), (20, root)]);
+    largest.resize(largest.len() + MAX_DIRECTORY as usize, 0);
+    assert!(Iso::open(Cursor::new(largest)).is_ok());
     // As many levels as are allowed, and one more.
     for (levels, fine) in [(MAX_DEPTH as u32, true), (MAX_DEPTH as u32 + 1, false)] {
         let below = |i| (20 + i, folder(b"D", (21 + i, 2048)));

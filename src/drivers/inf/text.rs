@@ -502,6 +502,13 @@ mod tests {
             inf.section("x").unwrap().entries[0].values.len(),
             MAX_FIELDS + 1
         );
+        // Counted are the string itself with its name, and each value that it is put into.
+        let name = format!("[Strings]\na=\"{}\"\n[x]\n", "x".repeat(16_000));
+        let left = MAX_EXPANDED - 1 - 262 * 16_000;
+        let values = ["%a%".repeat(200), "%a%".repeat(61) + &"y".repeat(left)].join("\n");
+        assert!(InfText::parse((name.clone() + &values).as_bytes()).is_ok());
+        let error = InfText::parse((name + &values + "y").as_bytes()).unwrap_err();
+        assert_eq!(error, InfError::TooExpanded);
         // A continued line counts as one.
         let halves = format!("[x]\n{}\\\n{}", "a".repeat(MAX_LINE), "b");
         let error = InfText::parse(halves.as_bytes()).unwrap_err();
