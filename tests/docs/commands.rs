@@ -7,15 +7,15 @@ fn script(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// Stand-ins for programs that act on other hosts, or on this one's libvirt: they do nothing.
-const ELSEWHERE: [&str; 5] = ["scp", "ssh", "virsh", "VBoxManage", "sudo"];
+/// Stand-ins that do nothing, for programs that act on other hosts, on libvirt or on the repository.
+const ELSEWHERE: [&str; 6] = ["git", "scp", "ssh", "virsh", "VBoxManage", "sudo"];
 
 /// Builds nothing; the programs it would run or build have to exist. `cargo run -- ...` is
 /// hyper2kvm.
 const CARGO: &str = r#"
 case $1 in +*) shift ;; esac
 case $1 in
-  run|test|check|build|install|auditable|deb|generate-rpm) ;;
+  run|test|check|build|install|auditable|deb|generate-rpm|mutants) ;;
   *) echo "cargo $1?" >&2; exit 1 ;;
 esac
 runs=$1
@@ -23,8 +23,10 @@ while [ $# -gt 0 ]; do
   case $1 in
     --example) runs=$root/examples/$2.rs; test -f "$runs" || exit 1 ;;
     --test) test -e "$root/tests/$2.rs" || test -e "$root/tests/$2/main.rs" || exit 1 ;;
+    --in-diff) test -e "$2" || exit 1 ;;
     --)
       shift
+      [ "$runs" = mutants ] && exec test -d "$root/src/${1%::}"
       [ "$runs" = run ] && exec hyper2kvm "$@"
       for arg; do
         case $arg in --*) grep -q "\"$arg\"" "$runs" || { echo "no $arg" >&2; exit 1; } ;; esac
@@ -193,6 +195,14 @@ fn the_commands_of_the_documents_run() {
             let built = "mkdir -p target/release .ci && ln -s $(command -v hyper2kvm) target/release/ \
                          && printf '#!/bin/sh\\n' > .ci/run && chmod +x .ci/run";
             desk.run(&name, 0, built);
+        }
+        if document.ends_with("contributing.md") {
+            let campaign = root().join(".ci/campaign");
+            let part = format!(
+                "mkdir .ci && printf '#!/bin/sh\\ngrep -q ^part_$1 {}\\n' > .ci/campaign && chmod +x .ci/campaign",
+                campaign.display()
+            );
+            desk.run(&name, 0, &part);
         }
         for (at, body) in scripts {
             desk.run(&name, at, &body);
