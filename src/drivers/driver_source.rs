@@ -9,8 +9,6 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use serde::Serialize;
-
 use super::iso::{Iso, IsoError, IsoFile, Names, is_clean_name};
 
 /// The largest file that is read; driver packages and installers are far smaller.
@@ -36,7 +34,7 @@ pub enum DriverSourceError {
     Iso { path: String, source: IsoError },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriverFile {
     pub path: String,
     pub size: u64,

@@ -11,8 +11,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
-
 use super::catalogue::{Catalogue, DriverSpec, Role, VirtioDevice, Windows};
 use super::driver_source::{DriverFile, DriverSource, DriverSourceError};
 use super::inf::{DriverInf, InfError, ServiceInstall};
@@ -117,7 +115,7 @@ impl DriverError {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackageFile {
     pub name: String,
     pub path_in_source: String,
@@ -125,7 +123,7 @@ pub struct PackageFile {
 }
 
 /// One driver, ready to be installed or staged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriverPackage {
     /// The driver's name in the catalogue.
     pub driver: String,
@@ -191,7 +189,7 @@ impl DriverPackage {
 }
 
 /// The drivers of a driver source for one Windows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriverSet {
     /// The name of this Windows in the catalogue.
     pub windows: String,
