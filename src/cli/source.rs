@@ -30,7 +30,7 @@ use crate::plan::linux::LinuxChoice;
 use crate::report::Request;
 use crate::session::engine::Engine;
 use crate::session::{Access, Opened, SourceMachine};
-use crate::source::{self, SourceKind, SourceVm, mirror};
+use crate::source::{self, SourceError, SourceKind, SourceVm, mirror};
 use crate::transfer::Pace;
 use crate::types::DiskBus;
 
@@ -284,11 +284,7 @@ impl SourceArgs {
         let options = source::Options {
             ovf_configuration: self.ovf_configuration.clone(),
         };
-        let opened = match mirror::transport(&path).is_export() {
-            true => Ok(source::export(&path)),
-            false => source::open_with(&path, &options),
-        };
-        let mut vm = opened.map_err(|e| {
+        let mut vm = open_located(&path, &options).map_err(|e| {
             let shown = self.source.display();
             if let Some(blocker) = e.blocker() {
                 return Error::refused(format!("{shown} cannot be converted now"), vec![blocker]);
@@ -698,6 +694,17 @@ impl FixArgs {
             (None, Some(network)) => NicSource::Network(network.clone()),
             (None, None) => NicSource::Network("default".to_string()),
         }
+    }
+}
+
+/// Opens what a source was located at: the disk of an NBD server, or a file.
+pub(super) fn open_located(
+    path: &Path,
+    options: &source::Options,
+) -> Result<SourceVm, SourceError> {
+    match mirror::transport(path).is_export() {
+        true => Ok(source::export(path)),
+        false => source::open_with(path, options),
     }
 }
 

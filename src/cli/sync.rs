@@ -7,12 +7,12 @@ use serde_json::json;
 use crate::convert::sync::{self, Order, SyncState};
 use crate::disk::remote;
 use crate::error::{Error, Result};
-use crate::source::{self, mirror};
+use crate::source::Options;
 use crate::ui::{Ui, bytes};
 
 use super::again;
 use super::confine::{self, Writes};
-use super::source::pace;
+use super::source::{open_located, pace};
 use super::wire::WireArgs;
 
 #[derive(Debug, clap::Args)]
@@ -48,11 +48,7 @@ pub fn run(args: &SyncArgs, ui: &Ui) -> Result<()> {
         folder: folder.parent(),
         there: Vec::new(),
     })?;
-    let vm = match mirror::transport(&path).is_export() {
-        true => Ok(source::export(&path)),
-        false => source::open(&path),
-    };
-    let vm = vm.map_err(|e| {
+    let vm = open_located(&path, &Options::default()).map_err(|e| {
         let hint = e.hint();
         let error = Error::failed(format!("opening {}", args.source.display())).because(e);
         hint.into_iter().fold(error, Error::hint)
